@@ -1,0 +1,218 @@
+package messages
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"acquirerd/card"
+)
+
+// A Message is one ISO 8583 message: its type and its elements in canonical form. It is not for two goroutines at once.
+//
+// It prints itself masked, whatever prints it.
+type Message struct {
+	MTI      MTI
+	elements []entry // ascending by element
+}
+
+type entry struct {
+	element Element
+	value   []byte
+}
+
+// New returns an empty message of the type.
+func New(mti MTI) *Message { return &Message{MTI: mti} }
+
+// Has reports whether the message carries the element.
+func (m *Message) Has(e Element) bool {
+	_, found := m.find(e)
+	return found
+}
+
+// Get returns the value of an element, "" if it is absent. It panics for a sensitive element, so that card data cannot slip into
+// a log or a record by a general way: see Reveal.
+func (m *Message) Get(e Element) string {
+	if e.Sensitive() {
+		panic("messages: Get of sensitive " + e.String())
+	}
+	return m.Reveal(e)
+}
+
+// Set gives an element a value, which replaces the one it has; "" removes it. It panics for a sensitive element.
+func (m *Message) Set(e Element, value string) {
+	if e.Sensitive() {
+		panic("messages: Set of sensitive " + e.String())
+	}
+	m.SetSensitive(e, value)
+}
+
+// Reveal returns the value of any element in clear, "" if it is absent. Binary elements are bytes in a string.
+func (m *Message) Reveal(e Element) string { return string(m.bytes(e)) }
+
+// SetSensitive gives any element a value; "" removes it.
+func (m *Message) SetSensitive(e Element, value string) {
+	if value == "" {
+		m.Delete(e)
+		return
+	}
+	m.put(e, []byte(value))
+}
+
+// Delete removes an element.
+func (m *Message) Delete(e Element) {
+	if at, found := m.find(e); found {
+		m.elements = slices.Delete(m.elements, at, at+1)
+	}
+}
+
+// Elements lists the elements that the message carries, ascending.
+func (m *Message) Elements() []Element {
+	list := make([]Element, len(m.elements))
+	for i, entry := range m.elements {
+		list[i] = entry.element
+	}
+	return list
+}
+
+// PAN returns the account number of DE 2 or, without one, of track 2; zero if there is none that is well formed.
+func (m *Message) PAN() card.PAN {
+	if pan, err := card.ParsePAN(m.Reveal(PAN)); err == nil {
+		return pan
+	}
+	track, err := card.ParseTrack2(strings.ReplaceAll(m.Reveal(Track2), "D", "="))
+	if err != nil {
+		return card.PAN{}
+	}
+	return track.PAN()
+}
+
+// SetPAN sets DE 2; the zero PAN removes it.
+func (m *Message) SetPAN(pan card.PAN) { m.SetSensitive(PAN, pan.Reveal()) }
+
+// PINBlock returns a copy of DE 52, zero if absent.
+func (m *Message) PINBlock() (card.PINBlock, error) {
+	if !m.Has(PINData) {
+		return card.PINBlock{}, nil
+	}
+	block, err := card.NewPINBlock(m.bytes(PINData))
+	if err != nil {
+		return card.PINBlock{}, &FormatError{PINData, "is not 8 bytes long"}
+	}
+	return block, nil
+}
+
+// SetPINBlock sets DE 52 to a copy of the block; the zero PINBlock removes it.
+func (m *Message) SetPINBlock(block card.PINBlock) {
+	if block.IsZero() {
+		m.Delete(PINData)
+		return
+	}
+	m.put(PINData, bytes.Clone(block.Reveal()))
+}
+
+// Clear overwrites the sensitive elements' bytes and removes them. The message's other elements stay.
+func (m *Message) Clear() {
+	m.elements = slices.DeleteFunc(m.elements, func(e entry) bool {
+		if e.element.Sensitive() {
+			clear(e.value)
+		}
+		return e.element.Sensitive()
+	})
+}
+
+// Clone returns a copy that shares nothing with the message.
+func (m *Message) Clone() *Message {
+	copied := &Message{MTI: m.MTI, elements: slices.Clone(m.elements)}
+	for i := range copied.elements {
+		copied.elements[i].value = bytes.Clone(copied.elements[i].value)
+	}
+	return copied
+}
+
+func (m *Message) find(e Element) (at int, found bool) {
+	for at < len(m.elements) && m.elements[at].element < e {
+		at++
+	}
+	return at, at < len(m.elements) && m.elements[at].element == e
+}
+
+func (m *Message) bytes(e Element) []byte {
+	if at, found := m.find(e); found {
+		return m.elements[at].value
+	}
+	return nil
+}
+
+func (m *Message) put(e Element, value []byte) {
+	at, found := m.find(e)
+	if found {
+		m.elements[at].value = value
+		return
+	}
+	m.elements = slices.Insert(m.elements, at, entry{e, value})
+}
+
+// A Line is one element as a person may see it.
+type Line struct {
+	Element Element `json:"element"`
+	Name    string  `json:"name"`
+	Value   string  `json:"value"`
+}
+
+// Describe lists the elements with sensitive ones masked: the PAN and the PAN of track 2 keep six and four digits, every other
+// sensitive element shows only its length.
+func (m *Message) Describe() []Line {
+	lines := make([]Line, len(m.elements))
+	for i, entry := range m.elements {
+		lines[i] = Line{entry.element, entry.element.Name(), mask(entry)}
+	}
+	return lines
+}
+
+// DescribeUnsafe lists the elements in clear, binary ones in hexadecimal. Only for test data.
+func (m *Message) DescribeUnsafe() []Line {
+	lines := make([]Line, len(m.elements))
+	for i, entry := range m.elements {
+		lines[i] = Line{entry.element, entry.element.Name(), string(entry.value)}
+		if entry.element.binary() {
+			lines[i].Value = fmt.Sprintf("%X", entry.value)
+		}
+	}
+	return lines
+}
+
+func mask(e entry) string {
+	if !e.element.Sensitive() {
+		return string(e.value)
+	}
+	text := string(e.value)
+	if pan, err := card.ParsePAN(text); e.element == PAN && err == nil {
+		return pan.Mask()
+	}
+	if track, err := card.ParseTrack2(strings.ReplaceAll(text, "D", "=")); e.element == Track2 && err == nil {
+		return track.Mask()
+	}
+	return fmt.Sprintf("**** (%d)", len(e.value))
+}
+
+// Format prints the message masked on one line, whatever the verb.
+func (m *Message) Format(f fmt.State, _ rune) {
+	if m == nil {
+		_, _ = f.Write([]byte("<no message>"))
+		return
+	}
+	text := []byte(m.MTI)
+	for _, line := range m.Describe() {
+		text = fmt.Appendf(text, " %d=%q", line.Element, line.Value)
+	}
+	_, _ = f.Write(text)
+}
+
+// LogValue is the masked line.
+func (m *Message) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(m)) }
+
+// MarshalJSON gives the masked lines.
+func (m *Message) MarshalJSON() ([]byte, error) { return marshalLines(m.MTI, m.Describe()) }

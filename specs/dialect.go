@@ -1,0 +1,252 @@
+package specs
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moov-io/iso8583"
+	"go.yaml.in/yaml/v3"
+)
+
+// A Dialect is one party's ISO 8583. It does not change after Load and may be shared.
+type Dialect struct {
+	Name    string `yaml:"name"`
+	Version string `yaml:"version"`
+
+	// Framing is how a message's length goes before it on a link.
+	Framing struct {
+		Length LengthHeader `yaml:"length"`
+		Max    int          `yaml:"max"` // longest message, in bytes without the length header
+	} `yaml:"framing"`
+
+	// Match names the elements that, with the MTI's class, tie an answer to its request.
+	Match struct {
+		Transaction       []int `yaml:"transaction"`
+		NetworkManagement []int `yaml:"network_management"`
+	} `yaml:"match"`
+
+	// Echoed are the elements in which an answer may not disagree with its request, where both carry them.
+	Echoed []int `yaml:"echoed"`
+
+	// Messages are the message types this party knows, by MTI.
+	Messages map[string]Presence `yaml:"messages"`
+
+	// NetworkManagement holds DE 70 of the link dialogue, and the response codes that accept it.
+	NetworkManagement struct {
+		SignOn   string   `yaml:"sign_on"`
+		SignOff  string   `yaml:"sign_off"`
+		Echo     string   `yaml:"echo"`
+		Accepted []string `yaml:"accepted"`
+	} `yaml:"network_management"`
+
+	Approving []string `yaml:"approving"` // response codes that approve
+	Partial   []string `yaml:"partial"`   // those of them that approve less than was asked
+
+	// Reversal says which answers to a reversal settle it. Every code in neither list is tried again.
+	Reversal struct {
+		Acknowledged []string `yaml:"acknowledged"` // it is over
+		Poison       []string `yaml:"poison"`       // it will never be taken as it is
+	} `yaml:"reversal"`
+
+	// Answers are the response codes of answers that acquirerd gives itself, when this party is the one that asked.
+	Answers Answers `yaml:"answers"`
+
+	Fields map[int]Field `yaml:"fields"`
+
+	spec *iso8583.MessageSpec
+}
+
+// Presence says what a message of one type must carry.
+type Presence struct {
+	Mandatory []int `yaml:"mandatory"`
+	OneOf     []int `yaml:"one_of"` // at least one of these
+}
+
+// Answers are response codes (DE 39) by reason.
+type Answers struct {
+	Unknown           string `yaml:"unknown"`            // nobody knows what the processor did; a reversal is owed
+	NotSent           string `yaml:"not_sent"`           // nothing left this host
+	NoRoute           string `yaml:"no_route"`           // no endpoint for this card
+	FormatError       string `yaml:"format_error"`       // DE 44 begins with the number of the failing element
+	Unsupported       string `yaml:"unsupported"`        // a message type that is not served
+	Malfunction       string `yaml:"malfunction"`        // HSM or journal
+	Busy              string `yaml:"busy"`               // a limit is reached
+	PINUntranslatable string `yaml:"pin_untranslatable"` // the PIN block does not decipher to a PIN block
+	Duplicate         string `yaml:"duplicate"`          // the key was seen before
+}
+
+// A Field is the wire form of one data element.
+type Field struct {
+	Type        string `yaml:"type"`
+	Length      int    `yaml:"length"` // exact if the prefix is Fixed, else the most: characters, digits or bytes
+	Enc         string `yaml:"enc"`
+	Prefix      string `yaml:"prefix"`
+	Description string `yaml:"description"`
+}
+
+//go:embed *.yaml
+var embedded embed.FS
+
+// Names lists the embedded dialects.
+func Names() []string {
+	files, err := fs.Glob(embedded, "*.yaml")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	for i, file := range files {
+		files[i] = strings.TrimSuffix(file, ".yaml")
+	}
+	return files
+}
+
+// Load returns the embedded dialect of that name, or reads the file if the name has a path separator or ends in ".yaml".
+func Load(name string) (*Dialect, error) {
+	var text []byte
+	var err error
+	if strings.ContainsRune(name, filepath.Separator) || strings.HasSuffix(name, ".yaml") {
+		text, err = os.ReadFile(filepath.Clean(name))
+	} else if text, err = embedded.ReadFile(name + ".yaml"); err != nil {
+		err = fmt.Errorf("no such dialect; the built-in ones are %s", strings.Join(Names(), ", "))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading dialect %q: %w", name, err)
+	}
+	dialect, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("loading dialect %q: %w", name, err)
+	}
+	return dialect, nil
+}
+
+// Parse reads, checks and compiles the text of a dialect file. Its error names every fault.
+func Parse(text []byte) (*Dialect, error) {
+	var d Dialect
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&d); err != nil {
+		return nil, fmt.Errorf("reading: %w", err)
+	}
+	if faults := d.lint(); len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	if err := d.compile(); err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
+// Spec is the compiled form of Fields, for the codec.
+func (d *Dialect) Spec() *iso8583.MessageSpec { return d.spec }
+
+// Approves reports whether a response code approves.
+func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approving, code) }
+
+// ApprovesPartially reports whether a response code approves a smaller amount than was asked.
+func (d *Dialect) ApprovesPartially(code string) bool { return slices.Contains(d.Partial, code) }
+
+// ReversalAcknowledged reports whether an answer to a reversal ends it.
+func (d *Dialect) ReversalAcknowledged(code string) bool {
+	return slices.Contains(d.Reversal.Acknowledged, code)
+}
+
+// ReversalPoison reports whether an answer to a reversal says that it will never be accepted as it is.
+func (d *Dialect) ReversalPoison(code string) bool { return slices.Contains(d.Reversal.Poison, code) }
+
+// lint returns every fault of the file's content, each with its path.
+func (d *Dialect) lint() []error {
+	var faults []error
+	fault := func(path, format string, args ...any) {
+		faults = append(faults, fmt.Errorf(path+": "+format, args...))
+	}
+	if d.Name == "" {
+		fault("name", "missing")
+	}
+	if d.Version == "" {
+		fault("version", "missing")
+	}
+	if limit, known := lengthLimits[d.Framing.Length]; !known {
+		fault("framing.length", "%q is not one of ascii-4, binary-2", d.Framing.Length)
+	} else if d.Framing.Max < 1 || d.Framing.Max > limit {
+		fault("framing.max", "%d is not within 1 to %d", d.Framing.Max, limit)
+	}
+	fields := func(path string, numbers []int) {
+		for _, number := range numbers {
+			if _, known := d.Fields[number]; !known || number < 2 {
+				fault(path, "field %d is not in fields", number)
+			}
+		}
+	}
+	fields("match.transaction", d.Match.Transaction)
+	fields("match.network_management", d.Match.NetworkManagement)
+	fields("echoed", d.Echoed)
+	for path, key := range map[string][]int{"match.transaction": d.Match.Transaction, "match.network_management": d.Match.NetworkManagement} {
+		if !slices.Contains(key, 11) || len(key) < 2 {
+			fault(path, "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
+		}
+	}
+	if len(d.Messages) == 0 {
+		fault("messages", "missing")
+	}
+	for mti, presence := range d.Messages {
+		if len(mti) != 4 || !allDigits([]byte(mti)) {
+			fault("messages."+mti, "is not an MTI of four digits")
+		}
+		fields("messages."+mti+".mandatory", presence.Mandatory)
+		fields("messages."+mti+".one_of", presence.OneOf)
+	}
+	code := func(path, code string, length int) {
+		if len(code) != length {
+			fault(path, "%q is not %d characters long", code, length)
+		}
+	}
+	codes := func(path string, list []string) {
+		if len(list) == 0 {
+			fault(path, "missing")
+		}
+		for _, c := range list {
+			code(path, c, 2)
+		}
+	}
+	code("network_management.sign_on", d.NetworkManagement.SignOn, 3)
+	code("network_management.sign_off", d.NetworkManagement.SignOff, 3)
+	code("network_management.echo", d.NetworkManagement.Echo, 3)
+	codes("network_management.accepted", d.NetworkManagement.Accepted)
+	codes("approving", d.Approving)
+	for _, c := range d.Partial {
+		if !d.Approves(c) {
+			fault("partial", "%q is not in approving", c)
+		}
+	}
+	codes("reversal.acknowledged", d.Reversal.Acknowledged)
+	for _, c := range d.Reversal.Poison {
+		if code("reversal.poison", c, 2); d.ReversalAcknowledged(c) {
+			fault("reversal.poison", "%q is in acknowledged too", c)
+		}
+	}
+	code("answers.unknown", d.Answers.Unknown, 2)
+	code("answers.not_sent", d.Answers.NotSent, 2)
+	code("answers.no_route", d.Answers.NoRoute, 2)
+	code("answers.format_error", d.Answers.FormatError, 2)
+	code("answers.unsupported", d.Answers.Unsupported, 2)
+	code("answers.malfunction", d.Answers.Malfunction, 2)
+	code("answers.busy", d.Answers.Busy, 2)
+	code("answers.pin_untranslatable", d.Answers.PINUntranslatable, 2)
+	code("answers.duplicate", d.Answers.Duplicate, 2)
+	for number, f := range d.Fields {
+		faults = append(faults, f.lint(number)...)
+	}
+	for _, number := range []int{0, 1, 7, 11, 39, 70} {
+		if _, known := d.Fields[number]; !known {
+			fault("fields", "%d is missing", number)
+		}
+	}
+	slices.SortFunc(faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return faults
+}

@@ -1,0 +1,102 @@
+package specs_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"acquirerd/specs"
+)
+
+func TestEveryEmbeddedDialectLoads(t *testing.T) {
+	names := specs.Names()
+	if !slices.Contains(names, "iso87-binary") || !slices.Contains(names, "iso87-ascii") {
+		t.Fatalf("got %v", names)
+	}
+	for _, name := range names {
+		dialect, err := specs.Load(name)
+		if err != nil || dialect.Name != name {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestADialectOfTheUsersOwn(t *testing.T) {
+	text, err := os.ReadFile("iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "own.yaml")
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "name: iso87-ascii", "name: own", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if dialect, err := specs.Load(path); err != nil || dialect.Name != "own" {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{"no-such", path + ".yaml", "../specs/none.yaml"} {
+		if _, err := specs.Load(name); err == nil {
+			t.Errorf("%s was loaded", name)
+		}
+	}
+}
+
+func TestEveryFaultOfADialectIsNamed(t *testing.T) {
+	text, err := os.ReadFile("iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := string(text)
+	for _, change := range [][2]string{
+		{"length: ascii-4, max: 4096", "length: ascii-4, max: 10000"},
+		{"transaction: [7, 11, 41]", "transaction: [11]"},
+		{"echoed: [2, 3,", "echoed: [65, 3,"},
+		{`approving: ["00",`, `approving: ["000",`},
+		{`poison: ["12"`, `poison: ["25"`},
+		{`unknown: "91"`, `unknown: ""`},
+		{`"0100": { mandatory: [3, 4`, `"01X0": { mandatory: [300, 4`},
+		{"2: { type: String, length: 19, enc: Digits, prefix: ASCII.LL", "2: { type: String, length: 190, enc: Digit, prefix: ASCII.LL"},
+		{"3: { type: String, length: 6, enc: Digits, prefix: Fixed", "3: { type: Text, length: 0, enc: Digits, prefix: ASCII.L"},
+	} {
+		changed := strings.Replace(file, change[0], change[1], 1)
+		if changed == file {
+			t.Fatalf("%q is not in the file", change[0])
+		}
+		file = changed
+	}
+	_, err = specs.Parse([]byte(file))
+	if err == nil {
+		t.Fatal("a dialect full of faults was taken")
+	}
+	for _, path := range []string{"framing.max", "match.transaction", "echoed", "approving", "reversal.poison", "answers.unknown",
+		"messages.01X0:", "messages.01X0.mandatory", "fields.2.length", "fields.2.enc", "fields.3.type", "fields.3.length", "fields.3.prefix"} {
+		if !strings.Contains(err.Error(), path) {
+			t.Errorf("%s is not named in:\n%v", path, err)
+		}
+	}
+}
+
+func TestAnUnknownKeyOfADialectIsRefused(t *testing.T) {
+	text, err := os.ReadFile("iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := specs.Parse(append(text, "\nechoes: [2]\n"...)); err == nil || !strings.Contains(err.Error(), "echoes") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	text, err := os.ReadFile("iso87-binary.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte("name: x"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if dialect, err := specs.Parse(text); err == nil && dialect.Spec() == nil {
+			t.Error("a dialect without its compiled form")
+		}
+	})
+}
