@@ -1,0 +1,372 @@
+package hsm
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/ThalesGroup/crypto11"
+	"github.com/miekg/pkcs11"
+)
+
+// The work of short-lived commands on keys. Each of these functions uses the module alone (ErrInUse beside an open HSM
+// of this process), logs in once, and gives everything back. Of the Config they use Module, Token and PIN.
+
+// A KeyInfo describes a secret key of the token.
+type KeyInfo struct {
+	Label string   `json:"label"`
+	Type  string   `json:"type"`  // DES2, DES3, AES, GENERIC_SECRET, SHA256_HMAC, or its number
+	Bits  int      `json:"bits"`  // of the value, parity included; 0 if the token does not say
+	Use   Use      `json:"use"`   // "" if the key fits no use
+	KCV   string   `json:"kcv"`   // "" without a use, or if the key does not work
+	Flags []string `json:"flags"` // usage flags and guards that are set
+}
+
+// List returns all secret keys of the token, by label.
+func List(cfg Config) ([]KeyInfo, error) {
+	var keys []KeyInfo
+	err := withToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+		handles, err := find(m, s, "")
+		if err != nil {
+			return err
+		}
+		for _, k := range handles {
+			about, err := describe(m, s, k)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, about)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing keys: %w", err)
+	}
+	sort.SliceStable(keys, func(i, j int) bool { return keys[i].Label < keys[j].Label })
+	return keys, nil
+}
+
+// Generate makes a random key inside the token. It refuses a label that exists (ErrKeyExists). AES and HMAC keys are
+// made by crypto11; it has no double-length TDES, so those are made by C_GenerateKey. A pin-in key that was generated
+// is known to nobody outside the token: of use once keys can be exported or for tests of one's own.
+func Generate(cfg Config, label string, use Use) (KeyInfo, error) {
+	about, err := generate(cfg, label, use)
+	if err != nil {
+		return KeyInfo{}, fmt.Errorf("generating key %q: %w", label, err)
+	}
+	return about, nil
+}
+
+func generate(cfg Config, label string, use Use) (KeyInfo, error) {
+	r, err := recipeFor(label, use)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	release, err := claim(cfg.Module)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	defer release()
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+		if err := refuseExisting(m, s, label); err != nil {
+			return err
+		}
+		if r.keyTypes[0] != pkcs11.CKK_DES2 {
+			return nil
+		}
+		_, err := m.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES2_KEY_GEN, nil)}, r.template(label))
+		return err
+	})
+	if err == nil && r.keyTypes[0] != pkcs11.CKK_DES2 {
+		err = generateByCrypto11(cfg, label, r)
+	}
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	return inspect(cfg, label, use)
+}
+
+// generateByCrypto11 has the module to itself: crypto11 finalises it when it closes.
+func generateByCrypto11(cfg Config, label string, r recipe) error {
+	cipher := crypto11.CipherAES
+	if r.keyTypes[0] == pkcs11.CKK_GENERIC_SECRET {
+		cipher = crypto11.CipherGeneric
+	}
+	pin, err := cfg.PIN()
+	if err != nil {
+		return fmt.Errorf("reading the token's user PIN: %w", withoutContent(err))
+	}
+	defer clear(pin)
+	const sessions = 2 // one is crypto11's own
+	ctx, err := crypto11.Configure(&crypto11.Config{
+		Path: cfg.Module, TokenLabel: cfg.Token, Pin: string(pin), MaxSessions: sessions, PoolWaitTimeout: time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	template := crypto11.NewAttributeSet()
+	template.AddIfNotPresent(r.template(label))
+	_, err = ctx.GenerateSecretKeyWithAttributes(template, 8*r.bytes, cipher)
+	return errors.Join(err, ctx.Close())
+}
+
+// ImportComponents makes a key from the XOR of 2 or 3 components of full length that different custodians hold. The
+// components are overwritten with zeros before it returns, whatever it returns. It refuses (ErrComponents) a wrong
+// number or length, equal or all-zero components, and a key that is all zeros or, for TDES, has equal or weak halves.
+//
+// The parity of a TDES key is set to odd and not checked: the XOR of two components with odd parity always has even
+// parity. Neither the cipher nor the KCV looks at it.
+//
+// The key is in this process's memory for the length of the call, and the PKCS#11 wrapper frees its copy without
+// clearing it: run this only in a process that ends afterwards.
+func ImportComponents(cfg Config, label string, use Use, components [][]byte) (KeyInfo, error) {
+	defer func() {
+		for _, c := range components {
+			clear(c)
+		}
+	}()
+	about, err := importComponents(cfg, label, use, components)
+	if err != nil {
+		return KeyInfo{}, fmt.Errorf("importing key %q: %w", label, err)
+	}
+	return about, nil
+}
+
+func importComponents(cfg Config, label string, use Use, components [][]byte) (KeyInfo, error) {
+	r, err := recipeFor(label, use)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	value, err := combine(r, components)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	defer clear(value)
+	release, err := claim(cfg.Module)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	defer release()
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+		if err := refuseExisting(m, s, label); err != nil {
+			return err
+		}
+		_, err := m.CreateObject(s, append(r.template(label), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		return err
+	})
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	return inspect(cfg, label, use)
+}
+
+// combine checks the components and returns the key. Its caller clears it.
+func combine(r recipe, components [][]byte) ([]byte, error) {
+	const fewest, most = 2, 3
+	if len(components) < fewest || len(components) > most {
+		return nil, fmt.Errorf("%w: %d of them, not %d or %d", ErrComponents, len(components), fewest, most)
+	}
+	zeros := make([]byte, r.bytes)
+	for i, c := range components {
+		if len(c) != r.bytes {
+			return nil, fmt.Errorf("%w: component %d has %d bytes, not %d", ErrComponents, i+1, len(c), r.bytes)
+		}
+		if bytes.Equal(c, zeros) {
+			return nil, fmt.Errorf("%w: component %d is all zeros", ErrComponents, i+1)
+		}
+		for j := range i {
+			if subtle.ConstantTimeCompare(c, components[j]) == 1 {
+				return nil, fmt.Errorf("%w: components %d and %d are equal", ErrComponents, j+1, i+1)
+			}
+		}
+	}
+	value := make([]byte, r.bytes)
+	for _, c := range components {
+		subtle.XORBytes(value, value, c)
+	}
+	problem := ""
+	if r.keyTypes[0] == pkcs11.CKK_DES2 {
+		problem = weakness(value)
+	} else if bytes.Equal(value, zeros) {
+		problem = "is all zeros"
+	}
+	if problem != "" {
+		clear(value)
+		return nil, fmt.Errorf("%w: the key that they make %s", ErrComponents, problem)
+	}
+	return value, nil
+}
+
+// weakDES are the weak and semi-weak keys of DES (NIST SP 800-67 Rev. 2, 3.3.2), with odd parity.
+var weakDES = [][8]byte{
+	{0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01, 0x01}, {0xFE, 0xFE, 0xFE, 0xFE, 0xFE, 0xFE, 0xFE, 0xFE},
+	{0xE0, 0xE0, 0xE0, 0xE0, 0xF1, 0xF1, 0xF1, 0xF1}, {0x1F, 0x1F, 0x1F, 0x1F, 0x0E, 0x0E, 0x0E, 0x0E},
+	{0x01, 0x1F, 0x01, 0x1F, 0x01, 0x0E, 0x01, 0x0E}, {0x1F, 0x01, 0x1F, 0x01, 0x0E, 0x01, 0x0E, 0x01},
+	{0x01, 0xE0, 0x01, 0xE0, 0x01, 0xF1, 0x01, 0xF1}, {0xE0, 0x01, 0xE0, 0x01, 0xF1, 0x01, 0xF1, 0x01},
+	{0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE}, {0xFE, 0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE, 0x01},
+	{0x1F, 0xE0, 0x1F, 0xE0, 0x0E, 0xF1, 0x0E, 0xF1}, {0xE0, 0x1F, 0xE0, 0x1F, 0xF1, 0x0E, 0xF1, 0x0E},
+	{0x1F, 0xFE, 0x1F, 0xFE, 0x0E, 0xFE, 0x0E, 0xFE}, {0xFE, 0x1F, 0xFE, 0x1F, 0xFE, 0x0E, 0xFE, 0x0E},
+	{0xE0, 0xFE, 0xE0, 0xFE, 0xF1, 0xFE, 0xF1, 0xFE}, {0xFE, 0xE0, 0xFE, 0xE0, 0xFE, 0xF1, 0xFE, 0xF1},
+}
+
+// weakness sets the parity of a double-length TDES key and returns why it must not be used, "" if nothing.
+func weakness(key []byte) string {
+	oddParity(key)
+	left, right := key[:len(key)/2], key[len(key)/2:]
+	if bytes.Equal(left, right) {
+		return "has equal halves: it is single DES"
+	}
+	for _, weak := range weakDES {
+		if bytes.Equal(left, weak[:]) || bytes.Equal(right, weak[:]) {
+			return "has a weak half"
+		}
+	}
+	return ""
+}
+
+// oddParity sets the lowest bit of each byte so that the number of ones is odd.
+func oddParity(key []byte) {
+	for i, b := range key {
+		ones := byte(1)
+		for rest := b >> 1; rest != 0; rest >>= 1 {
+			ones ^= rest & 1
+		}
+		key[i] = b&0xFE | ones
+	}
+}
+
+func recipeFor(label string, use Use) (recipe, error) {
+	r, known := recipes[use]
+	if !known {
+		return recipe{}, fmt.Errorf("%q is not a use: %v are", use, Uses)
+	}
+	if label == "" {
+		return recipe{}, errors.New("a key needs a label")
+	}
+	return r, nil
+}
+
+func refuseExisting(m module, s pkcs11.SessionHandle, label string) error {
+	handles, err := find(m, s, label)
+	if err == nil && len(handles) > 0 {
+		err = ErrKeyExists
+	}
+	return err
+}
+
+// inspect describes the key that was just made, and refuses one that the daemon would refuse.
+func inspect(cfg Config, label string, use Use) (about KeyInfo, err error) {
+	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+		handles, err := find(m, s, label)
+		if err != nil {
+			return err
+		}
+		if len(handles) != 1 {
+			return fmt.Errorf("the token has %d keys of that label now: %w", len(handles), ErrKeyCheck)
+		}
+		if problem, err := recipes[use].judge(m, s, handles[0]); err != nil {
+			return err
+		} else if problem != "" {
+			return &KeyError{[]KeyFault{{label, problem}}}
+		}
+		about, err = describe(m, s, handles[0])
+		return err
+	})
+	return about, err
+}
+
+// describe finds the use that a key fits.
+func describe(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (KeyInfo, error) {
+	label, _, err := attribute(m, s, k, pkcs11.CKA_LABEL)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	keyType, err := number(m, s, k, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	about := KeyInfo{Label: string(label), Type: keyTypes[keyType]}
+	switch keyType {
+	case pkcs11.CKK_DES2:
+		about.Bits = 128
+	case pkcs11.CKK_DES3:
+		about.Bits = 192
+	default:
+		n, err := number(m, s, k, pkcs11.CKA_VALUE_LEN)
+		if err != nil {
+			return KeyInfo{}, err
+		}
+		about.Bits = 8 * int(n)
+	}
+	if about.Type == "" {
+		about.Type = fmt.Sprintf("%#x", keyType)
+	}
+	for _, u := range usageFlags {
+		if set, _, err := flag(m, s, k, u.attribute); err != nil {
+			return KeyInfo{}, err
+		} else if set {
+			about.Flags = append(about.Flags, u.name)
+		}
+	}
+	for _, g := range guards {
+		if set, _, err := flag(m, s, k, g.attribute); err != nil {
+			return KeyInfo{}, err
+		} else if set {
+			about.Flags = append(about.Flags, g.name)
+		}
+	}
+	for _, use := range Uses {
+		r := recipes[use]
+		if !slices.Contains(r.keyTypes, keyType) {
+			continue
+		}
+		if problem, err := r.judge(m, s, k); err != nil {
+			return KeyInfo{}, err
+		} else if problem != "" {
+			continue
+		}
+		about.Use = use
+		if kcv, err := r.check(m, s, k); err == nil {
+			about.KCV = kcv
+		}
+	}
+	return about, nil
+}
+
+// withToken claims the module for one use of onToken.
+func withToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
+	release, err := claim(cfg.Module)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return onToken(cfg, flags, do)
+}
+
+// onToken loads and initialises the module, logs in, does, and finalises.
+func onToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) (err error) {
+	m, err := loadModule(cfg.Module)
+	if err != nil {
+		return err
+	}
+	if err := initialize(m); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, finalize(m)) }()
+	slot, tokenFlags, err := findToken(m, cfg.Token)
+	if err != nil {
+		return err
+	}
+	s, err := m.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|flags)
+	if err != nil {
+		return fmt.Errorf("opening session: %w", err)
+	}
+	if err := newLogin().do(m, s, tokenFlags, cfg.PIN); err != nil {
+		return err
+	}
+	return do(m, s)
+}

@@ -1,0 +1,79 @@
+// Package hsm is the room of the keys: it translates PIN blocks, seals and opens PANs, and makes PAN tokens, with keys
+// that stay in a PKCS#11 token. Nothing else of acquirerd sees a module, a session or a handle.
+//
+// # Words
+//
+//   - generation: one life of the module: initialised, logged in, a session for each worker, every key found by its
+//     label and its KCV checked. Handles never outlive it: after an initialisation an old number can name another key.
+//   - worker: one of a fixed number of goroutines, each with a session of its own. It makes one call at a time.
+//   - fault: a return code that breaks the generation. The table is in fault.go; a code that is not in it is a fault.
+//   - KCV: key check value, 6 hexadecimal digits, not secret.
+//   - token-resident, transient: see Statement.
+//
+// # States
+//
+//	closed ── Open ──▶ ready ◀──────────────────┐
+//	                     │ a fault              │ keys found again, each KCV right
+//	                     ▼                      │
+//	                  broken ── last call ──▶ rebuilding ── an error: backoff, again
+//	                            has returned
+//
+// Only ready serves. New calls in the other states fail at once with ErrUnavailable. A call that met the fault waits
+// for the next generation and is tried once more, within its own deadline; nothing here advances a counter in the
+// token, so that doing it twice is harmless. A key that is missing or has another KCV after a rebuild keeps the HSM
+// unavailable, and the rebuild is tried until it is right: a wrong key is never used. At Open the same refuses to start.
+//
+// A user PIN that the token refused is not offered again before its source gives another one: a token locks after a few.
+// A token that says that the next wrong PIN locks it is not logged in to at all. The PIN is cleared after the login; the
+// PKCS#11 wrapper frees its C copy without clearing it.
+//
+// A call into the module cannot be cancelled. Callers wait no longer than their deadline and CallTimeout; a worker whose
+// call hangs is lost until it returns, the others go on; when all hang, Ready says so and calls are refused at once.
+// A rebuild waits until every call has returned, because C_Finalize during a call is undefined.
+//
+// # PIN translation
+//
+// TDES zone keys, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: C_Decrypt, check, C_Encrypt. The
+// clear block is in locked memory that no core dump holds and that is cleared before the call returns. It also passes
+// through the PKCS#11 wrapper: a Go slice of 8 bytes that is overwritten at once, and a C buffer that the wrapper frees
+// without clearing (glibc's free overwrites the first 16 bytes of so small a one; other allocators may not). So this
+// way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed format 0
+// block of the PAN is ErrPINBlock, whatever the reason.
+//
+// # Keys and key check values
+//
+// Each key has one use, and the template of that use is demanded to the bit: private, sensitive, not extractable, not
+// modifiable, not copyable, the flags of its use and no other, the mechanisms of its use and no other. (A token that
+// does not know CKA_COPYABLE or CKA_ALLOWED_MECHANISMS is taken without.)
+//
+//	use        key            flags             KCV: the first 3 bytes of
+//	pin-out    TDES 2, 3 key  encrypt           8 zero bytes enciphered (ANS X9.24-1)
+//	pin-in     TDES 2, 3 key  decrypt           CKA_CHECK_VALUE, which is the same value
+//	pan-seal   AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
+//	pan-token  32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
+//
+// A key that only deciphers cannot show E(0), and D of some block proves nothing about E(0). Its CKA_CHECK_VALUE is the
+// token's own word: computed by the token from the value when the object is made, and unchangeable where
+// CKA_MODIFIABLE is false (a creator who gives another one is refused: seen on SoftHSM 2.6.1). It is as good as
+// every other answer of the token; and the check deciphers a block besides, so that the key is known to work.
+//
+// AES keys usually have the CMAC of zeros for their KCV. That needs CKM_AES_ECB or CKM_AES_CMAC on the key. ECB would
+// let whoever is logged in ask for E(0), the hash key of GCM, and forge seals with it; CMAC would be a second purpose. So
+// the KCV comes from GCM itself, under a nonce that sealing draws with a probability of 2^-96. (The CKA_CHECK_VALUE
+// of SoftHSM for AES is E(0), and is not used.) The text of the HMAC's check has letters, so it is no PAN's token.
+//
+// AES-GCM always gets additional authenticated data: purpose and key label. A seal is opened by the key that it names
+// and by no other, even one of the same value. SoftHSM 2.6.1 can crash without such data.
+//
+// # Limits
+//
+// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 PANs
+// (SP 800-38D, 8.3): at 100 a second, 16 months; give a new key before that, and keep the old one to open.
+// A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
+// functions for commands (List, Generate, ImportComponents) are therefore refused beside an open HSM.
+//
+// # What it refuses to do
+//
+// Give a clear PIN or PIN block to anybody; translate to another PAN, format or single DES; seal with a key that it has not
+// checked; work with unlocked memory; offer a refused user PIN again; put data, PINs or keys into errors and logs.
+package hsm

@@ -1,0 +1,424 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/des"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"acquirerd/card"
+
+	"github.com/miekg/pkcs11"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A fakeModule behaves as a PKCS#11 module with one token whose errors and delays are scripted. It enforces its
+// contract: a handle of an earlier generation names another key or nothing, and C_Finalize during a call fails the test.
+type fakeModule struct {
+	t  *testing.T
+	mu sync.Mutex
+
+	// Scripted by tests, under mu.
+	pin    string
+	flags  uint                                          // of the token
+	keys   []fakeKey                                     // in the order of their handles
+	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
+
+	initialised, loggedIn bool
+	sessions              map[pkcs11.SessionHandle]*fakeOperation
+	handles               uint // handed out in this life: they begin at 1 again after Initialize
+	found                 []pkcs11.ObjectHandle
+	inside                int // calls in a session
+
+	lives, logins int
+	clear         [][]byte // every clear text that Decrypt gave
+}
+
+type fakeKey struct {
+	label string
+	use   Use
+	value []byte
+	not   map[uint]any // attributes that differ from what its use demands
+}
+
+// A fakeOperation is what a session is in: nothing while key is nil.
+type fakeOperation struct{ key *fakeKey }
+
+// fakes numbers the modules: some tests leave theirs with a hung call, and so claimed for ever.
+var fakes atomic.Int64
+
+const fakePIN = "9876543210"
+
+func newFake(t *testing.T) *fakeModule {
+	sum := func(s string) []byte { b := sha256.Sum256([]byte(s)); return b[:] }
+	return &fakeModule{t: t, pin: fakePIN, keys: []fakeKey{
+		{label: "in", use: PINIn, value: bytesOf(t, "0123456789ABCDEFFEDCBA9876543210")},
+		{label: "out", use: PINOut, value: bytesOf(t, "112233445566778889ABCDEF01234567")},
+		{label: "seal", use: PANSeal, value: sum("seal")},
+		{label: "token", use: PANToken, value: sum("token")},
+	}}
+}
+
+func bytesOf(t *testing.T, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// before runs the script, then checks module and session.
+func (f *fakeModule) before(op string, s pkcs11.SessionHandle) (*fakeOperation, error) {
+	f.mu.Lock()
+	f.inside++
+	script := f.script
+	f.mu.Unlock()
+	var err error
+	if script != nil {
+		err = script(op, s)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inside--
+	switch {
+	case err != nil:
+		return nil, err
+	case !f.initialised:
+		return nil, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)
+	case s != 0 && f.sessions[s] == nil:
+		return nil, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)
+	}
+	return f.sessions[s], nil
+}
+
+func (f *fakeModule) Initialize(...pkcs11.InitializeOption) error {
+	f.mu.Lock()
+	script := f.script
+	f.mu.Unlock()
+	if script != nil {
+		if err := script("Initialize", 0); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.initialised {
+		return pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+	}
+	f.initialised, f.loggedIn, f.handles, f.sessions = true, false, 0, map[pkcs11.SessionHandle]*fakeOperation{}
+	f.lives++
+	return nil
+}
+
+func (f *fakeModule) Finalize() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.inside > 0 {
+		f.t.Errorf("C_Finalize while %d calls were in the module", f.inside)
+	}
+	if !f.initialised {
+		return pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)
+	}
+	f.initialised = false
+	return nil
+}
+
+// loseSessions closes all sessions, as a network HSM does that was restarted.
+func (f *fakeModule) loseSessions() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loggedIn, f.sessions = false, map[pkcs11.SessionHandle]*fakeOperation{}
+}
+
+func (f *fakeModule) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeModule) count(n *int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return *n
+}
+
+func (f *fakeModule) GetInfo() (pkcs11.Info, error) {
+	return pkcs11.Info{ManufacturerID: "test", LibraryDescription: "fake"}, nil
+}
+
+func (f *fakeModule) GetSlotList(bool) ([]uint, error) { return []uint{7}, nil }
+
+func (f *fakeModule) GetTokenInfo(uint) (pkcs11.TokenInfo, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return pkcs11.TokenInfo{Label: "fake", Flags: f.flags}, nil
+}
+
+func (f *fakeModule) OpenSession(uint, uint) (pkcs11.SessionHandle, error) {
+	if _, err := f.before("OpenSession", 0); err != nil {
+		return 0, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := pkcs11.SessionHandle(len(f.sessions) + 1)
+	f.sessions[s] = &fakeOperation{}
+	return s, nil
+}
+
+func (f *fakeModule) Login(s pkcs11.SessionHandle, _ uint, pin string) error {
+	if _, err := f.before("Login", s); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.logins++
+	if pin != f.pin {
+		return pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)
+	}
+	f.loggedIn = true
+	return nil
+}
+
+func (f *fakeModule) FindObjectsInit(s pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
+	if _, err := f.before("FindObjectsInit", s); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.found = nil
+	for i, k := range f.keys {
+		if f.loggedIn && slices.ContainsFunc(template, func(a *pkcs11.Attribute) bool {
+			return a.Type == pkcs11.CKA_LABEL && string(a.Value) == k.label
+		}) {
+			f.found = append(f.found, pkcs11.ObjectHandle(i+1))
+		}
+	}
+	return nil
+}
+
+func (f *fakeModule) FindObjects(pkcs11.SessionHandle, int) ([]pkcs11.ObjectHandle, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found := f.found
+	f.found = nil
+	return found, false, nil
+}
+
+func (f *fakeModule) FindObjectsFinal(pkcs11.SessionHandle) error { return nil }
+
+func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, want []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	if _, err := f.before("GetAttributeValue", s); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := f.keys[o-1]
+	has := map[uint]any{}
+	for _, a := range recipes[k.use].template(k.label) {
+		has[a.Type] = a.Value
+	}
+	has[pkcs11.CKA_VALUE_LEN] = len(k.value)
+	if k.use == PINIn {
+		has[pkcs11.CKA_CHECK_VALUE] = fakeTDES(k.value, make([]byte, 8), true)[:3]
+	}
+	maps.Copy(has, k.not)
+	value, known := has[want[0].Type]
+	if !known {
+		return nil, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)
+	}
+	return []*pkcs11.Attribute{pkcs11.NewAttribute(want[0].Type, value)}, nil
+}
+
+func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+	operation, err := f.before(op, s)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if operation.key != nil {
+		return pkcs11.Error(pkcs11.CKR_OPERATION_ACTIVE)
+	}
+	if o < 1 || int(o) > len(f.keys) {
+		return pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)
+	}
+	operation.key = &f.keys[o-1]
+	return nil
+}
+
+func (f *fakeModule) end(op string, s pkcs11.SessionHandle) (*fakeKey, error) {
+	operation, err := f.before(op, s)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := operation.key
+	operation.key = nil
+	if k == nil {
+		return nil, pkcs11.Error(pkcs11.CKR_OPERATION_NOT_INITIALIZED)
+	}
+	return k, nil
+}
+
+func (f *fakeModule) EncryptInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
+	return f.begin("EncryptInit", s, o)
+}
+
+func (f *fakeModule) Encrypt(s pkcs11.SessionHandle, text []byte) ([]byte, error) {
+	k, err := f.end("Encrypt", s)
+	if err != nil {
+		return nil, err
+	}
+	if k.use == PANSeal { // the wrapper hides nonce and aad: zeros and none do for what is tested here
+		return fakeAEAD(k.value).Seal(nil, make([]byte, 12), text, nil), nil
+	}
+	return fakeTDES(k.value, text, true), nil
+}
+
+func (f *fakeModule) DecryptInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
+	return f.begin("DecryptInit", s, o)
+}
+
+func (f *fakeModule) Decrypt(s pkcs11.SessionHandle, text []byte) ([]byte, error) {
+	k, err := f.end("Decrypt", s)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	if k.use == PANSeal {
+		if out, err = fakeAEAD(k.value).Open(nil, make([]byte, 12), text, nil); err != nil {
+			return nil, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR) // as SoftHSM does
+		}
+	} else {
+		out = fakeTDES(k.value, text, false)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clear = append(f.clear, out)
+	return out, nil
+}
+
+func (f *fakeModule) SignInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
+	return f.begin("SignInit", s, o)
+}
+
+func (f *fakeModule) Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error) {
+	k, err := f.end("Sign", s)
+	if err != nil {
+		return nil, err
+	}
+	mac := hmac.New(sha256.New, k.value)
+	_, _ = mac.Write(data)
+	return mac.Sum(nil), nil
+}
+
+func fakeTDES(key, text []byte, encipher bool) []byte {
+	block, err := des.NewTripleDESCipher(append(bytes.Clone(key), key[:8]...))
+	if err != nil {
+		panic(err)
+	}
+	out := make([]byte, 8)
+	if encipher {
+		block.Encrypt(out, text)
+	} else {
+		block.Decrypt(out, text)
+	}
+	return out
+}
+
+func fakeAEAD(key []byte) cipher.AEAD {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic(err)
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	return gcm
+}
+
+// config asks the fake for its keys' check values.
+func (f *fakeModule) config() Config {
+	cfg := Config{
+		Module: fmt.Sprintf("fake module %d", fakes.Add(1)), Token: "fake", PIN: func() ([]byte, error) { return []byte(fakePIN), nil },
+		Workers: 2, Queue: 2, CallTimeout: time.Second, SealKey: "seal", TokenKey: "token",
+	}
+	if err := f.Initialize(); err != nil {
+		f.t.Fatal(err)
+	}
+	s, err := f.OpenSession(0, 0)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for i, k := range f.keys {
+		kcv, err := recipes[k.use].check(f, s, pkcs11.ObjectHandle(i+1))
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		cfg.Keys = append(cfg.Keys, Key{k.label, kcv, k.use})
+	}
+	if err := f.Finalize(); err != nil {
+		f.t.Fatal(err)
+	}
+	f.lives, f.clear = 0, nil
+	return cfg
+}
+
+// start opens and runs an HSM on the fake. stop ends it and returns what Run returned.
+func (f *fakeModule) start(cfg Config, log io.Writer, reg prometheus.Registerer) (h *HSM, stop func() error) {
+	f.t.Helper()
+	h = f.hsm(cfg, log, reg)
+	if err := h.Open(f.t.Context()); err != nil {
+		f.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	return h, func() error { cancel(); return <-done }
+}
+
+func (f *fakeModule) hsm(cfg Config, log io.Writer, reg prometheus.Registerer) *HSM {
+	f.t.Helper()
+	h, err := newHSM(cfg, slog.New(slog.NewTextHandler(log, nil)), reg, func(string) (module, error) { return f, nil })
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return h
+}
+
+const testPAN = "4111111111111111"
+
+// A vector of TDES format 0 translation under the fake's keys: zpk_translation/tdes-iso0-iso0 of vectors.json.
+const (
+	vectorIn  = "2A3D408A1977DDE9"
+	vectorOut = "03C735470A6B72B4"
+)
+
+func testCard(t *testing.T) Card {
+	t.Helper()
+	pan, err := card.ParsePAN(testPAN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := card.NewPINBlock(bytesOf(t, vectorIn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Card{PAN: pan, PINBlock: block, From: "in", To: "out"}
+}

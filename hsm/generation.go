@@ -1,0 +1,272 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A module is what the daemon uses of *pkcs11.Ctx. Tests put a scripted one in its place.
+type module interface {
+	Initialize(...pkcs11.InitializeOption) error
+	Finalize() error
+	GetInfo() (pkcs11.Info, error)
+	GetSlotList(tokenPresent bool) ([]uint, error)
+	GetTokenInfo(slot uint) (pkcs11.TokenInfo, error)
+	OpenSession(slot uint, flags uint) (pkcs11.SessionHandle, error)
+	Login(s pkcs11.SessionHandle, userType uint, pin string) error
+	FindObjectsInit(s pkcs11.SessionHandle, template []*pkcs11.Attribute) error
+	FindObjects(s pkcs11.SessionHandle, most int) ([]pkcs11.ObjectHandle, bool, error)
+	FindObjectsFinal(s pkcs11.SessionHandle) error
+	GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error)
+	EncryptInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
+	Encrypt(s pkcs11.SessionHandle, clearText []byte) ([]byte, error)
+	DecryptInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
+	Decrypt(s pkcs11.SessionHandle, cipherText []byte) ([]byte, error)
+	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
+	Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error)
+}
+
+// loadModule maps the module into the process. It is never unmapped: modules leave exit handlers and threads behind,
+// and a module that is loaded again is the same mapping.
+func loadModule(path string) (*pkcs11.Ctx, error) {
+	if m := pkcs11.New(path); m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("loading PKCS#11 module %s: not a library that offers C_GetFunctionList", path)
+}
+
+// claims holds the modules that are in use. This is the state of the process and not of a daemon: a module has one
+// initialisation and one login for all of a process, so that its second user would end the first one's sessions.
+var claims = struct {
+	sync.Mutex
+	modules map[string]bool
+}{modules: map[string]bool{}}
+
+// claim makes the caller the one user of the module, or returns ErrInUse.
+func claim(path string) (release func(), err error) {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	claims.Lock()
+	defer claims.Unlock()
+	if claims.modules[path] {
+		return nil, ErrInUse
+	}
+	claims.modules[path] = true
+	return sync.OnceFunc(func() {
+		claims.Lock()
+		defer claims.Unlock()
+		delete(claims.modules, path)
+	}), nil
+}
+
+// A generation is one life of the module: initialised, logged in, a session for each worker, every key found and its
+// KCV checked. Session and object handles mean nothing outside it: after an initialisation the same numbers can name
+// other keys, without an error.
+type generation struct {
+	number      uint64
+	description string
+	sessions    []pkcs11.SessionHandle // by worker
+	keys        map[string]*key        // by label
+
+	mu     sync.Mutex
+	users  int   // workers in a call
+	fault  error // the first that broke it
+	idle   chan struct{}
+	next   chan struct{} // closed when another generation is in use
+	closed bool          // idle is closed
+}
+
+// A key is a Key that was found and checked.
+type key struct {
+	Key
+	handle pkcs11.ObjectHandle
+	aad    []byte // of PAN seals
+}
+
+// enter lets a worker use the handles until leave. It is refused once the generation is broken.
+func (g *generation) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fault != nil {
+		return false
+	}
+	g.users++
+	return true
+}
+
+func (g *generation) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.users--
+	g.closeIfIdle()
+}
+
+// condemn marks the generation as broken. It reports whether this was the first fault. When the last worker has left,
+// idle is closed and the module may be finalised: C_Finalize during a call is undefined.
+func (g *generation) condemn(fault error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fault != nil {
+		return false
+	}
+	g.fault = fault
+	g.closeIfIdle()
+	return true
+}
+
+func (g *generation) closeIfIdle() {
+	if g.fault != nil && g.users == 0 && !g.closed {
+		g.closed = true
+		close(g.idle)
+	}
+}
+
+// build makes a generation: initialise, log in, open sessions, find and check keys. On an error the module is
+// finalised again. Calls into the module cannot be cancelled, so ctx is looked at between them.
+func (h *HSM) build(ctx context.Context, number uint64) (*generation, error) {
+	g := &generation{number: number, keys: map[string]*key{}, idle: make(chan struct{}), next: make(chan struct{})}
+	if err := initialize(h.module); err != nil {
+		return nil, err
+	}
+	if err := h.fill(ctx, g); err != nil {
+		if also := finalize(h.module); also != nil {
+			err = fmt.Errorf("%w, and %w", err, also)
+		}
+		return nil, err
+	}
+	return g, nil
+}
+
+func (h *HSM) fill(ctx context.Context, g *generation) error {
+	slot, flags, err := findToken(h.module, h.cfg.Token)
+	if err != nil {
+		return err
+	}
+	if about, err := h.module.GetInfo(); err == nil {
+		g.description = fmt.Sprintf("%s %s %d.%d", about.ManufacturerID, about.LibraryDescription, about.LibraryVersion.Major, about.LibraryVersion.Minor)
+	}
+	for range h.cfg.Workers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s, err := h.module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+		if err != nil {
+			return fmt.Errorf("opening session: %w", err)
+		}
+		if g.sessions = append(g.sessions, s); len(g.sessions) == 1 {
+			if err := h.login.do(h.module, s, flags, h.cfg.PIN); err != nil {
+				return err
+			}
+		}
+	}
+	keys, err := findKeys(h.module, g.sessions[0], h.cfg.Keys)
+	g.keys = keys
+	return err
+}
+
+// initialize is C_Initialize by the one user of the module in this process. "Already initialised" is therefore not
+// success: someone went round claim, or an earlier C_Finalize was lost. What they left is ended first, once.
+func initialize(m module) error {
+	err := m.Initialize()
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)) {
+		if err = finalize(m); err == nil {
+			err = m.Initialize()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("initialising PKCS#11 module: %w", err)
+	}
+	return nil
+}
+
+func finalize(m module) error {
+	err := m.Finalize()
+	if err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)) {
+		return fmt.Errorf("finalising PKCS#11 module: %w", err)
+	}
+	return nil
+}
+
+// findToken returns the slot of the token with the label, and the token's flags. Slot numbers change when a token is
+// initialised.
+func findToken(m module, label string) (slot, flags uint, err error) {
+	slots, err := m.GetSlotList(true)
+	if err != nil {
+		return 0, 0, fmt.Errorf("listing slots: %w", err)
+	}
+	found := 0
+	for _, candidate := range slots {
+		about, err := m.GetTokenInfo(candidate)
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading token of slot %d: %w", candidate, err)
+		}
+		if about.Label == label {
+			found++
+			slot, flags = candidate, about.Flags
+		}
+	}
+	switch found {
+	case 0:
+		return 0, 0, fmt.Errorf("finding token %q among %d: %w", label, len(slots), pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT))
+	case 1:
+		return slot, flags, nil
+	}
+	return 0, 0, fmt.Errorf("finding token %q: %d have that label: %w", label, found, pkcs11.Error(pkcs11.CKR_TOKEN_NOT_RECOGNIZED))
+}
+
+// findKeys looks every key up and checks it. It reports the faults of all keys at once, unless the module itself fails.
+func findKeys(m module, s pkcs11.SessionHandle, wanted []Key) (map[string]*key, error) {
+	keys := make(map[string]*key, len(wanted))
+	var faults []KeyFault
+	for _, want := range wanted {
+		k, problem, err := findKey(m, s, want)
+		if err != nil {
+			return nil, fmt.Errorf("checking key %q: %w", want.Label, err)
+		}
+		if problem != "" {
+			faults = append(faults, KeyFault{want.Label, problem})
+			continue
+		}
+		keys[want.Label] = k
+	}
+	if len(faults) > 0 {
+		return nil, &KeyError{faults}
+	}
+	return keys, nil
+}
+
+// findKey returns the key, or what is wrong with it.
+func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
+	handles, err := find(m, s, want.Label)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(handles) == 0 {
+		return nil, "is missing", nil
+	}
+	if len(handles) > 1 {
+		return nil, fmt.Sprintf("is not unique: %d keys have that label", len(handles)), nil
+	}
+	r := recipes[want.Use]
+	problem, err := r.judge(m, s, handles[0])
+	if err != nil || problem != "" {
+		return nil, problem, err
+	}
+	kcv, err := r.check(m, s, handles[0])
+	if c, isCode := classify(err); isCode && c != classKey {
+		return nil, "", err
+	}
+	if err != nil {
+		return nil, "does not work: " + err.Error(), nil
+	}
+	if !sameKCV(kcv, want.KCV) {
+		return nil, fmt.Sprintf("has KCV %s, and not %s", kcv, want.KCV), nil
+	}
+	return &key{want, handles[0], sealAAD(sealPurpose, want.Label)}, "", nil
+}

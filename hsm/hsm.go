@@ -1,0 +1,490 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A Config says which token, which keys, and the limits.
+type Config struct {
+	Module string                 // path of the PKCS#11 library
+	Token  string                 // label of the token
+	PIN    func() ([]byte, error) // gives the user PIN at each login: see PINFile; what it gave is cleared after use
+
+	Workers     int           // calls at once, each in its own session; default 8, at most 1,024
+	Queue       int           // callers that may wait for a worker; one more is refused at once; default 256
+	CallTimeout time.Duration // of one call with its waiting, if the caller's deadline is not earlier; default 2 s
+	Backoff     Backoff       // between attempts to rebuild
+
+	Keys     []Key  // every key that may be used
+	SealKey  string // label of the pan-seal key that seals; the others only open
+	TokenKey string // label of the pan-token key
+}
+
+// A Backoff doubles from Min to Max. Each wait is drawn from the upper half, so that many daemons do not rise together.
+type Backoff struct {
+	Min time.Duration // default 100 ms
+	Max time.Duration // default 10 s
+}
+
+// Defaults and the limit of workers: a locked page holds the scratch of 256, and a token rarely has more sessions.
+const (
+	defaultWorkers     = 8
+	maxWorkers         = 1024
+	defaultQueue       = 256
+	defaultCallTimeout = 2 * time.Second
+	defaultBackoffMin  = 100 * time.Millisecond
+	defaultBackoffMax  = 10 * time.Second
+)
+
+// An HSM protects card data with the keys of one token. See the package documentation for its states.
+type HSM struct {
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	load     func(path string) (module, error)
+	module   module         // set by Open
+	login    *login         // used by one build at a time
+	release  func()         // gives the claim on the module back
+	memory   *lockedMemory  // scratches of the workers
+	uses     map[string]Use // of cfg.Keys, by label
+	queue    chan *task
+	inflight atomic.Int64               // callers admitted and not yet served
+	since    []atomic.Int64             // by worker: when its call began (Unix ns), 0 while it waits
+	gen      atomic.Pointer[generation] // nil while there is no healthy one
+	broken   chan *generation           // capacity 1: a generation is condemned once, and the next needs a rebuild
+	ended    chan struct{}              // closed when no worker will serve any more
+	running  atomic.Bool                // Run was called
+	hung     atomic.Bool                // a call into the module was left behind: nobody may touch it any more
+	shutting sync.Once                  // shut happens once
+	shutErr  error                      // set by shut
+}
+
+// New validates the configuration, reports all its faults, and starts nothing.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*HSM, error) {
+	return newHSM(cfg, log, reg, func(path string) (module, error) { return loadModule(path) })
+}
+
+func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(string) (module, error)) (*HSM, error) {
+	cfg.applyDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	h := &HSM{
+		cfg: cfg, log: log, load: load, login: newLogin(),
+		uses:   map[string]Use{},
+		queue:  make(chan *task, cfg.Workers+cfg.Queue),
+		since:  make([]atomic.Int64, cfg.Workers),
+		broken: make(chan *generation, 1),
+		ended:  make(chan struct{}),
+	}
+	for _, k := range cfg.Keys {
+		h.uses[k.Label] = k.Use
+	}
+	var err error
+	if h.metrics, err = newMetrics(reg, h); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (c *Config) applyDefaults() {
+	setDefault(&c.Workers, defaultWorkers)
+	setDefault(&c.Queue, defaultQueue)
+	setDefault(&c.CallTimeout, defaultCallTimeout)
+	setDefault(&c.Backoff.Min, defaultBackoffMin)
+	setDefault(&c.Backoff.Max, max(defaultBackoffMax, c.Backoff.Min))
+}
+
+func setDefault[T comparable](p *T, value T) {
+	var zero T
+	if *p == zero {
+		*p = value
+	}
+}
+
+// sixHex is a KCV of the configuration.
+var sixHex = regexp.MustCompile(`^[0-9A-Fa-f]{6}$`)
+
+func (c *Config) validate() error {
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.Module != "", "HSM module: none given")
+	check(c.Token != "", "HSM token: no label given")
+	check(c.PIN != nil, "HSM user PIN: no source given")
+	check(c.Workers >= 1 && c.Workers <= maxWorkers, "HSM workers: %d is not 1 to %d", c.Workers, maxWorkers)
+	check(c.Queue >= 0, "HSM queue: %d is negative", c.Queue)
+	check(c.CallTimeout > 0, "HSM call timeout: %v is not positive", c.CallTimeout)
+	check(c.Backoff.Min > 0 && c.Backoff.Min <= c.Backoff.Max, "HSM backoff: %v to %v is not a range", c.Backoff.Min, c.Backoff.Max)
+	uses := map[string]Use{}
+	for i, k := range c.Keys {
+		_, known := recipes[k.Use]
+		check(k.Label != "", "HSM key %d: no label given", i+1)
+		check(known, "HSM key %q: %q is not a use: %v are", k.Label, k.Use, Uses)
+		check(sixHex.MatchString(k.KCV), "HSM key %q: its KCV is not 6 hexadecimal digits", k.Label)
+		_, twice := uses[k.Label]
+		check(!twice, "HSM key %q: given twice", k.Label)
+		uses[k.Label] = k.Use
+	}
+	check(uses[c.SealKey] == PANSeal, "HSM seal key %q: no key of use %s has that label", c.SealKey, PANSeal)
+	check(uses[c.TokenKey] == PANToken, "HSM token key %q: no key of use %s has that label", c.TokenKey, PANToken)
+	return errors.Join(faults...)
+}
+
+// Open loads the module, logs in, opens the sessions, and checks every key: the first generation. An error refuses the
+// start (ErrKeyCheck with all faulty keys, ErrPINRejected, ErrInUse ...) and leaves nothing open. Calls are served
+// while Run runs. An HSM that was opened is given back by Run, or by Close where Run is never called.
+func (h *HSM) Open(ctx context.Context) error {
+	release, err := claim(h.cfg.Module)
+	if err != nil {
+		return fmt.Errorf("opening HSM: %w", err)
+	}
+	g, err := h.open(ctx)
+	if err != nil {
+		if h.memory != nil {
+			h.memory.free()
+			h.memory = nil
+		}
+		if !h.hung.Load() { // a call that hangs still uses the module
+			release()
+		}
+		return fmt.Errorf("opening HSM: %w", err)
+	}
+	h.release = release
+	h.publish(g)
+	for _, o := range operations {
+		h.log.Info("hsm operation", "operation", o.Name, "way", string(o.Way), "mechanism", o.Mechanism)
+	}
+	return nil
+}
+
+func (h *HSM) open(ctx context.Context) (*generation, error) {
+	m, err := h.load(h.cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	h.module = m
+	if h.memory, err = lockMemory(h.cfg.Workers); err != nil {
+		return nil, err
+	}
+	return h.attempt(ctx, 1)
+}
+
+// Run serves calls and rebuilds what breaks, until ctx is done; then it refuses new calls, lets the running ones end,
+// and finalises the module. It outlives everything that calls the HSM: end those first. A call that hangs in the module
+// is waited for one CallTimeout and then left behind, with the module as it is, and reported as an error.
+func (h *HSM) Run(ctx context.Context) error {
+	if h.release == nil || !h.running.CompareAndSwap(false, true) {
+		return errors.New("running HSM: it is not open, or has run already")
+	}
+	stop := make(chan struct{})
+	var workers sync.WaitGroup
+	for i := range h.cfg.Workers {
+		workers.Go(func() { h.work(i, stop) })
+	}
+	h.supervise(ctx)
+	close(stop)
+	ended := make(chan struct{})
+	go func() { workers.Wait(); close(ended) }() // ends with the last worker
+	select {
+	case <-ended:
+		close(h.ended)
+	case <-time.After(h.cfg.CallTimeout):
+		h.hung.Store(true)
+		close(h.ended)
+	}
+	return h.shut()
+}
+
+// Close gives back an HSM that was opened and never run. While Run runs and after it, it does nothing.
+func (h *HSM) Close() error {
+	if h.release == nil || !h.running.CompareAndSwap(false, true) {
+		return nil
+	}
+	close(h.ended)
+	return h.shut()
+}
+
+// shut finalises the module and gives everything back, unless a call still hangs in it.
+func (h *HSM) shut() error {
+	h.shutting.Do(func() {
+		h.gen.Store(nil)
+		if h.hung.Load() {
+			h.shutErr = fmt.Errorf("closing HSM: %w", errHung)
+			return
+		}
+		now, cancel := context.WithCancel(context.Background())
+		cancel() // no more patience than one CallTimeout
+		h.shutErr = h.await(now, func() error { return finalize(h.module) })
+		if h.hung.Load() {
+			return
+		}
+		h.memory.free()
+		h.release()
+		h.log.Info("hsm closed")
+	})
+	return h.shutErr
+}
+
+// supervise rebuilds broken generations until ctx is done. It is the only one that publishes after Open, so there is
+// one rebuild at a time.
+func (h *HSM) supervise(ctx context.Context) {
+	wait := backoff{Backoff: h.cfg.Backoff}
+	for {
+		var old *generation
+		select {
+		case <-ctx.Done():
+			return
+		case old = <-h.broken:
+		}
+		h.count(old.fault)
+		h.log.Error("hsm generation broken", "generation", old.number, "error", old.fault)
+		select { // no C_Finalize before the last call has returned
+		case <-ctx.Done():
+			return
+		case <-old.idle:
+		}
+		wait.resetIfOld()
+		for number := old.number + 1; ; {
+			if !wait.sleep(ctx) {
+				return
+			}
+			g, err := h.rebuild(ctx, number)
+			if err == nil {
+				h.publish(g)
+				close(old.next)
+				break
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			h.count(err)
+			h.log.Error("hsm rebuild refused", "generation", number, "attempt", wait.attempts, "error", err)
+		}
+	}
+}
+
+func (h *HSM) rebuild(ctx context.Context, number uint64) (*generation, error) {
+	if err := h.await(ctx, func() error { return finalize(h.module) }); err != nil {
+		return nil, err
+	}
+	return h.attempt(ctx, number)
+}
+
+func (h *HSM) publish(g *generation) {
+	h.gen.Store(g)
+	h.metrics.generation.Set(float64(g.number))
+	h.log.Info("hsm ready", "generation", g.number, "module", g.description, "token", h.cfg.Token, "keys", len(g.keys))
+}
+
+// errHung: a call into the module did not return in time. Nobody may touch the module before it does.
+var errHung = fmt.Errorf("%w: a call into the PKCS#11 module hangs", ErrUnavailable)
+
+// attempt is one build.
+func (h *HSM) attempt(ctx context.Context, number uint64) (*generation, error) {
+	var g *generation
+	err := h.await(ctx, func() (err error) {
+		g, err = h.build(ctx, number)
+		return err
+	})
+	if err != nil {
+		return nil, err // g belongs to the call if that hangs
+	}
+	return g, nil
+}
+
+// await runs one call into the module that is not a worker's. When ctx is done the call gets one CallTimeout more to
+// return; then it is left behind.
+func (h *HSM) await(ctx context.Context, call func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- call() }() // ends with the call
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(h.cfg.CallTimeout):
+		h.hung.Store(true)
+		return errHung
+	}
+}
+
+// A backoff counts attempts since the last time of peace.
+type backoff struct {
+	Backoff
+	attempts int
+	last     time.Time
+}
+
+// resetIfOld forgets earlier attempts if the last rebuild lasted: a generation that breaks at once is not peace.
+func (b *backoff) resetIfOld() {
+	if time.Since(b.last) > b.Max {
+		b.attempts = 0
+	}
+}
+
+// sleep waits before an attempt, not before the first. It reports false if ctx is done.
+func (b *backoff) sleep(ctx context.Context) bool {
+	defer func() { b.last = time.Now() }()
+	b.attempts++
+	if b.attempts == 1 {
+		return ctx.Err() == nil
+	}
+	wait := b.Max
+	if shift := b.attempts - 2; shift < 32 && b.Min<<shift < b.Max && b.Min<<shift > 0 {
+		wait = b.Min << shift
+	}
+	wait = wait/2 + rand.N(wait/2+1) //nolint:gosec // jitter is no secret
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
+
+// Ready is nil while a generation is healthy and not all workers hang in the module.
+func (h *HSM) Ready() error {
+	if h.gen.Load() == nil {
+		return fmt.Errorf("%w: no healthy generation", ErrUnavailable)
+	}
+	if h.allHang() {
+		return errHung
+	}
+	return nil
+}
+
+// allHang reports whether every worker's call has lasted longer than CallTimeout.
+func (h *HSM) allHang() bool {
+	oldest := time.Now().Add(-h.cfg.CallTimeout).UnixNano()
+	for i := range h.since {
+		if began := h.since[i].Load(); began == 0 || began > oldest {
+			return false
+		}
+	}
+	return true
+}
+
+// A task is one call, for one worker. Its function writes only to what the task owns: the caller may be gone.
+type task struct {
+	ctx  context.Context // the caller's, to skip what nobody waits for any more
+	run  func(*generation, int, *scratch) error
+	done chan error // capacity 1
+}
+
+// errStale: the task met a broken generation and was not begun.
+var errStale = errors.New("generation is broken")
+
+// call runs a task on a worker. After a failure that broke the generation it waits for the next one and tries once
+// more, if the caller's time allows: no operation of this package advances a counter in the token.
+func (h *HSM) call(ctx context.Context, operation string, run func(*generation, int, *scratch) error) error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
+	defer cancel()
+	err := h.callTwice(ctx, run)
+	h.metrics.seconds[operation].Observe(time.Since(began).Seconds())
+	if err != nil {
+		h.count(err)
+	}
+	return err
+}
+
+func (h *HSM) callTwice(ctx context.Context, run func(*generation, int, *scratch) error) error {
+	for attempt := 1; ; attempt++ {
+		g := h.gen.Load()
+		if g == nil {
+			return errDown
+		}
+		err := h.once(ctx, run)
+		if err == nil || !breaks(err) && !errors.Is(err, errStale) {
+			return err
+		}
+		if attempt == 2 {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		select {
+		case <-g.next:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-h.ended:
+			return errDown
+		}
+	}
+}
+
+var errDown = fmt.Errorf("%w: not ready", ErrUnavailable)
+
+// once hands a task to a worker and waits for it.
+func (h *HSM) once(ctx context.Context, run func(*generation, int, *scratch) error) error {
+	waiting := h.inflight.Add(1)
+	if waiting > int64(h.cfg.Workers+h.cfg.Queue) || waiting > int64(h.cfg.Workers) && h.allHang() {
+		h.inflight.Add(-1)
+		return ErrBusy
+	}
+	t := &task{ctx, run, make(chan error, 1)}
+	h.queue <- t // has room for all that are admitted
+	select {
+	case err := <-t.done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+	case <-h.ended:
+	}
+	select { // the worker may have ended with this task
+	case err := <-t.done:
+		return err
+	default:
+		return errDown
+	}
+}
+
+// work serves tasks until stop.
+func (h *HSM) work(worker int, stop <-chan struct{}) {
+	mem := (*scratch)(unsafe.Pointer(&h.memory.pages[worker*scratchBytes])) //nolint:gosec // inside the pages, aligned for bytes
+	for {
+		select {
+		case <-stop:
+			return
+		case t := <-h.queue:
+			err := h.serve(t, worker, mem)
+			h.inflight.Add(-1)
+			t.done <- err
+		}
+	}
+}
+
+func (h *HSM) serve(t *task, worker int, mem *scratch) error {
+	if err := t.ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err) // nobody waits for it
+	}
+	g := h.gen.Load()
+	if g == nil || !g.enter() {
+		return errStale
+	}
+	defer g.leave()
+	h.since[worker].Store(time.Now().UnixNano())
+	err := t.run(g, worker, mem)
+	h.since[worker].Store(0)
+	if breaks(err) && g.condemn(err) {
+		h.gen.CompareAndSwap(g, nil)
+		h.broken <- g
+	}
+	return err
+}

@@ -1,0 +1,319 @@
+// Package hsmtest makes throw-away SoftHSM tokens with known keys. It is for tests only: its keys are clear.
+//
+// Each token has its own copy of the module, so that tokens of one process do not finalise each other: a PKCS#11 module
+// has one initialisation and one login for all of a process. All tokens of a test share one SoftHSM configuration,
+// because SoftHSM reads SOFTHSM2_CONF whenever it is initialised.
+//
+// The package computes check values and PIN blocks with the standard library, apart from package hsm, so that the two
+// check each other.
+package hsmtest
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/des"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"acquirerd/card"
+	"acquirerd/hsm"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Labels of the keys of Standard. The zone keys are those of the translation vectors.
+const (
+	UpstreamKey  = "zpk-pos"    // pin-in
+	ProcessorKey = "zpk-proc-a" // pin-out
+	SealKey      = "pan-seal-1"
+	TokenKey     = "pan-token-1"
+)
+
+// Clear values of the keys of Standard: of the zone keys for those who play an upstream or a processor.
+var (
+	UpstreamZPK  = mustHex("0123456789ABCDEFFEDCBA9876543210")
+	ProcessorZPK = mustHex("112233445566778889ABCDEF01234567")
+	SealValue    = sum("test key that seals")
+	TokenValue   = sum("test key that makes tokens")
+)
+
+const (
+	userPIN = "test-user-pin"
+	soPIN   = "test-so-pin"
+)
+
+// A Token is a SoftHSM token in the test's temporary directory.
+type Token struct {
+	Module string // path of this token's copy of the module
+	Label  string
+	Keys   []hsm.Key // those that were Put, with their check values
+	t      testing.TB
+}
+
+// New makes an empty token. Where SoftHSM is not installed it skips the test, or fails it if the environment has CI.
+func New(t testing.TB) *Token {
+	t.Helper()
+	const marker = "hsmtest.conf"
+	conf := os.Getenv("SOFTHSM2_CONF")
+	if filepath.Base(conf) != marker { // the first token of this test
+		dir := t.TempDir()
+		conf = filepath.Join(dir, marker)
+		must(t, os.Mkdir(filepath.Join(dir, "tokens"), 0o700))
+		must(t, os.WriteFile(conf, []byte("directories.tokendir = "+filepath.Join(dir, "tokens")+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600))
+		t.Setenv("SOFTHSM2_CONF", conf)
+	}
+	dir := t.TempDir()
+	token := &Token{Module: filepath.Join(dir, "libsofthsm2.so"), Label: "test-" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir), t: t}
+	if len(token.Label) > 32 { // the longest of a token
+		token.Label = token.Label[len(token.Label)-32:]
+	}
+	library, err := os.ReadFile(softHSM(t))
+	must(t, err)
+	must(t, os.WriteFile(token.Module, library, 0o700))
+	token.Use(func(m *pkcs11.Ctx) {
+		slots, err := m.GetSlotList(true)
+		must(t, err)
+		free := slots[len(slots)-1] // SoftHSM ends the list with one that is not initialised
+		must(t, m.InitToken(free, soPIN, token.Label))
+		s, err := m.OpenSession(token.Slot(m), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		must(t, err)
+		must(t, m.Login(s, pkcs11.CKU_SO, soPIN))
+		must(t, m.InitPIN(s, userPIN))
+	})
+	return token
+}
+
+// softHSM finds the installed module: SOFTHSM2_MODULE, or where the distributions put it.
+func softHSM(t testing.TB) string {
+	t.Helper()
+	for _, path := range []string{
+		os.Getenv("SOFTHSM2_MODULE"), "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so",
+		"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+	} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("SoftHSM is not installed (package softhsm2), or SOFTHSM2_MODULE does not name it")
+	}
+	t.Skip("SKIPPED, NOT TESTED: SoftHSM is not installed (package softhsm2)")
+	return ""
+}
+
+// Standard makes a token with one key of each use: see UpstreamKey, ProcessorKey, SealKey, TokenKey.
+func Standard(t testing.TB) *Token {
+	t.Helper()
+	token := New(t)
+	token.Put(UpstreamKey, hsm.PINIn, UpstreamZPK)
+	token.Put(ProcessorKey, hsm.PINOut, ProcessorZPK)
+	token.Put(SealKey, hsm.PANSeal, SealValue)
+	token.Put(TokenKey, hsm.PANToken, TokenValue)
+	return token
+}
+
+// Config is a configuration of all keys that were Put; the last pan-seal and pan-token keys are those in use.
+func (k *Token) Config() hsm.Config {
+	cfg := hsm.Config{Module: k.Module, Token: k.Label, PIN: k.PIN, Workers: 2, Keys: append([]hsm.Key(nil), k.Keys...)}
+	for _, key := range k.Keys {
+		switch key.Use {
+		case hsm.PANSeal:
+			cfg.SealKey = key.Label
+		case hsm.PANToken:
+			cfg.TokenKey = key.Label
+		case hsm.PINIn, hsm.PINOut:
+		}
+	}
+	return cfg
+}
+
+// PIN returns the user PIN, a new copy each time.
+func (k *Token) PIN() ([]byte, error) { return []byte(userPIN), nil }
+
+// PINFile writes the user PIN to a file of the test and returns its path.
+func (k *Token) PINFile() string {
+	path := filepath.Join(k.t.TempDir(), "token.pin")
+	must(k.t, os.WriteFile(path, []byte(userPIN+"\n"), 0o600))
+	return path
+}
+
+// Put makes a key with the clear value. No HSM may have the token open. It checks no weakness: vectors have weak keys.
+func (k *Token) Put(label string, use hsm.Use, value []byte) hsm.Key {
+	k.t.Helper()
+	k.Use(func(m *pkcs11.Ctx) {
+		s := k.Login(m)
+		must(k.t, Create(m, s, label, use, value))
+	})
+	key := hsm.Key{Label: label, Use: use, KCV: KCV(use, value)}
+	k.Keys = append(k.Keys, key)
+	return key
+}
+
+// Use initialises the token's module, lets f work with it, and finalises it.
+func (k *Token) Use(f func(*pkcs11.Ctx)) {
+	k.t.Helper()
+	m := pkcs11.New(k.Module)
+	if m == nil {
+		k.t.Fatal("SoftHSM's module cannot be loaded")
+	}
+	must(k.t, m.Initialize())
+	defer func() { must(k.t, m.Finalize()) }()
+	f(m)
+}
+
+// Slot returns the token's slot.
+func (k *Token) Slot(m *pkcs11.Ctx) uint {
+	k.t.Helper()
+	slots, err := m.GetSlotList(true)
+	must(k.t, err)
+	for _, slot := range slots {
+		about, err := m.GetTokenInfo(slot)
+		must(k.t, err)
+		if about.Label == k.Label {
+			return slot
+		}
+	}
+	k.t.Fatalf("no token %q in %d slots", k.Label, len(slots))
+	return 0
+}
+
+// Login opens a session that may write and logs the user in.
+func (k *Token) Login(m *pkcs11.Ctx) pkcs11.SessionHandle {
+	k.t.Helper()
+	s, err := m.OpenSession(k.Slot(m), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	must(k.t, err)
+	must(k.t, m.Login(s, pkcs11.CKU_USER, userPIN))
+	return s
+}
+
+// Create makes a key object as package hsm demands it, from a template of its own. Attributes in instead replace
+// those of the template: a test of refusals makes its bad keys so.
+func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
+	shape := map[hsm.Use]struct{ keyType, mechanism uint }{
+		hsm.PINIn:    {pkcs11.CKK_DES2, pkcs11.CKM_DES3_ECB},
+		hsm.PINOut:   {pkcs11.CKK_DES2, pkcs11.CKM_DES3_ECB},
+		hsm.PANSeal:  {pkcs11.CKK_AES, pkcs11.CKM_AES_GCM},
+		hsm.PANToken: {pkcs11.CKK_GENERIC_SECRET, pkcs11.CKM_SHA256_HMAC},
+	}[use]
+	template := map[uint]any{
+		pkcs11.CKA_CLASS: pkcs11.CKO_SECRET_KEY, pkcs11.CKA_KEY_TYPE: shape.keyType, pkcs11.CKA_LABEL: label, pkcs11.CKA_VALUE: value,
+		pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true,
+		pkcs11.CKA_EXTRACTABLE: false, pkcs11.CKA_MODIFIABLE: false, pkcs11.CKA_COPYABLE: false,
+		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.PANSeal, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal,
+		pkcs11.CKA_SIGN: use == hsm.PANToken, pkcs11.CKA_VERIFY: false,
+		pkcs11.CKA_WRAP: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_DERIVE: false,
+		pkcs11.CKA_ALLOWED_MECHANISMS: binary.NativeEndian.AppendUint64(nil, uint64(shape.mechanism)),
+	}
+	for _, a := range instead {
+		template[a.Type] = a.Value
+	}
+	var attributes []*pkcs11.Attribute
+	for which, value := range template {
+		attributes = append(attributes, pkcs11.NewAttribute(which, value))
+	}
+	_, err := m.CreateObject(s, attributes)
+	return err
+}
+
+// KCV computes the check value of a clear key as the documentation of package hsm defines it.
+func KCV(use hsm.Use, value []byte) string {
+	const text = "acquirerd key check 1"
+	var out []byte
+	switch use {
+	case hsm.PINIn, hsm.PINOut:
+		out = make([]byte, des.BlockSize)
+		tdes(value).Encrypt(out, out)
+	case hsm.PANSeal:
+		block, err := aes.NewCipher(value)
+		noError(err)
+		gcm, err := cipher.NewGCM(block)
+		noError(err)
+		out = gcm.Seal(nil, make([]byte, gcm.NonceSize()), make([]byte, aes.BlockSize), []byte(text))
+	case hsm.PANToken:
+		mac := hmac.New(sha256.New, value)
+		_, _ = mac.Write([]byte(text))
+		out = mac.Sum(nil)
+	}
+	return strings.ToUpper(hex.EncodeToString(out[:3]))
+}
+
+// EncipherPIN makes the format 0 PIN block of a PIN and a PAN under a clear zone key, as an upstream's terminal would.
+func EncipherPIN(zpk []byte, pan, pin string) card.PINBlock {
+	block := format0(pan, pin)
+	tdes(zpk).Encrypt(block, block)
+	out, err := card.NewPINBlock(block)
+	noError(err)
+	return out
+}
+
+// DecipherPIN returns the PIN of a format 0 PIN block, "" if it is not one of this PAN, as a processor would.
+func DecipherPIN(zpk []byte, pan string, block card.PINBlock) string {
+	clearBlock := make([]byte, des.BlockSize)
+	tdes(zpk).Decrypt(clearBlock, block.Reveal())
+	for i, b := range format0(pan, "") {
+		if i > 1 { // the account number field begins at the third byte, and the PIN field of "" is all fill
+			clearBlock[i] ^= b ^ 0xFF
+		}
+	}
+	text := strings.ToUpper(hex.EncodeToString(clearBlock))
+	length := strings.IndexByte("0123456789ABC", text[1])
+	if text[0] != '0' || length < 4 || strings.Trim(text[2+length:], "F") != "" || strings.ContainsAny(text[2:2+length], "ABCDEF") {
+		return ""
+	}
+	return text[2 : 2+length]
+}
+
+// format0 is PIN field XOR account number field (ISO 9564-1, 9.3.2).
+func format0(pan, pin string) []byte {
+	field := mustHex(fmt.Sprintf("0%X%s", len(pin), pin) + strings.Repeat("F", 14-len(pin)))
+	digits := strings.Repeat("0", 12) + pan[:len(pan)-1]
+	for i, b := range mustHex("0000" + digits[len(digits)-12:]) {
+		field[i] ^= b
+	}
+	return field
+}
+
+func tdes(key []byte) cipher.Block {
+	if len(key) == 16 {
+		key = append(bytes.Clone(key), key[:8]...)
+	}
+	block, err := des.NewTripleDESCipher(key)
+	noError(err)
+	return block
+}
+
+func sum(text string) []byte {
+	s := sha256.Sum256([]byte(text))
+	return s[:]
+}
+
+func mustHex(s string) []byte {
+	b, err := hex.DecodeString(s)
+	noError(err)
+	return b
+}
+
+// noError is for what can only be a mistake in the test that calls.
+func noError(err error) {
+	if err != nil {
+		panic("hsmtest: " + err.Error())
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,48 @@
+package hsm
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// A scratch is the memory of one worker for what must not reach swap or a core dump. It is all zeros between calls.
+type scratch struct {
+	block [pinBlockBytes]byte // a clear PIN block, between deciphering and enciphering
+	field [pinBlockBytes]byte // the account number field of its PAN
+}
+
+const scratchBytes = 2 * pinBlockBytes
+
+func (s *scratch) clear() { *s = scratch{} }
+
+// A lockedMemory holds the scratches of all workers outside the Go heap, locked and left out of core dumps.
+type lockedMemory struct{ pages []byte }
+
+// lockMemory maps the pages. It fails if RLIMIT_MEMLOCK does not allow them: there is no unlocked substitute.
+func lockMemory(workers int) (*lockedMemory, error) {
+	page := os.Getpagesize()
+	size := (workers*scratchBytes + page - 1) / page * page
+	pages, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("mapping %d bytes for PIN blocks: %w", size, err)
+	}
+	m := &lockedMemory{pages}
+	if err := unix.Mlock(pages); err != nil {
+		m.free()
+		return nil, fmt.Errorf("locking %d bytes for PIN blocks (RLIMIT_MEMLOCK): %w", size, err)
+	}
+	if err := unix.Madvise(pages, unix.MADV_DONTDUMP); err != nil {
+		m.free()
+		return nil, fmt.Errorf("keeping PIN blocks out of core dumps: %w", err)
+	}
+	return m, nil
+}
+
+// free clears and unmaps the pages. No scratch may be in use.
+func (m *lockedMemory) free() {
+	clear(m.pages)
+	_ = unix.Munmap(m.pages) // fails only for an address that is not ours
+	m.pages = nil
+}

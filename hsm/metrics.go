@@ -1,0 +1,78 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	errors     map[class]prometheus.Counter
+	seconds    map[string]prometheus.Observer // by operation
+	generation prometheus.Gauge
+}
+
+// newMetrics registers the metrics of h. A nil Registerer keeps them unregistered.
+func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
+	faults := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "acquirerd_hsm_errors_total", Help: "HSM calls and rebuilds that ended in an error, by class.",
+	}, []string{"class"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "acquirerd_hsm_call_seconds", Help: "Time of an HSM call with its waiting, by operation.",
+		Buckets: prometheus.ExponentialBuckets(10e-6, 2.5, 14), // 10 µs to 1.5 s
+	}, []string{"operation"})
+	m := &metrics{errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{}}
+	for _, c := range classes {
+		m.errors[c] = faults.WithLabelValues(string(c))
+	}
+	for _, o := range []string{protectPlain, protectPIN, openOne} {
+		m.seconds[o] = seconds.WithLabelValues(o)
+	}
+	m.generation = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "acquirerd_hsm_generation", Help: "Number of the present or last generation: loads of the PKCS#11 module.",
+	})
+	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "acquirerd_hsm_ready", Help: "1 while a generation is healthy and not all workers hang.",
+	}, func() float64 {
+		if h.Ready() != nil {
+			return 0
+		}
+		return 1
+	})
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{faults, seconds, m.generation, ready} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("registering HSM metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// count counts an error by its class.
+func (h *HSM) count(err error) {
+	c, isCode := classify(err)
+	switch {
+	case errors.Is(err, ErrKeyCheck):
+		c = classKCV
+	case isCode:
+	case errors.Is(err, ErrPINBlock):
+		c = classPINBlock
+	case errors.Is(err, ErrSealedPAN), errors.Is(err, ErrNoPAN):
+		c = classData
+	case errors.Is(err, ErrPINRejected):
+		c = classLogin
+	case errors.Is(err, ErrBusy):
+		c = classBusy
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, errHung):
+		c = classTimeout
+	case errors.Is(err, ErrUnavailable):
+		c = classDown
+	default:
+		c = classUnknown
+	}
+	h.metrics.errors[c].Inc()
+}

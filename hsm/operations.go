@@ -1,0 +1,154 @@
+package hsm
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"acquirerd/card"
+
+	"github.com/miekg/pkcs11"
+)
+
+// The operations that a worker does with its session. Each is Init and a single shot, so that a session never stays in
+// an operation. An error of the module keeps its return code; none quotes data.
+
+const (
+	nonceBytes = 12  // of AES-GCM
+	tagBits    = 128 // of AES-GCM
+)
+
+// Purposes bind what a key makes to what it is for. kcvPurpose has letters: no PAN is ever the same bytes.
+const (
+	sealPurpose = "acquirerd pan-seal 1"
+	kcvPurpose  = "acquirerd key check 1"
+)
+
+// sealAAD is the additional authenticated data of AES-GCM: purpose and key id. It is never empty: without any,
+// SoftHSM 2.6.1 can crash.
+func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + keyID) }
+
+// translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls, and in
+// a slice of the PKCS#11 wrapper that is overwritten at once.
+func translate(m module, s pkcs11.SessionHandle, from, to pkcs11.ObjectHandle, in [pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
+	defer mem.clear()
+	clearBlock, err := decipher(m, s, from, in[:])
+	if err != nil {
+		return nil, fmt.Errorf("deciphering PIN block: %w", err)
+	}
+	n := copy(mem.block[:], clearBlock)
+	clear(clearBlock)
+	accountField(&mem.field, pan)
+	if n != pinBlockBytes || !wellFormed(&mem.block, &mem.field) {
+		return nil, ErrPINBlock
+	}
+	out, err := encipher(m, s, to, mem.block[:])
+	if err != nil {
+		return nil, fmt.Errorf("enciphering PIN block: %w", err)
+	}
+	return out, nil
+}
+
+// decipher is one TDES block. Its caller clears the result.
+func decipher(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	if err := m.DecryptInit(s, desECB(), k); err != nil {
+		return nil, err
+	}
+	return m.Decrypt(s, block)
+}
+
+// encipher is one TDES block.
+func encipher(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	if err := m.EncryptInit(s, desECB(), k); err != nil {
+		return nil, err
+	}
+	out, err := m.Encrypt(s, block)
+	return exactly(pinBlockBytes, out, err)
+}
+
+func desECB() []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES3_ECB, nil)}
+}
+
+// sealPAN seals under a random nonce. Random ones must not be used more than 2^32 times under one key (SP 800-38D, 8.3).
+func sealPAN(m module, s pkcs11.SessionHandle, k *key, pan string) (card.SealedPAN, error) {
+	nonce := make([]byte, nonceBytes)
+	_, _ = rand.Read(nonce) // never fails: see crypto/rand
+	digits := []byte(pan)
+	defer clear(digits)
+	sealed, err := seal(m, s, k.handle, nonce, k.aad, digits)
+	if err != nil {
+		return card.SealedPAN{}, fmt.Errorf("sealing PAN: %w", err)
+	}
+	return card.SealedPAN{KeyID: k.Label, Nonce: nonce, Ciphertext: sealed}, nil
+}
+
+// openPAN opens what sealPAN made. A token should answer CKR_ENCRYPTED_DATA_INVALID to a wrong tag, but SoftHSM 2.6.1
+// answers CKR_GENERAL_ERROR, as to real trouble. So if the key still passes its check, the data was at fault.
+func openPAN(m module, s pkcs11.SessionHandle, k *key, sealed card.SealedPAN) (card.PAN, error) {
+	digits, err := open(m, s, k.handle, sealed.Nonce, k.aad, sealed.Ciphertext)
+	defer clear(digits)
+	switch c, _ := classify(err); {
+	case err == nil:
+	case c == classData:
+		return card.PAN{}, ErrSealedPAN
+	case errors.Is(err, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED)):
+		if kcv, checkErr := checkPANSeal(m, s, k.handle); checkErr == nil && sameKCV(kcv, k.KCV) {
+			return card.PAN{}, ErrSealedPAN
+		}
+		fallthrough
+	default:
+		return card.PAN{}, fmt.Errorf("opening PAN: %w", err)
+	}
+	pan, err := card.ParsePAN(string(digits))
+	if err != nil {
+		return card.PAN{}, ErrSealedPAN
+	}
+	return pan, nil
+}
+
+func seal(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, clearText []byte) ([]byte, error) {
+	params := pkcs11.NewGCMParams(nonce, aad, tagBits)
+	defer params.Free()
+	if err := m.EncryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
+		return nil, err
+	}
+	out, err := m.Encrypt(s, clearText)
+	return exactly(len(clearText)+tagBits/8, out, err)
+}
+
+func open(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, sealed []byte) ([]byte, error) {
+	params := pkcs11.NewGCMParams(nonce, aad, tagBits)
+	defer params.Free()
+	if err := m.DecryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
+		return nil, err
+	}
+	return m.Decrypt(s, sealed)
+}
+
+// tokenOf makes the token of a PAN.
+func tokenOf(m module, s pkcs11.SessionHandle, k *key, pan string) (card.PANToken, error) {
+	digits := []byte(pan)
+	defer clear(digits)
+	mac, err := sign(m, s, k.handle, digits)
+	if err != nil {
+		return card.PANToken{}, fmt.Errorf("making PAN token: %w", err)
+	}
+	return card.PANToken(mac), nil
+}
+
+func sign(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, data []byte) ([]byte, error) {
+	if err := m.SignInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_SHA256_HMAC, nil)}, k); err != nil {
+		return nil, err
+	}
+	mac, err := m.Sign(s, data)
+	return exactly(len(card.PANToken{}), mac, err)
+}
+
+// exactly turns an answer of the wrong length into a device error: a module that does that is not to be trusted further.
+func exactly(n int, out []byte, err error) ([]byte, error) {
+	if err == nil && len(out) != n {
+		return nil, fmt.Errorf("module answered %d bytes, not %d: %w", len(out), n, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR))
+	}
+	return out, err
+}

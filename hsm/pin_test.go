@@ -1,0 +1,36 @@
+package hsm
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestPINSources(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token.pin")
+	if _, err := PINFile(path)(); !errors.Is(withoutContent(err), fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("12 34\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if pin, err := PINFile(path)(); string(pin) != "12 34" || err != nil {
+		t.Errorf("file: %q, %v", pin, err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if pin, err := PINFile(path)(); pin != nil || !strings.Contains(withoutContent(err).Error(), "open to all users") {
+		t.Errorf("file that all may read: %v", err)
+	}
+	t.Setenv("TEST_TOKEN_PIN", "1234")
+	if pin, err := PINVariable("TEST_TOKEN_PIN")(); string(pin) != "1234" || err != nil {
+		t.Errorf("variable: %q, %v", pin, err)
+	}
+	if _, err := PINVariable("TEST_NO_TOKEN_PIN")(); err == nil {
+		t.Error("a variable that is not set was taken")
+	}
+}

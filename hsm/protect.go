@@ -1,0 +1,105 @@
+package hsm
+
+import (
+	"context"
+	"fmt"
+
+	"acquirerd/card"
+)
+
+// A Card is what Protect is given of a request.
+type Card struct {
+	PAN      card.PAN
+	PINBlock card.PINBlock // format 0, under the key From; zero if the request has no PIN
+	From, To string        // labels of the pin-in and the pin-out key; not looked at without a PINBlock
+}
+
+// A Protected is what may leave this room.
+type Protected struct {
+	Sealed   card.SealedPAN
+	Token    card.PANToken
+	PINBlock card.PINBlock // under the key To; zero if the Card had none. Its holder clears it after use.
+}
+
+// The operations of acquirerd_hsm_call_seconds.
+const (
+	protectPlain = "protect"
+	protectPIN   = "protect_pin"
+	openOne      = "open_pan"
+)
+
+// Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
+// all or nothing. Errors: ErrUnavailable, ErrPINBlock, ErrNoPAN. The caller may clear c.PINBlock as soon as it returns.
+func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
+	pan, operation := c.PAN.Reveal(), protectPlain
+	withPIN := !c.PINBlock.IsZero()
+	switch {
+	case withPIN && pan == "":
+		h.count(ErrPINBlock)
+		return Protected{}, ErrPINBlock
+	case pan == "":
+		return Protected{}, ErrNoPAN
+	case withPIN:
+		operation = protectPIN
+		if err := h.checkPair(c.From, c.To); err != nil {
+			return Protected{}, err
+		}
+	}
+	// The task has its own copy of the block: after a timeout it may still run when the caller clears his.
+	var in [pinBlockBytes]byte
+	copy(in[:], c.PINBlock.Reveal())
+	var out Protected
+	err := h.call(ctx, operation, func(g *generation, worker int, mem *scratch) (err error) {
+		s := g.sessions[worker]
+		var p Protected
+		if withPIN {
+			block, err := translate(h.module, s, g.keys[c.From].handle, g.keys[c.To].handle, in, pan, mem)
+			if err != nil {
+				return err
+			}
+			if p.PINBlock, err = card.NewPINBlock(block); err != nil {
+				return err
+			}
+		}
+		if p.Sealed, err = sealPAN(h.module, s, g.keys[h.cfg.SealKey], pan); err != nil {
+			return err
+		}
+		if p.Token, err = tokenOf(h.module, s, g.keys[h.cfg.TokenKey], pan); err != nil {
+			return err
+		}
+		out = p
+		return nil
+	})
+	if err != nil {
+		return Protected{}, err // out may still be written by a task that was left behind
+	}
+	return out, nil
+}
+
+// checkPair refuses labels that are not a pin-in and a pin-out key: a mistake of wiring, which the token would refuse.
+func (h *HSM) checkPair(from, to string) error {
+	if h.uses[from] != PINIn || h.uses[to] != PINOut {
+		return fmt.Errorf("%w: %q and %q are not a %s and a %s key of the configuration", ErrUnavailable, from, to, PINIn, PINOut)
+	}
+	return nil
+}
+
+// OpenPAN opens a sealed PAN with the key that it names. Errors: ErrUnavailable, ErrSealedPAN.
+func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error) {
+	if len(sealed.Nonce) != nonceBytes || len(sealed.Ciphertext) <= tagBits/8 {
+		return card.PAN{}, ErrSealedPAN
+	}
+	if h.uses[sealed.KeyID] != PANSeal {
+		return card.PAN{}, fmt.Errorf("%w: its key %q is not in the configuration", ErrSealedPAN, sealed.KeyID)
+	}
+	var out card.PAN
+	err := h.call(ctx, openOne, func(g *generation, worker int, _ *scratch) error {
+		pan, err := openPAN(h.module, g.sessions[worker], g.keys[sealed.KeyID], sealed)
+		out = pan
+		return err
+	})
+	if err != nil {
+		return card.PAN{}, err
+	}
+	return out, nil
+}

@@ -1,0 +1,54 @@
+package hsm
+
+// A Way says where clear PIN blocks or keys are while an operation runs.
+type Way string
+
+const (
+	TokenResident Way = "token-resident" // only inside the token
+	Transient     Way = "transient"      // also in this process's memory, for the length of the call
+)
+
+// An Operation is a line of the Statement.
+type Operation struct {
+	Name      string `json:"name"`
+	Way       Way    `json:"way"`
+	Mechanism string `json:"mechanism"`
+	Note      string `json:"note"`
+}
+
+// A Statement is what this HSM can and cannot promise.
+type Statement struct {
+	Module     string      `json:"module"`     // the module's own description and version, "" before Open
+	Token      string      `json:"token"`      // label
+	Generation uint64      `json:"generation"` // counts loads of the module; 0 while there is none
+	Operations []Operation `json:"operations"`
+	Keys       []KeyCheck  `json:"keys"`
+}
+
+// A KeyCheck is a key whose KCV was found right in the present generation.
+type KeyCheck struct {
+	Label string `json:"label"`
+	Use   Use    `json:"use"`
+	KCV   string `json:"kcv"`
+}
+
+// operations is what this package does today, whatever the token could do.
+var operations = []Operation{
+	{"PIN translation", Transient, "CKM_DES3_ECB decipher, check of format 0, encipher",
+		"the clear PIN block passes through this process's memory: for test, not for production (PCI PIN 1)"},
+	{"PAN seal", TokenResident, "CKM_AES_GCM", "the key stays in the token; the PAN is this process's own"},
+	{"PAN open", TokenResident, "CKM_AES_GCM", "the key stays in the token; the clear PAN comes back to this process"},
+	{"PAN token", TokenResident, "CKM_SHA256_HMAC", "the key stays in the token; the PAN is this process's own"},
+}
+
+// Statement says for each operation which way it takes, and which keys were checked.
+func (h *HSM) Statement() Statement {
+	s := Statement{Token: h.cfg.Token, Operations: append([]Operation(nil), operations...)}
+	if g := h.gen.Load(); g != nil {
+		s.Module, s.Generation = g.description, g.number
+		for _, k := range h.cfg.Keys {
+			s.Keys = append(s.Keys, KeyCheck{k.Label, k.Use, g.keys[k.Label].KCV})
+		}
+	}
+	return s
+}
