@@ -1,0 +1,175 @@
+package journal
+
+import (
+	"fmt"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// money is an amount in minor units of a currency by its ISO 4217 number.
+type money struct {
+	amount   uint64
+	currency string
+}
+
+// maxAmountDigits bounds DE 4 (n12), with room: sums of a million of them fit 64 bits.
+const maxAmountDigits = 12
+
+// parseMoney takes an absent amount as none.
+func parseMoney(amount, currency string) (money, error) {
+	if amount == "" {
+		return money{currency: currency}, nil
+	}
+	if len(amount) > maxAmountDigits || !digitsOnly(amount) {
+		return money{}, fmt.Errorf("amount is not at most %d digits", maxAmountDigits)
+	}
+	value, err := strconv.ParseUint(amount, 10, 64)
+	if err != nil {
+		return money{}, fmt.Errorf("amount is not at most %d digits", maxAmountDigits)
+	}
+	return money{value, currency}, nil
+}
+
+// A debt is something owed, as memory has it.
+type debt struct {
+	id          OwedID
+	transaction TransactionID
+	endpoint    string
+	stan        string
+	money       money
+	since       time.Time
+}
+
+// A standing is what the journal keeps in memory of its records that are not at rest, true after each commit and loaded at
+// start: for the numbers that must not be given out, for attempts under way and for the gauges.
+type standing struct {
+	mu       sync.Mutex
+	inUse    map[string]map[string]int // endpoint, STAN: how many records hold it
+	debts    map[OwedID]*debt
+	attempts map[OwedID]bool // those of debts for which a Ticket is out
+	ages     []*debt         // by ID, and so by age; settled ones are dropped when they come first
+	amounts  map[string]uint64
+	parked   int
+}
+
+func newStanding() *standing {
+	return &standing{inUse: map[string]map[string]int{}, debts: map[OwedID]*debt{}, attempts: map[OwedID]bool{},
+		amounts: map[string]uint64{}}
+}
+
+// hold keeps a STAN from being given out.
+func (s *standing) hold(endpoint, stan string) {
+	stans := s.inUse[endpoint]
+	if stans == nil {
+		stans = map[string]int{}
+		s.inUse[endpoint] = stans
+	}
+	stans[stan]++
+}
+
+func (s *standing) release(endpoint, stan string) {
+	stans := s.inUse[endpoint]
+	if stans[stan]--; stans[stan] <= 0 {
+		delete(stans, stan)
+	}
+}
+
+func (s *standing) holds(endpoint, stan string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inUse[endpoint][stan] > 0
+}
+
+// open and close follow a transaction.
+func (s *standing) open(t *Ticket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold(t.endpoint, t.stan)
+}
+
+func (s *standing) close(t *Ticket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.release(t.endpoint, t.stan)
+}
+
+// incur adds a debt. IDs ascend.
+func (s *standing) incur(d *debt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.debts[d.id] = d
+	s.ages = append(s.ages, d)
+	s.amounts[d.money.currency] += d.money.amount
+	s.hold(d.endpoint, d.stan)
+}
+
+// attempt marks a debt as being paid and returns it; nil if it is not owed or an attempt is under way.
+func (s *standing) attempt(id OwedID) *debt {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.debts[id]
+	if d == nil || s.attempts[id] {
+		return nil
+	}
+	s.attempts[id] = true
+	return d
+}
+
+// again ends an attempt: the debt stays.
+func (s *standing) again(id OwedID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.attempts, id)
+}
+
+// settle ends an attempt and the debt. A parked one keeps its STAN: it may be sent again one day.
+func (s *standing) settle(id OwedID, parked bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.debts[id]
+	if d == nil {
+		return
+	}
+	delete(s.debts, id)
+	delete(s.attempts, id)
+	if s.amounts[d.money.currency] -= d.money.amount; s.amounts[d.money.currency] == 0 {
+		delete(s.amounts, d.money.currency)
+	}
+	for len(s.ages) > 0 && s.debts[s.ages[0].id] == nil {
+		s.ages = s.ages[1:]
+	}
+	if parked {
+		s.parked++
+		return
+	}
+	s.release(d.endpoint, d.stan)
+}
+
+// underWay returns what is being paid now.
+func (s *standing) underWay() map[OwedID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.attempts)
+}
+
+// An Exposure is what stands open with processors. Parked items are not part of the first three.
+type Exposure struct {
+	Owed    int               // how many are owed
+	Oldest  time.Time         // since when the oldest is; zero if none is
+	Amounts map[string]uint64 // minor units by currency (ISO 4217 number)
+	Parked  int               // how many need a human
+}
+
+// Exposure returns what is owed now. It is kept in memory and costs no query.
+func (j *Journal) Exposure() Exposure {
+	s := j.standing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := Exposure{Owed: len(s.debts), Amounts: maps.Clone(s.amounts), Parked: s.parked}
+	if len(s.ages) > 0 {
+		e.Oldest = s.ages[0].since
+	}
+	return e
+}
