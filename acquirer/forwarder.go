@@ -1,0 +1,204 @@
+package acquirer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"acquirerd/conn"
+	"acquirerd/journal"
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// Forwarding says how what is owed is paid.
+type Forwarding struct {
+	RetryMin  time.Duration // pause after the first attempt; it doubles with each
+	RetryMax  time.Duration // longest pause
+	ParkAfter time.Duration // age at which a reversal is parked instead of tried again
+	Poll      time.Duration // how often the journal is asked for what has become due
+	Parallel  int           // reversals in flight at once, for each endpoint
+}
+
+// A Forwarder sends owed reversals until each is acknowledged or parked. Each endpoint is served apart, so that one that is down does
+// not hold up another; within an endpoint, reversals are independent of each other.
+type Forwarder struct {
+	cfg    Forwarding
+	owner  *Switch
+	log    *slog.Logger
+	wake   map[string]chan struct{} // capacity 1, by endpoint
+	random func() float64           // [0, 1)
+}
+
+func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
+	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
+		return nil, errors.New("forwarding: pauses, age and poll must be positive, retry_max at least retry_min, parallel at least 1")
+	}
+	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64}
+	for name := range owner.endpoints {
+		f.wake[name] = make(chan struct{}, 1)
+	}
+	return f, nil
+}
+
+// Wake makes the forwarder look at the journal now.
+func (f *Forwarder) Wake() {
+	for _, wake := range f.wake {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Run pays what is owed until ctx ends; then it waits for the attempts in flight. It returns an error only if the journal failed.
+func (f *Forwarder) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var running sync.WaitGroup
+	for _, endpoint := range f.owner.endpoints {
+		running.Go(func() {
+			if err := f.serve(ctx, endpoint); err != nil {
+				stop(err)
+			}
+		})
+	}
+	running.Wait()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// serve pays one endpoint's reversals, up to Parallel at once. A reversal that waits long for its answer holds one place, not the others.
+func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
+	var paying sync.WaitGroup
+	defer paying.Wait()
+	poll := time.NewTicker(f.cfg.Poll)
+	defer poll.Stop()
+	settled := make(chan payment, f.cfg.Parallel) // one place for each that can be under way: nobody waits to report
+	underWay := map[journal.OwedID]bool{}
+	held := false // the HSM or the journal had no room: nothing more before the next poll
+	for {
+		// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
+		if free := f.cfg.Parallel - len(underWay); free > 0 && !held && endpoint.processor.InService() {
+			due, err := f.owner.journal.Due(ctx, endpoint.Name, time.Now(), f.cfg.Parallel+len(underWay))
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("reading what is owed to %s: %w", endpoint.Name, err)
+			}
+			for _, owed := range due {
+				if underWay[owed.ID] || len(underWay) == f.cfg.Parallel {
+					continue
+				}
+				underWay[owed.ID] = true
+				paying.Go(func() { settled <- payment{owed.ID, f.pay(ctx, endpoint, owed)} })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case p := <-settled:
+			delete(underWay, p.owed)
+			if p.err != nil && !errors.Is(p.err, errHeld) {
+				return p.err
+			}
+			held = held || p.err != nil
+		case <-poll.C:
+			held = false
+		case <-f.wake[endpoint.Name]:
+		}
+	}
+}
+
+// A payment is the end of one attempt.
+type payment struct {
+	owed journal.OwedID
+	err  error
+}
+
+// errHeld says that a reversal could not be attempted now, and that nothing was recorded or sent.
+var errHeld = errors.New("held")
+
+// pay makes one attempt at one reversal. What it returns, but for errHeld, is fatal: the journal did not take a record.
+func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Owed) error {
+	pan, err := f.owner.vault.OpenPAN(ctx, owed.PAN)
+	if err != nil {
+		f.log.Warn("reversal is held", "owed", int64(owed.ID), "endpoint", endpoint.Name, "error", err)
+		return errHeld
+	}
+	// All that it says is the record's: what was sent then, not what would be configured now.
+	reversal := messages.NewReversal(owed.Original, pan, owed.AuthorizationID)
+	defer reversal.Clear()
+
+	// Recorded before the send: after a crash in between, the next attempt is marked as a repeat, which is the safe side.
+	ticket, err := f.owner.journal.Attempt(ctx, owed.ID)
+	if errors.Is(err, journal.ErrBusy) || errors.Is(err, journal.ErrNotOwed) || err != nil && ctx.Err() != nil {
+		return errHeld
+	}
+	if err != nil {
+		return fmt.Errorf("recording attempt at reversal %d: %w", owed.ID, err)
+	}
+	if ticket.Attempt() > 1 {
+		reversal.MTI = reversal.MTI.Repeat()
+	}
+	answer, errSend := endpoint.send(ctx, ticket, reversal)
+	settlement := f.settle(endpoint.Codec.Dialect(), owed, answer, errSend)
+	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
+		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
+	}
+	f.report(endpoint, owed, reversal, settlement, errSend)
+	return nil
+}
+
+// settle says what came of an attempt. It ends a reversal only by the processor's own word.
+func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, answer *messages.Message, err error) journal.Settlement {
+	code := ""
+	if answer != nil {
+		code = answer.Get(messages.ResponseCode)
+	}
+	next := time.Now().Add(f.pause(owed.Attempts))
+	reason := reasonRefused
+	switch {
+	case errors.Is(err, conn.ErrNotSent):
+		return journal.Unsent(next, reasonNotSent)
+	case err == nil && dialect.ReversalAcknowledged(code):
+		return journal.Acknowledged(code)
+	case err == nil && dialect.ReversalPoison(code):
+		return journal.Parked(reasonPoison, code)
+	case err != nil:
+		reason = classify(dialect, nil, err).Reason
+	}
+	if time.Since(owed.Since) >= f.cfg.ParkAfter {
+		return journal.Parked(reasonExpired, code)
+	}
+	return journal.Again(next, reason, code)
+}
+
+// pause is the time until the next attempt: RetryMin doubled for each attempt before, at most RetryMax, and of that between a half
+// and the whole, so that reversals that failed together do not come back together.
+func (f *Forwarder) pause(attempts int) time.Duration {
+	pause := f.cfg.RetryMin
+	for ; attempts > 0 && pause < f.cfg.RetryMax; attempts-- {
+		pause *= 2
+	}
+	pause = min(pause, f.cfg.RetryMax)
+	return pause/2 + time.Duration(f.random()*float64(pause/2))
+}
+
+func (f *Forwarder) report(endpoint *Endpoint, owed journal.Owed, reversal *messages.Message, s journal.Settlement, errSend error) {
+	f.owner.metrics.reversals.WithLabelValues(endpoint.Name, s.Event()).Inc()
+	attributes := []any{"owed", int64(owed.ID), "result", s.Event(), "mti", string(reversal.MTI), "stan", owed.Original.Get(messages.STAN),
+		"rrn", owed.Original.Get(messages.RRN), "endpoint", endpoint.Name, "response_code", s.ResponseCode()}
+	if errSend != nil {
+		attributes = append(attributes, "error", errSend)
+	}
+	if s.State() == journal.StateParked {
+		f.log.Error("reversal parked: it needs a person", append(attributes, "reason", s.Reason())...)
+		return
+	}
+	f.log.Info("reversal", attributes...)
+}

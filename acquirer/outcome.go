@@ -1,0 +1,52 @@
+package acquirer
+
+import (
+	"errors"
+
+	"acquirerd/conn"
+	"acquirerd/journal"
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// Why an outcome or an attempt is what it is, in the journal, logs and metrics: a closed set.
+const (
+	reasonNotSent     = "not_sent"
+	reasonTimeout     = "timeout"
+	reasonUndecodable = "undecodable"
+	reasonMismatch    = "mismatch"
+	reasonLinkFailed  = "link_failed"
+	reasonUndelivered = "undelivered"
+	reasonRecovered   = "recovered"
+	reasonRefused     = "refused" // the processor answered a reversal with a code that neither ends nor poisons it
+	reasonPoison      = "poison"
+	reasonExpired     = "expired"
+)
+
+// classify says what an exchange came to. It is pure. Unknown is the default: the other outcomes must be proven.
+func classify(dialect *specs.Dialect, answer *messages.Message, err error) journal.Outcome {
+	switch {
+	case errors.Is(err, conn.ErrNotSent):
+		return journal.Outcome{Kind: journal.NotSent, Reason: reasonNotSent}
+	case errors.Is(err, conn.ErrTimeout):
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonTimeout}
+	case errors.Is(err, conn.ErrUndecodable):
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonUndecodable}
+	case errors.Is(err, conn.ErrMismatch):
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonMismatch}
+	case err != nil, answer == nil:
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonLinkFailed}
+	}
+	code := answer.Get(messages.ResponseCode)
+	if code == "" {
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonUndecodable}
+	}
+	outcome := journal.Outcome{Kind: journal.Declined, ResponseCode: code, AuthorizationID: answer.Get(messages.AuthorizationID)}
+	if dialect.Approves(code) {
+		outcome.Kind = journal.Approved
+		if dialect.ApprovesPartially(code) {
+			outcome.ApprovedAmount = answer.Get(messages.Amount)
+		}
+	}
+	return outcome
+}

@@ -1,0 +1,86 @@
+package acquirer
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"acquirerd/journal"
+	"acquirerd/messages"
+)
+
+// A refusal is why a request ended before a record of it was made. Nothing was sent.
+type refusal string
+
+const (
+	refusedBusy      refusal = "busy"
+	refusedDraining  refusal = "draining"
+	refusedFormat    refusal = "format"
+	refusedRoute     refusal = "no_route"
+	refusedPIN       refusal = "pin_untranslatable"
+	refusedHSM       refusal = "hsm"
+	refusedJournal   refusal = "journal"
+	refusedDuplicate refusal = "duplicate"
+)
+
+type metrics struct {
+	transactions *prometheus.CounterVec
+	refusals     *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
+	reversals    *prometheus.CounterVec
+	unasked      *prometheus.CounterVec
+	undelivered  prometheus.Counter
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		transactions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_transactions_total",
+			Help: "Transactions recorded, by endpoint and outcome."}, []string{"endpoint", "outcome"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_refusals_total",
+			Help: "Requests refused before a record was made; nothing was sent."}, []string{"reason"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "acquirerd_transaction_seconds",
+			Help:    "Time from an upstream's request to its recorded answer, in seconds.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}),
+		reversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_reversal_attempts_total",
+			Help: "Reversals sent to processors, by endpoint and what came of them."}, []string{"endpoint", "result"}),
+		unasked: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_unasked_messages_total",
+			Help: "Messages from processors that nobody waited for."}, []string{"endpoint", "kind"}),
+		undelivered: prometheus.NewCounter(prometheus.CounterOpts{Name: "acquirerd_undelivered_approvals_total",
+			Help: "Approvals whose answer could not be written to the upstream; each is reversed."}),
+	}
+	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered)
+	return m
+}
+
+// refuse answers a request that ended before a record was made, counts it and logs its one line.
+func (s *Switch) refuse(req Request, reason refusal, code string, cause error, started time.Time) Result {
+	s.metrics.refusals.WithLabelValues(string(reason)).Inc()
+	attributes := []any{"outcome", "refused", "reason", string(reason), "upstream", req.Upstream.Name, "mti", string(req.Message.MTI),
+		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "response_code", code, "elapsed", time.Since(started)}
+	if cause != nil {
+		attributes = append(attributes, "error", cause)
+	}
+	s.log.Info("transaction", attributes...)
+	var format *messages.FormatError
+	if errors.As(cause, &format) && reason == refusedFormat {
+		return Result{Answer: messages.NewFormatError(req.Message, code, format.Element)}
+	}
+	return Result{Answer: messages.NewAnswer(req.Message, code)}
+}
+
+// report counts a recorded transaction and logs its one line.
+func (s *Switch) report(req Request, endpoint *Endpoint, numbers messages.Numbers, outcome journal.Outcome, result Result,
+	errSend error, started time.Time) {
+	elapsed := time.Since(started)
+	s.metrics.transactions.WithLabelValues(endpoint.Name, string(outcome.Kind)).Inc()
+	s.metrics.seconds.WithLabelValues(endpoint.Name).Observe(elapsed.Seconds())
+	attributes := []any{"outcome", string(outcome.Kind), "stan", numbers.STAN, "rrn", numbers.RRN, "mti", string(req.Message.MTI),
+		"endpoint", endpoint.Name, "upstream", req.Upstream.Name, "upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(),
+		"amount", req.Message.Get(messages.Amount), "currency", req.Message.Get(messages.Currency),
+		"response_code", result.Answer.Get(messages.ResponseCode), "elapsed", elapsed}
+	if errSend != nil {
+		attributes = append(attributes, "reason", outcome.Reason, "error", errSend)
+	}
+	s.log.Info("transaction", attributes...)
+}

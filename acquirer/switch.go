@@ -1,0 +1,299 @@
+package acquirer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"acquirerd/conn"
+	"acquirerd/hsm"
+	"acquirerd/journal"
+	"acquirerd/messages"
+)
+
+// A Switch takes transactions from upstreams to processors. It may be used by many goroutines.
+type Switch struct {
+	journal   Recorder
+	vault     Vault
+	endpoints map[string]*Endpoint
+	routes    routes
+	forwarder *Forwarder
+	log       *slog.Logger
+	metrics   *metrics
+
+	mu       sync.Mutex
+	draining bool           // guarded by mu
+	inFlight sync.WaitGroup // Add is called under mu, while not draining
+	slots    chan struct{}  // one for each transaction that may be in flight
+}
+
+// An Endpoint is a processor as the switch sees it.
+type Endpoint struct {
+	Name   string
+	PINKey string // label of the zone key under which this processor takes PIN blocks; "" if it takes none
+	Codec  *messages.Codec
+
+	processor Processor // only send touches it
+}
+
+// NewEndpoint ties a processor to its name, dialect and zone key.
+func NewEndpoint(name, pinKey string, codec *messages.Codec, processor Processor) *Endpoint {
+	return &Endpoint{Name: name, PINKey: pinKey, Codec: codec, processor: processor}
+}
+
+// Config is what a Switch is made of.
+type Config struct {
+	Journal   Recorder
+	Vault     Vault
+	Endpoints []*Endpoint
+	Routes    []Route
+	InFlight  int // most transactions at once; over it a request is refused at once
+	Forward   Forwarding
+}
+
+// New checks the configuration and starts nothing.
+func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch, error) {
+	table, err := newRoutes(cfg.Routes)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.InFlight < 1 {
+		return nil, errors.New("in-flight limit must be at least 1")
+	}
+	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
+		metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight)}
+	for _, endpoint := range cfg.Endpoints {
+		s.endpoints[endpoint.Name] = endpoint
+	}
+	for _, route := range cfg.Routes {
+		if s.endpoints[route.Endpoint] == nil {
+			return nil, fmt.Errorf("route to %q: no such endpoint", route.Endpoint)
+		}
+	}
+	s.forwarder, err = newForwarder(cfg.Forward, s, log)
+	return s, err
+}
+
+// An Upstream is the party that asks.
+type Upstream struct {
+	Name   string
+	PINKey string // label of the zone key under which it sends PIN blocks; "" if it sends none
+	Codec  *messages.Codec
+}
+
+// A Request is one authorization or financial request of an upstream.
+type Request struct {
+	Upstream *Upstream
+	Message  *messages.Message // decoded and validated; the switch does not change it
+	Key      string            // by which this upstream would repeat the request
+}
+
+// A Result is what the upstream is answered.
+type Result struct {
+	Answer  *messages.Message
+	Outcome journal.Kind // "" if the request was refused before a record was made
+
+	transaction journal.TransactionID
+}
+
+// Authorize takes one request through its life. The answer it returns is already recorded. An error means that there is no answer
+// that may be given: the outcome could not be recorded, the process must stop, and the upstream's connection is dropped.
+//
+// A deadline of ctx is the upstream's budget. Until the send, its end refuses the request; from then on nothing is cancelled.
+func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
+	started := time.Now()
+	answers := req.Upstream.Codec.Dialect().Answers
+	refuse := func(reason refusal, code string, cause error) Result {
+		return s.refuse(req, reason, code, cause, started)
+	}
+
+	// Admit: a full switch says so at once, instead of making a longer queue.
+	leave, reason := s.enter()
+	if leave == nil {
+		return refuse(reason, answers.Busy, nil), nil
+	}
+	defer leave()
+
+	// Route: no endpoint, no send.
+	pan := req.Message.PAN()
+	if pan.IsZero() {
+		return refuse(refusedFormat, answers.FormatError, &messages.FormatError{Element: messages.PAN, Rule: "is not a PAN"}), nil
+	}
+	name, found := s.routes.find(req.Upstream.Name, req.Message, pan)
+	if !found {
+		return refuse(refusedRoute, answers.NoRoute, nil), nil
+	}
+	endpoint := s.endpoints[name]
+
+	// Number: from a block that was reserved durably, so that no crash repeats one.
+	numbers, err := s.journal.Next(ctx, endpoint.Name, started)
+	if err != nil {
+		return refuse(refusedJournal, answers.Malfunction, err), nil
+	}
+
+	// Protect: the PIN block for the processor's zone, the PAN sealed and tokenised. Never a send with a PIN block that is not one.
+	protected, err := s.protect(ctx, req, endpoint)
+	if errors.Is(err, hsm.ErrPINBlock) {
+		return refuse(refusedPIN, answers.PINUntranslatable, err), nil
+	}
+	if err != nil {
+		return refuse(refusedHSM, answers.Malfunction, err), nil
+	}
+	defer protected.PINBlock.Clear()
+
+	// Build the processor's message.
+	msg := messages.ForProcessor(req.Message, numbers, started.UTC().Format(transmissionTime))
+	msg.SetPINBlock(protected.PINBlock)
+	defer msg.Clear()
+
+	// Begin: the intent is durable before the first byte leaves. A crash from here on owes a reversal.
+	ticket, err := s.journal.Begin(ctx, journal.Intent{
+		Upstream: req.Upstream.Name, UpstreamKey: req.Key,
+		UpstreamSTAN: req.Message.Get(messages.STAN), UpstreamRRN: req.Message.Get(messages.RRN),
+		Endpoint: endpoint.Name, Original: msg.Original(),
+		PAN: protected.Sealed, Token: protected.Token, MaskedPAN: pan.Mask(), At: started,
+	})
+	if errors.Is(err, journal.ErrDuplicate) {
+		return refuse(refusedDuplicate, answers.Duplicate, nil), nil
+	}
+	if err != nil {
+		return refuse(refusedJournal, answers.Malfunction, err), nil
+	}
+
+	// Send, and decide what it came to.
+	answer, errSend := endpoint.send(ctx, ticket, msg)
+	outcome := classify(endpoint.Codec.Dialect(), answer, errSend)
+
+	// Finish: durable before the answer. A crash before this line is an Unknown; after it, the record stands and is not reversed
+	// from here, because the upstream may have been told.
+	if err := s.journal.Finish(context.WithoutCancel(ctx), ticket, outcome); err != nil {
+		return Result{}, fmt.Errorf("recording outcome of %s: %w", ticket, err)
+	}
+	if outcome.Kind == journal.Unknown {
+		s.forwarder.Wake()
+	}
+	result := Result{Answer: compose(req, answer, errSend, outcome), Outcome: outcome.Kind, transaction: ticket.ID()}
+	s.report(req, endpoint, numbers, outcome, result, errSend, started)
+	return result, nil
+}
+
+// transmissionTime is the form of DE 7, MMDDhhmmss.
+const transmissionTime = "0102150405"
+
+// enter takes a slot, or says why there is none. The function it returns gives the slot back.
+func (s *Switch) enter() (leave func(), reason refusal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return nil, refusedDraining
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		return nil, refusedBusy
+	}
+	s.inFlight.Add(1)
+	return func() { <-s.slots; s.inFlight.Done() }, ""
+}
+
+func (s *Switch) protect(ctx context.Context, req Request, endpoint *Endpoint) (hsm.Protected, error) {
+	block, err := req.Message.PINBlock()
+	if err != nil {
+		return hsm.Protected{}, errors.Join(hsm.ErrPINBlock, err)
+	}
+	defer block.Clear()
+	if !block.IsZero() && (req.Upstream.PINKey == "" || endpoint.PINKey == "") {
+		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
+	}
+	return s.vault.Protect(ctx, hsm.Card{PAN: req.Message.PAN(), PINBlock: block, From: req.Upstream.PINKey, To: endpoint.PINKey})
+}
+
+// send is the only way to a processor: nothing reaches Exchange without a ticket, and a ticket is good for one send.
+func (e *Endpoint) send(ctx context.Context, ticket *journal.Ticket, msg *messages.Message) (*messages.Message, error) {
+	ticket.Spend()
+	return e.processor.Exchange(context.WithoutCancel(ctx), msg)
+}
+
+// compose builds the upstream's answer from an outcome.
+func compose(req Request, answer *messages.Message, errSend error, outcome journal.Outcome) *messages.Message {
+	answers := req.Upstream.Codec.Dialect().Answers
+	switch outcome.Kind {
+	case journal.Approved, journal.Declined:
+		return messages.ForUpstream(req.Message, answer)
+	case journal.NotSent:
+		// The message did not fit the processor's dialect: the upstream can do something about it.
+		var format *messages.FormatError
+		if errors.As(errSend, &format) {
+			return messages.NewFormatError(req.Message, answers.FormatError, format.Element)
+		}
+		return messages.NewAnswer(req.Message, answers.NotSent)
+	case journal.Unknown:
+	}
+	return messages.NewAnswer(req.Message, answers.Unknown)
+}
+
+// Undelivered is called when the answer of a result could not be written to the upstream. An approval that the upstream was not told
+// of is reversed; nothing else needs to be done. An error means that the process must stop.
+func (s *Switch) Undelivered(ctx context.Context, result Result) error {
+	if result.Outcome != journal.Approved {
+		return nil
+	}
+	if err := s.journal.Owe(context.WithoutCancel(ctx), result.transaction, reasonUndelivered); err != nil {
+		return fmt.Errorf("recording undelivered approval %d: %w", result.transaction, err)
+	}
+	s.metrics.undelivered.Inc()
+	s.forwarder.Wake()
+	return nil
+}
+
+// Recover gives every intent without an outcome the outcome Unknown, through the same Finish as the living. It is called before any
+// door opens. It returns how many there were.
+func (s *Switch) Recover(ctx context.Context) (int, error) {
+	tickets, err := s.journal.Unfinished(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading unfinished transactions: %w", err)
+	}
+	for _, ticket := range tickets {
+		outcome := journal.Outcome{Kind: journal.Unknown, Reason: reasonRecovered}
+		if err := s.journal.Finish(ctx, ticket, outcome); err != nil {
+			return 0, fmt.Errorf("recovering %s: %w", ticket, err)
+		}
+		s.log.Warn("transaction recovered as unknown, reversal owed", "transaction", ticket.String())
+	}
+	return len(tickets), nil
+}
+
+// Inbound takes what arrives on an endpoint's links unasked. A late answer needs no act: the outcome of its transaction is Unknown,
+// and the reversal is owed already.
+func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
+	if !msg.MTI.IsAnswer() {
+		s.metrics.unasked.WithLabelValues(endpoint, "request").Inc()
+		s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
+		return
+	}
+	kind := "late_other"
+	if e := s.endpoints[endpoint]; e != nil && e.Codec.Dialect().Approves(msg.Get(messages.ResponseCode)) {
+		kind = "late_approval"
+	}
+	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()
+	s.log.Warn("answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
+		"stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", msg.Get(messages.ResponseCode))
+}
+
+// Run pays what is owed until ctx ends. It returns an error only if the process must stop.
+func (s *Switch) Run(ctx context.Context) error { return s.forwarder.Run(ctx) }
+
+// Drain refuses new requests and waits until those in flight have ended, each by its own deadline.
+func (s *Switch) Drain() {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	s.inFlight.Wait()
+}
+
+var _ Processor = (*conn.Endpoint)(nil)

@@ -1,0 +1,312 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"acquirerd/acquirer"
+	"acquirerd/messages"
+)
+
+// An Authorizer takes one request through its life: *acquirer.Switch. An error of either method means that the process must stop, and
+// that nothing may be answered.
+type Authorizer interface {
+	Authorize(ctx context.Context, req acquirer.Request) (acquirer.Result, error)
+	Undelivered(ctx context.Context, result acquirer.Result) error
+}
+
+// Config is one upstream's door.
+type Config struct {
+	Upstream     *acquirer.Upstream
+	InFlight     int           // most requests at once over all connections of this upstream
+	Connections  int           // most connections at once
+	Budget       time.Duration // how long this upstream waits for an answer
+	IdleTimeout  time.Duration // a connection on which nothing arrives for this long is closed
+	FrameTimeout time.Duration // longest time from a frame's first byte to its last
+	WriteTimeout time.Duration // longest time for an answer to be written
+}
+
+// A Door serves one upstream.
+type Door struct {
+	cfg     Config
+	desk    Authorizer
+	log     *slog.Logger
+	metrics *metrics
+	slots   chan struct{} // one for each request that may be in flight
+
+	failed chan error // capacity 1: the first fatal error
+}
+
+// New checks the configuration and starts nothing. Doors of one process share a registry.
+func New(cfg Config, desk Authorizer, log *slog.Logger, registry prometheus.Registerer) (*Door, error) {
+	if cfg.InFlight < 1 || cfg.Connections < 1 {
+		return nil, errors.New("in_flight and connections must be at least 1")
+	}
+	if cfg.Budget <= 0 || cfg.IdleTimeout <= 0 || cfg.FrameTimeout <= 0 || cfg.WriteTimeout <= 0 {
+		return nil, errors.New("budget and timeouts must be positive")
+	}
+	return &Door{cfg: cfg, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: newMetrics(registry),
+		slots: make(chan struct{}, cfg.InFlight), failed: make(chan error, 1)}, nil
+}
+
+// Serve accepts connections until ctx ends. Then it reads no more, lets the requests in flight be answered, and closes. It
+// returns an error if the listener fails or the process must stop.
+func (d *Door) Serve(ctx context.Context, listener net.Listener) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	release := context.AfterFunc(ctx, func() { _ = listener.Close() })
+	defer release()
+
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	places := make(chan struct{}, d.cfg.Connections)
+	accepted := make(chan error, 1)
+	serving.Go(func() {
+		accepted <- d.accept(ctx, listener, places, &serving)
+	})
+	select {
+	case err := <-accepted:
+		stop()
+		return err
+	case err := <-d.failed:
+		stop()
+		<-accepted
+		return err
+	}
+}
+
+// accept hands each connection to a goroutine of its own, as many as there are places.
+func (d *Door) accept(ctx context.Context, listener net.Listener, places chan struct{}, serving *sync.WaitGroup) error {
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			var temporary net.Error
+			if errors.As(err, &temporary) && temporary.Timeout() {
+				continue
+			}
+			return fmt.Errorf("accepting connections of %s: %w", d.cfg.Upstream.Name, err)
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			d.metrics.refused.WithLabelValues(d.cfg.Upstream.Name).Inc()
+			d.log.Warn("connection refused: too many", "remote", connection.RemoteAddr().String(), "limit", d.cfg.Connections)
+			_ = connection.Close()
+			continue
+		}
+		serving.Go(func() {
+			defer func() { <-places }()
+			d.serve(ctx, connection)
+		})
+	}
+}
+
+// A session is one connection of an upstream.
+type session struct {
+	door       *Door
+	connection net.Conn
+	log        *slog.Logger
+
+	writing sync.Mutex // one frame at a time
+	broken  bool       // guarded by writing: a frame was not written whole, so no other can follow
+}
+
+// serve reads requests until the connection ends or ctx does, and returns when every request it began has been answered.
+func (d *Door) serve(ctx context.Context, connection net.Conn) {
+	s := &session{door: d, connection: connection, log: d.log.With("remote", connection.RemoteAddr().String())}
+	d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Inc()
+	defer d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Dec()
+	defer func() { _ = connection.Close() }()
+	// At shutdown the read that waits for the next request ends; answers can still be written.
+	release := context.AfterFunc(ctx, func() { _ = connection.SetReadDeadline(time.Now()) })
+	defer release()
+
+	s.log.Info("upstream connected")
+	var answering sync.WaitGroup
+	err := s.read(ctx, &answering)
+	answering.Wait()
+	s.log.Info("upstream disconnected", "cause", cause(ctx, err))
+}
+
+// read takes one frame after the other. It returns why it stopped.
+func (s *session) read(ctx context.Context, answering *sync.WaitGroup) error {
+	stream := newFrameStream(ctx, s.connection, s.door.cfg)
+	codec := s.door.cfg.Upstream.Codec
+	for {
+		body, err := codec.ReadFrame(stream)
+		if err != nil {
+			return err
+		}
+		stream.next()
+		arrived := time.Now()
+		request, err := codec.Decode(body)
+		if err == nil {
+			err = codec.Validate(request)
+		}
+		if err != nil {
+			if err := s.refuse(request, err); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.take(ctx, request, arrived, answering); err != nil {
+			return err
+		}
+	}
+}
+
+// take answers a well-formed request, or starts a transaction for it.
+func (s *session) take(ctx context.Context, request *messages.Message, arrived time.Time, answering *sync.WaitGroup) error {
+	d := s.door
+	answers := d.cfg.Upstream.Codec.Dialect().Answers
+	switch {
+	case request.MTI == messages.AuthorizationRequest, request.MTI == messages.FinancialRequest:
+	case request.MTI == messages.NetworkManagementRequest:
+		return s.manage(request)
+	case request.MTI.IsRequest():
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "unsupported").Inc()
+		return s.write(messages.NewAnswer(request, answers.Unsupported))
+	default:
+		// An answer to a question that we never asked: nobody waits for one in return.
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "unasked").Inc()
+		return nil
+	}
+	select {
+	case d.slots <- struct{}{}:
+	default:
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "busy").Inc()
+		return s.write(messages.NewAnswer(request, answers.Busy))
+	}
+	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "taken").Inc()
+	answering.Go(func() {
+		defer func() { <-d.slots }()
+		s.authorize(ctx, request, arrived)
+	})
+	return nil
+}
+
+// authorize takes one transaction through the switch and delivers its answer, or reports that it could not.
+func (s *session) authorize(ctx context.Context, request *messages.Message, arrived time.Time) {
+	// The end of ctx is a shutdown, which cancels no transaction: each ends by its own deadline.
+	budget, release := context.WithDeadline(context.WithoutCancel(ctx), arrived.Add(s.door.cfg.Budget))
+	defer release()
+	defer request.Clear()
+	result, err := s.door.desk.Authorize(budget, acquirer.Request{Upstream: s.door.cfg.Upstream, Message: request, Key: key(request)})
+	if err != nil {
+		s.door.fail(err)
+		_ = s.connection.Close()
+		return
+	}
+	defer result.Answer.Clear()
+	if err := s.write(result.Answer); err == nil {
+		return
+	}
+	if err := s.door.desk.Undelivered(budget, result); err != nil {
+		s.door.fail(err)
+	}
+}
+
+// key is how this upstream would name the same request again: the match elements of its own message and its acquirer.
+func key(request *messages.Message) string {
+	return string(request.MTI[:2]) + "|" + request.Get(messages.TransmissionTime) + "|" + request.Get(messages.STAN) + "|" +
+		request.Get(messages.Terminal) + "|" + request.Get(messages.AcquirerID)
+}
+
+// manage answers the 0800 dialogue of an upstream.
+func (s *session) manage(request *messages.Message) error {
+	dialect := s.door.cfg.Upstream.Codec.Dialect()
+	network := dialect.NetworkManagement
+	kind, code := "", network.Accepted[0]
+	switch request.Get(messages.NetworkManagement) {
+	case network.SignOn:
+		kind = "sign_on"
+		s.log.Info("upstream signed on")
+	case network.SignOff:
+		kind = "sign_off"
+		s.log.Info("upstream signed off")
+	case network.Echo:
+		kind = "echo"
+	default:
+		kind, code = "unsupported", dialect.Answers.Unsupported
+	}
+	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kind).Inc()
+	return s.write(messages.NewAnswer(request, code))
+}
+
+// refuse answers what does not keep the format. Its error ends the connection: what was read does not say what an answer to it would be
+// an answer to.
+func (s *session) refuse(request *messages.Message, fault error) error {
+	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, "format_error").Inc()
+	answers := s.door.cfg.Upstream.Codec.Dialect().Answers
+	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
+		return fmt.Errorf("unreadable message: %w", fault)
+	}
+	s.log.Warn("message refused", "mti", string(request.MTI), "upstream_stan", request.Get(messages.STAN), "error", fault)
+	var format *messages.FormatError
+	if errors.As(fault, &format) {
+		return s.write(messages.NewFormatError(request, answers.FormatError, format.Element))
+	}
+	return s.write(messages.NewAnswer(request, answers.Unsupported))
+}
+
+// write sends one answer. An error means that the upstream has not been given a whole frame, and will not be on this connection.
+func (s *session) write(answer *messages.Message) error {
+	frame, err := s.door.cfg.Upstream.Codec.EncodeFrame(answer)
+	if err != nil {
+		// The processor said something that this upstream's dialect has no room for. What it decided still fits.
+		s.log.Error("answer does not fit the upstream's dialect", "mti", string(answer.MTI), "error", err)
+		if frame, err = s.door.cfg.Upstream.Codec.EncodeFrame(messages.Essence(answer)); err != nil {
+			return fmt.Errorf("encoding answer: %w", err)
+		}
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.broken {
+		return io.ErrClosedPipe
+	}
+	if err = s.connection.SetWriteDeadline(time.Now().Add(s.door.cfg.WriteTimeout)); err == nil {
+		_, err = s.connection.Write(frame)
+	}
+	if err != nil {
+		s.broken = true
+		_ = s.connection.Close()
+		return fmt.Errorf("writing answer: %w", err)
+	}
+	return nil
+}
+
+// fail reports the first fatal error to Serve.
+func (d *Door) fail(err error) {
+	select {
+	case d.failed <- err:
+	default:
+	}
+}
+
+// cause names the end of a connection for the log, without quoting what was read.
+func cause(ctx context.Context, err error) string {
+	var frame *messages.FrameError
+	var network net.Error
+	switch {
+	case ctx.Err() != nil:
+		return "shutdown"
+	case errors.Is(err, io.EOF):
+		return "closed by upstream"
+	case errors.As(err, &frame):
+		return err.Error()
+	case errors.As(err, &network) && network.Timeout():
+		return "timeout"
+	}
+	return err.Error()
+}

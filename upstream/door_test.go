@@ -1,0 +1,432 @@
+package upstream_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"acquirerd/acquirer"
+	"acquirerd/journal"
+	"acquirerd/messages"
+	"acquirerd/specs"
+	"acquirerd/upstream"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var errJournal = errors.New("journal has failed")
+
+// A desk stands in for the switch.
+type desk struct {
+	authorize func(ctx context.Context, req acquirer.Request) (acquirer.Result, error)
+
+	mu          sync.Mutex
+	undelivered []acquirer.Result
+	keys        []string
+}
+
+func (d *desk) Authorize(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+	d.mu.Lock()
+	d.keys = append(d.keys, req.Key)
+	d.mu.Unlock()
+	return d.authorize(ctx, req)
+}
+
+func (d *desk) Undelivered(_ context.Context, result acquirer.Result) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.undelivered = append(d.undelivered, result)
+	return nil
+}
+
+func approve(_ context.Context, req acquirer.Request) (acquirer.Result, error) {
+	return acquirer.Result{Answer: messages.NewAnswer(req.Message, "00"), Outcome: journal.Approved}, nil
+}
+
+// A pipeListener gives the door the far ends of pipes.
+type pipeListener struct {
+	connections chan net.Conn
+	closed      chan struct{}
+	once        sync.Once
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.connections:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A hall is a door with its desk and a way in.
+type hall struct {
+	t        *testing.T
+	desk     *desk
+	listener *pipeListener
+	codec    *messages.Codec
+	cancel   context.CancelFunc
+	served   chan error
+}
+
+func open(t *testing.T, change func(*upstream.Config)) *hall {
+	t.Helper()
+	dialect, err := specs.Load("iso87-binary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hall{t: t, desk: &desk{authorize: approve}, listener: newPipeListener(), codec: messages.NewCodec(dialect), served: make(chan error, 1)}
+	cfg := upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: h.codec}, InFlight: 8, Connections: 4, Budget: 30 * time.Second,
+		IdleTimeout: 5 * time.Minute, FrameTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
+	if change != nil {
+		change(&cfg)
+	}
+	door, err := upstream.New(cfg, h.desk, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	h.cancel = cancel
+	go func() { h.served <- door.Serve(ctx, h.listener) }()
+	return h
+}
+
+// close ends the door and returns what Serve returned.
+func (h *hall) close() error {
+	h.cancel()
+	return <-h.served
+}
+
+// A caller is one connection of the upstream.
+type caller struct {
+	net.Conn
+	h      *hall
+	reader *bufio.Reader
+}
+
+func (h *hall) connect() *caller {
+	near, far := net.Pipe()
+	h.listener.connections <- far
+	return &caller{near, h, bufio.NewReader(near)}
+}
+
+func (c *caller) send(m *messages.Message) {
+	c.h.t.Helper()
+	frame, err := c.h.codec.EncodeFrame(m)
+	if err != nil {
+		c.h.t.Fatal(err)
+	}
+	c.raw(frame)
+}
+
+func (c *caller) raw(frame []byte) {
+	c.h.t.Helper()
+	if _, err := c.Write(frame); err != nil {
+		c.h.t.Fatal(err)
+	}
+}
+
+func (c *caller) receive() *messages.Message {
+	c.h.t.Helper()
+	body, err := c.h.codec.ReadFrame(c.reader)
+	if err != nil {
+		c.h.t.Fatal(err)
+	}
+	m, err := c.h.codec.Decode(body)
+	if err != nil {
+		c.h.t.Fatal(err)
+	}
+	return m
+}
+
+// ended reports whether the door closes the connection without another byte.
+func (c *caller) ended() bool {
+	_, err := c.reader.ReadByte()
+	return errors.Is(err, io.EOF)
+}
+
+func request(stan int) *messages.Message {
+	m := messages.New(messages.AuthorizationRequest)
+	m.SetSensitive(messages.PAN, "4111111111111111")
+	m.Set(messages.ProcessingCode, "000000")
+	m.Set(messages.Amount, "000000001000")
+	m.Set(messages.TransmissionTime, "1123120000")
+	m.Set(messages.STAN, fmt.Sprintf("%06d", stan))
+	m.Set(messages.Terminal, "TERM0001")
+	m.Set(messages.Currency, "840")
+	return m
+}
+
+func inHall(t *testing.T, change func(*upstream.Config), test func(t *testing.T, h *hall)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, change)
+		test(t, h)
+		if err := h.close(); err != nil && !errors.Is(err, errJournal) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAnswersGoBackInTheOrderInWhichTheyBecomeKnown(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		turn := map[string]chan struct{}{"000001": make(chan struct{}), "000002": make(chan struct{}), "000003": make(chan struct{})}
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			<-turn[req.Message.Get(messages.STAN)]
+			return approve(ctx, req)
+		}
+		c := h.connect()
+		for stan := 1; stan <= 3; stan++ {
+			c.send(request(stan))
+		}
+		for _, stan := range []string{"000002", "000003", "000001"} {
+			close(turn[stan])
+			if got := c.receive(); got.MTI != "0110" || got.Get(messages.STAN) != stan || got.Get(messages.ResponseCode) != "00" {
+				t.Errorf("got %v, want the answer to %s", got, stan)
+			}
+		}
+		_ = c.Close()
+	})
+}
+
+func TestNetworkManagementIsAnsweredHere(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		c := h.connect()
+		for code, want := range map[string]string{"001": "00", "002": "00", "301": "00", "999": "12"} {
+			c.send(messages.NewNetworkManagement(code, "1123120000", "000042"))
+			got := c.receive()
+			if got.MTI != "0810" || got.Get(messages.ResponseCode) != want || got.Get(messages.NetworkManagement) != code {
+				t.Errorf("%s: got %v", code, got)
+			}
+		}
+		_ = c.Close()
+	})
+}
+
+func TestAFormatErrorNamesItsElement(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		c := h.connect()
+		missing := request(1)
+		missing.Delete(messages.Currency)
+		c.send(missing)
+		if got := c.receive(); got.Get(messages.ResponseCode) != "30" || got.Get(messages.AdditionalResponse) != "049" || got.Get(messages.STAN) != "000001" {
+			t.Errorf("a missing element: got %v", got)
+		}
+		frame, err := h.codec.EncodeFrame(request(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		frame[len(frame)-1] = 0x01 // the last character of DE 49
+		c.raw(frame)
+		if got := c.receive(); got.Get(messages.ResponseCode) != "30" || got.Get(messages.AdditionalResponse) != "049" || got.Get(messages.STAN) != "000002" {
+			t.Errorf("an element that cannot be read: got %v", got)
+		}
+		unsupported := request(3)
+		unsupported.MTI = "0600"
+		c.send(unsupported)
+		if got := c.receive(); got.Get(messages.ResponseCode) != "12" || got.MTI != "0610" {
+			t.Errorf("an unknown type: got %v", got)
+		}
+		unserved := request(4)
+		unserved.MTI = "0120"
+		c.send(unserved)
+		if got := c.receive(); got.Get(messages.ResponseCode) != "12" {
+			t.Errorf("a type that is not served: got %v", got)
+		}
+		c.send(messages.NewAnswer(request(5), "00")) // an answer to nothing gets none
+		c.send(request(6))
+		if got := c.receive(); got.Get(messages.STAN) != "000006" {
+			t.Errorf("got %v", got)
+		}
+		if len(h.desk.keys) != 1 {
+			t.Errorf("%d requests went to the switch", len(h.desk.keys))
+		}
+		_ = c.Close()
+	})
+}
+
+func TestAConnectionThatCannotBeUnderstoodIsClosed(t *testing.T) {
+	for name, sent := range map[string]string{
+		"length 0": "\x00\x00", "length over the limit": "\xff\xff", "no MTI": "\x00\x02\xff\xff", "no STAN": "\x00\x0a\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+		"an answer that cannot be read": "\x00\x0b\x01\x10\x20\x00\x00\x00\x00\x00\x00\x00\xff",
+	} {
+		t.Run(name, func(t *testing.T) {
+			inHall(t, nil, func(t *testing.T, h *hall) {
+				c := h.connect()
+				c.raw([]byte(sent))
+				if !c.ended() {
+					t.Error("the connection stays open")
+				}
+			})
+		})
+	}
+}
+
+func TestAQuietConnectionStaysAndASlowFrameDoesNot(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		c := h.connect()
+		<-time.After(4 * time.Minute)
+		c.send(request(1))
+		c.receive()
+		started := time.Now()
+		c.raw([]byte{0x00})
+		if !c.ended() || time.Since(started) > 6*time.Second {
+			t.Errorf("cut after %v", time.Since(started))
+		}
+		idle := h.connect()
+		started = time.Now()
+		if !idle.ended() || time.Since(started) != 5*time.Minute {
+			t.Errorf("an idle connection was closed after %v", time.Since(started))
+		}
+	})
+}
+
+func TestLimits(t *testing.T) {
+	inHall(t, func(c *upstream.Config) { c.InFlight, c.Connections = 2, 2 }, func(t *testing.T, h *hall) {
+		release := make(chan struct{})
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			<-release
+			return approve(ctx, req)
+		}
+		a, b := h.connect(), h.connect()
+		a.send(request(1))
+		b.send(request(2))
+		synctest.Wait()
+		a.send(request(3))
+		if got := a.receive(); got.Get(messages.STAN) != "000003" || got.Get(messages.ResponseCode) != "96" {
+			t.Errorf("over the limit: got %v", got)
+		}
+		if c := h.connect(); !c.ended() {
+			t.Error("a third connection was taken")
+		}
+		close(release)
+		a.receive()
+		b.receive()
+		a.send(request(4))
+		if got := a.receive(); got.Get(messages.ResponseCode) != "00" {
+			t.Errorf("after the limit: got %v", got)
+		}
+		_ = a.Close()
+		_ = b.Close()
+	})
+}
+
+func TestAnAnswerThatCannotBeWrittenIsReported(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		release := make(chan struct{})
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			<-release
+			return approve(ctx, req)
+		}
+		gone := h.connect()
+		gone.send(request(1))
+		synctest.Wait()
+		_ = gone.Close()
+		stuck := h.connect() // it does not read
+		stuck.send(request(2))
+		synctest.Wait()
+		close(release)
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if n := len(h.desk.undelivered); n != 2 {
+			t.Errorf("%d undelivered, want 2", n)
+		}
+		_ = stuck.Close()
+	})
+}
+
+func TestTheBudgetIsTheRequestsDeadline(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		var budget time.Duration
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			deadline, _ := ctx.Deadline()
+			budget = time.Until(deadline)
+			return approve(ctx, req)
+		}
+		c := h.connect()
+		c.send(request(1))
+		c.receive()
+		if budget != 30*time.Second {
+			t.Errorf("got %v", budget)
+		}
+		_ = c.Close()
+	})
+}
+
+func TestAStopLetsRequestsInFlightBeAnswered(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		release := make(chan struct{})
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			<-release
+			if ctx.Err() != nil {
+				t.Errorf("the stop cancelled a transaction: %v", ctx.Err())
+			}
+			return approve(ctx, req)
+		}
+		c := h.connect()
+		c.send(request(1))
+		synctest.Wait()
+		h.cancel()
+		synctest.Wait()
+		close(release)
+		if got := c.receive(); got.Get(messages.ResponseCode) != "00" {
+			t.Errorf("got %v", got)
+		}
+		if !c.ended() {
+			t.Error("the connection stays open")
+		}
+	})
+}
+
+func TestAFatalErrorStopsTheDoorWithoutAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, nil)
+		h.desk.authorize = func(context.Context, acquirer.Request) (acquirer.Result, error) { return acquirer.Result{}, errJournal }
+		c := h.connect()
+		c.send(request(1))
+		if !c.ended() {
+			t.Error("the upstream was answered")
+		}
+		if err := <-h.served; !errors.Is(err, errJournal) {
+			t.Errorf("got %v", err)
+		}
+		h.cancel()
+	})
+}
+
+func TestTheKeyTellsRequestsApartAndHoldsNoCard(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		c := h.connect()
+		base, other, advice := request(1), request(1), request(1)
+		other.Set(messages.Terminal, "TERM0002")
+		advice.MTI = messages.FinancialRequest
+		for _, m := range []*messages.Message{base, base, other, advice} {
+			c.send(m)
+			c.receive()
+		}
+		k := h.desk.keys
+		if k[0] != k[1] || k[0] == k[2] || k[0] == k[3] || strings.Contains(strings.Join(k, ""), "4111111111111111") {
+			t.Errorf("got %q", k)
+		}
+		_ = c.Close()
+	})
+}
