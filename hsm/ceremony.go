@@ -116,27 +116,28 @@ func generateByCrypto11(cfg Config, label string, r recipe) error {
 
 // ImportComponents makes a key from the XOR of 2 or 3 components of full length that different custodians hold. The
 // components are overwritten with zeros before it returns, whatever it returns. It refuses (ErrComponents) a wrong
-// number or length, equal or all-zero components, and a key that is all zeros or, for TDES, has equal or weak halves.
+// number or length, equal or all-zero components, a key that is all zeros or, for TDES, has equal or weak halves, and
+// one whose KCV the token finds to be another than kcv, if that is not "": such a key does not stay in the token.
 //
 // The parity of a TDES key is set to odd and not checked: the XOR of two components with odd parity always has even
 // parity. Neither the cipher nor the KCV looks at it.
 //
 // The key is in this process's memory for the length of the call, and the PKCS#11 wrapper frees its copy without
 // clearing it: run this only in a process that ends afterwards.
-func ImportComponents(cfg Config, label string, use Use, components [][]byte) (KeyInfo, error) {
+func ImportComponents(cfg Config, label string, use Use, components [][]byte, kcv string) (KeyInfo, error) {
 	defer func() {
 		for _, c := range components {
 			clear(c)
 		}
 	}()
-	about, err := importComponents(cfg, label, use, components)
+	about, err := importComponents(cfg, label, use, components, kcv)
 	if err != nil {
 		return KeyInfo{}, fmt.Errorf("importing key %q: %w", label, err)
 	}
 	return about, nil
 }
 
-func importComponents(cfg Config, label string, use Use, components [][]byte) (KeyInfo, error) {
+func importComponents(cfg Config, label string, use Use, components [][]byte, kcv string) (KeyInfo, error) {
 	r, err := recipeFor(label, use)
 	if err != nil {
 		return KeyInfo{}, err
@@ -155,8 +156,18 @@ func importComponents(cfg Config, label string, use Use, components [][]byte) (K
 		if err := refuseExisting(m, s, label); err != nil {
 			return err
 		}
-		_, err := m.CreateObject(s, append(r.template(label), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
-		return err
+		key, err := m.CreateObject(s, append(r.template(label), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		if err != nil || kcv == "" {
+			return err
+		}
+		found, err := r.check(m, s, key)
+		if err == nil && !sameKCV(found, kcv) {
+			err = fmt.Errorf("%w: the key that they make has the check value %s, not %s", ErrComponents, found, kcv)
+		}
+		if err != nil {
+			return errors.Join(err, m.DestroyObject(s, key))
+		}
+		return nil
 	})
 	if err != nil {
 		return KeyInfo{}, err

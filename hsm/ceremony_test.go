@@ -60,7 +60,7 @@ func TestComponents(t *testing.T) {
 
 func TestComponentsAreClearedWhateverCame(t *testing.T) {
 	components := [][]byte{bytes.Repeat([]byte{1}, 16), bytes.Repeat([]byte{1}, 16)}
-	if _, err := ImportComponents(Config{Module: "none"}, "new", PINIn, components); !errors.Is(err, ErrComponents) {
+	if _, err := ImportComponents(Config{Module: "none"}, "new", PINIn, components, ""); !errors.Is(err, ErrComponents) {
 		t.Errorf("got %v", err)
 	}
 	if !bytes.Equal(append(components[0], components[1]...), make([]byte, 32)) {

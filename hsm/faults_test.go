@@ -639,7 +639,7 @@ func TestOneUserOfAModule(t *testing.T) {
 			t.Errorf("listing beside an open HSM: %v", err)
 		}
 		components := [][]byte{bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)}
-		if _, err := ImportComponents(cfg, "new", PANSeal, components); !errors.Is(err, ErrInUse) {
+		if _, err := ImportComponents(cfg, "new", PANSeal, components, ""); !errors.Is(err, ErrInUse) {
 			t.Errorf("importing beside an open HSM: %v", err)
 		}
 		if err := h.Close(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -541,7 +542,7 @@ func TestGenerateListImport(t *testing.T) {
 		b[i] = a[i] ^ hsmtest.UpstreamZPK[i]
 	}
 	components := [][]byte{a, b}
-	about, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, components)
+	about, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, components, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -552,10 +553,19 @@ func TestGenerateListImport(t *testing.T) {
 		t.Error("components were left in memory")
 	}
 	zeros := [][]byte{{31: 1}, {31: 2}, {31: 4}}
-	if about, err := hsm.ImportComponents(cfg, "imported seal", hsm.PANSeal, zeros); err != nil || about.KCV != hsmtest.KCV(hsm.PANSeal, []byte{31: 7}) {
+	if about, err := hsm.ImportComponents(cfg, "imported seal", hsm.PANSeal, zeros, ""); err != nil || about.KCV != hsmtest.KCV(hsm.PANSeal, []byte{31: 7}) {
 		t.Errorf("imported %+v, %v", about, err)
 	}
-	if _, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, [][]byte{{15: 1}, {14: 2, 15: 9}}); err == nil {
+	if _, err := hsm.ImportComponents(cfg, "with another value", hsm.PANSeal, [][]byte{{31: 1}, {31: 6}}, "000000"); !errors.Is(err, hsm.ErrComponents) {
+		t.Errorf("got %v for another check value", err)
+	}
+	if about, err := hsm.ImportComponents(cfg, "with its value", hsm.PANSeal, [][]byte{{31: 1}, {31: 6}}, strings.ToLower(hsmtest.KCV(hsm.PANSeal, []byte{31: 7}))); err != nil || about.Label == "" {
+		t.Errorf("got %v for its check value", err)
+	}
+	if keys, err := hsm.List(cfg); err != nil || slices.ContainsFunc(keys, func(k hsm.KeyInfo) bool { return k.Label == "with another value" }) {
+		t.Errorf("a key with another check value stays in the token: %v, %v", keys, err)
+	}
+	if _, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, [][]byte{{15: 1}, {14: 2, 15: 9}}, ""); err == nil {
 		t.Error("a label was imported twice, or a weak key")
 	}
 	keys, err := hsm.List(cfg)

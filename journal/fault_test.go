@@ -246,7 +246,7 @@ func child(t *testing.T, environment ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self) //nolint:gosec // this test
+	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -503,7 +503,7 @@ func TestOneProcessHoldsAJournal(t *testing.T) {
 func TestAReadOnlyDirectoryIsRefused(t *testing.T) {
 	path := create(t)
 	// A directory of its own: the test's parents may be closed to the user that root has to become.
-	directory, err := os.MkdirTemp("/tmp", "journal")
+	directory, err := os.MkdirTemp("", "journal")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,10 +514,10 @@ func TestAReadOnlyDirectoryIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, moved, content)
-	if err := errors.Join(os.Chmod(moved, 0o444), os.Chmod(directory, 0o555)); err != nil { //nolint:gosec // that is the test
+	if err := errors.Join(os.Chmod(moved, 0o444), os.Chmod(directory, 0o555)); err != nil {
 		t.Fatal(err)
 	}
-	defer os.Chmod(directory, 0o700) //nolint:errcheck,gosec // so that it can be removed
+	defer os.Chmod(directory, 0o700)
 
 	cmd := child(t, "JOURNAL_CHILD_OPENS="+moved)
 	if os.Geteuid() == 0 { // root may write anywhere
@@ -525,13 +525,13 @@ func TestAReadOnlyDirectoryIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		program, err := os.MkdirTemp("/tmp", "journal")
+		program, err := os.MkdirTemp("", "journal")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(program)
 		cmd.Path = filepath.Join(program, "journal.test")
-		if err := errors.Join(os.WriteFile(cmd.Path, binary, 0o755), os.Chmod(program, 0o755)); err != nil { //nolint:gosec // it runs as nobody
+		if err := errors.Join(os.WriteFile(cmd.Path, binary, 0o755), os.Chmod(program, 0o755)); err != nil {
 			t.Fatal(err)
 		}
 		cmd.Dir = "/"

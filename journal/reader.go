@@ -32,7 +32,8 @@ func OpenReadOnly(path string) (*Reader, error) {
 	}
 	if scripts, err := migrations(); err != nil || r.version < len(scripts) {
 		err = errors.Join(err, r.Close())
-		return nil, errors.Join(fmt.Errorf("opening journal %s: schema %d is old: acquirerd serve brings it up to date", path, r.version), err)
+		old := fmt.Errorf("opening journal %s: schema %d is old: acquirerd serve brings it up to date", path, r.version)
+		return nil, errors.Join(old, err)
 	}
 	return r, nil
 }

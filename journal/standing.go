@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ type standing struct {
 	inUse    map[string]map[string]int // endpoint, STAN: how many records hold it
 	debts    map[OwedID]*debt
 	attempts map[OwedID]bool // those of debts for which a Ticket is out
-	ages     []*debt         // by ID, and so by age; settled ones are dropped when they come first
+	ages     []*debt         // by ID, and so by age; settled ones are dropped later
 	amounts  map[string]uint64
 	parked   int
 }
@@ -139,6 +140,9 @@ func (s *standing) settle(id OwedID, parked bool) {
 	}
 	for len(s.ages) > 0 && s.debts[s.ages[0].id] == nil {
 		s.ages = s.ages[1:]
+	}
+	if len(s.ages) > 2*len(s.debts)+64 { // an old debt stands before many that were settled
+		s.ages = slices.DeleteFunc(s.ages, func(d *debt) bool { return s.debts[d.id] == nil })
 	}
 	if parked {
 		s.parked++

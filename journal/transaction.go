@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -44,7 +43,7 @@ func newIntentRecord(in Intent) (*intentRecord, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
-	original, err := json.Marshal(in.Original)
+	original, err := in.Original.MarshalJSON() // without json.Marshal, which would check and copy it
 	if err != nil {
 		return nil, err
 	}

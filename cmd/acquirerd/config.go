@@ -1,0 +1,499 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/viper"
+	"go.yaml.in/yaml/v3"
+
+	"acquirerd/hsm"
+)
+
+// defaultConfigFile is read where --config is not given.
+const defaultConfigFile = "/etc/acquirerd/acquirerd.yaml"
+
+// pinVariable holds the token's user PIN where there is no file for it. It has no key in the file.
+const pinVariable = "ACQUIRERD_HSM_PIN"
+
+// A Config is the daemon's YAML file, with defaults and environment put in. Durations are written with a unit ("10s").
+//
+// Each key that does not stand in a list can be overridden by the environment: journal.path by ACQUIRERD_JOURNAL_PATH. Lists
+// (upstreams, endpoints, routes, hsm.keys) are what the file says.
+type Config struct {
+	Station     string           `mapstructure:"station"`     // name of this daemon; its journal belongs to it
+	Environment string           `mapstructure:"environment"` // test or production: production warns of what is only for test
+	Journal     JournalConfig    `mapstructure:"journal"`
+	HSM         HSMConfig        `mapstructure:"hsm"`
+	Upstreams   []UpstreamConfig `mapstructure:"upstreams"`
+	Endpoints   []EndpointConfig `mapstructure:"endpoints"`
+	Routes      []RouteConfig    `mapstructure:"routes"` // the longest BIN that matches decides; of equals, the first
+	Reversals   ReversalsConfig  `mapstructure:"reversals"`
+	Limits      LimitsConfig     `mapstructure:"limits"`
+	Operations  OperationsConfig `mapstructure:"operations"`
+	Log         LogConfig        `mapstructure:"log"`
+	Shutdown    ShutdownConfig   `mapstructure:"shutdown"`
+}
+
+// A JournalConfig says where the durable record is.
+type JournalConfig struct {
+	Engine string `mapstructure:"engine"` // sqlite
+	Path   string `mapstructure:"path"`
+	Batch  int    `mapstructure:"batch"` // most records in one commit
+	Queue  int    `mapstructure:"queue"` // most callers that wait for a commit; over it a request is refused
+}
+
+// An HSMConfig says which token holds the keys, and which keys they are.
+type HSMConfig struct {
+	Module               string        `mapstructure:"module"`                 // path of the PKCS#11 library
+	Token                string        `mapstructure:"token"`                  // label of the token
+	PINFile              string        `mapstructure:"pin_file"`               // holds the token's user PIN; or ACQUIRERD_HSM_PIN
+	Sessions             int           `mapstructure:"sessions"`               // calls at once
+	Queue                int           `mapstructure:"queue"`                  // callers that may wait for a session
+	CallTimeout          time.Duration `mapstructure:"call_timeout"`           // of one call with its waiting
+	RequireTokenResident bool          `mapstructure:"require_token_resident"` // refuse to serve where a clear PIN block leaves the token
+	Keys                 []KeyConfig   `mapstructure:"keys"`
+	SealKey              string        `mapstructure:"seal_key"`  // label of the pan-seal key that seals; others only open
+	TokenKey             string        `mapstructure:"token_key"` // label of the pan-token key
+}
+
+// A KeyConfig is a key in the token.
+type KeyConfig struct {
+	Label string  `mapstructure:"label"`
+	KCV   string  `mapstructure:"kcv"` // six hexadecimal digits, in quotes; the start is refused if the token's key has another
+	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal or pan-token
+}
+
+// An UpstreamConfig is a switch that submits transactions.
+type UpstreamConfig struct {
+	Name         string        `mapstructure:"name"`
+	Dialect      string        `mapstructure:"dialect"` // a built-in one or a path
+	Listen       string        `mapstructure:"listen"`
+	PINKey       string        `mapstructure:"pin_key"`       // label of a pin-in key; none: it sends no PINs
+	InFlight     int           `mapstructure:"in_flight"`     // most requests at once over all its connections
+	Connections  int           `mapstructure:"connections"`   // most at once
+	Budget       time.Duration `mapstructure:"budget"`        // how long it waits for an answer
+	IdleTimeout  time.Duration `mapstructure:"idle_timeout"`  // of a connection on which nothing arrives
+	WriteTimeout time.Duration `mapstructure:"write_timeout"` // of one answer
+	FrameTimeout time.Duration `mapstructure:"frame_timeout"` // from a frame's first byte to its last
+}
+
+// An EndpointConfig is a processor with its links.
+type EndpointConfig struct {
+	Name          string        `mapstructure:"name"`
+	Dialect       string        `mapstructure:"dialect"`
+	Links         []string      `mapstructure:"links"`   // addresses; the same one twice makes two links to it
+	PINKey        string        `mapstructure:"pin_key"` // label of a pin-out key; none: it takes no PINs
+	ReplyTimeout  time.Duration `mapstructure:"reply_timeout"`
+	WriteTimeout  time.Duration `mapstructure:"write_timeout"`
+	DialTimeout   time.Duration `mapstructure:"dial_timeout"`
+	SignOnTimeout time.Duration `mapstructure:"sign_on_timeout"`
+	EchoInterval  time.Duration `mapstructure:"echo_interval"` // idle time after which an echo is sent
+	EchoTimeout   time.Duration `mapstructure:"echo_timeout"`
+	EchoMisses    int           `mapstructure:"echo_misses"` // unanswered in a row that close a link
+	BackoffMin    time.Duration `mapstructure:"backoff_min"` // before the next dial; it doubles
+	BackoffMax    time.Duration `mapstructure:"backoff_max"`
+	InFlight      int           `mapstructure:"in_flight"` // most requests at once over all its links
+}
+
+// A RouteConfig sends what it matches to an endpoint. An empty list matches everything.
+type RouteConfig struct {
+	BINs       []string `mapstructure:"bins"` // "4" or "51-55", in quotes
+	Upstreams  []string `mapstructure:"upstreams"`
+	MTIs       []string `mapstructure:"mtis"`       // "0100", "0200"
+	Currencies []string `mapstructure:"currencies"` // ISO 4217 numbers: "978"
+	Endpoint   string   `mapstructure:"endpoint"`
+}
+
+// A ReversalsConfig says how what is owed is paid.
+type ReversalsConfig struct {
+	RetryMin  time.Duration `mapstructure:"retry_min"`  // after the first attempt; it doubles
+	RetryMax  time.Duration `mapstructure:"retry_max"`  // longest pause
+	ParkAfter time.Duration `mapstructure:"park_after"` // age at which one is parked for a person
+	Poll      time.Duration `mapstructure:"poll"`       // how often the journal is asked what is due
+	Parallel  int           `mapstructure:"parallel"`   // in flight at once for each endpoint
+}
+
+// A LimitsConfig bounds the whole daemon.
+type LimitsConfig struct {
+	InFlight int `mapstructure:"in_flight"` // most transactions at once; over it a request is refused
+}
+
+// An OperationsConfig is the port for metrics and health. It has no authentication: keep it on a loopback or private address.
+type OperationsConfig struct {
+	Listen string `mapstructure:"listen"`
+}
+
+// A LogConfig says what is logged to standard error, and how.
+type LogConfig struct {
+	Level  string `mapstructure:"level"`  // debug, info, warn or error
+	Format string `mapstructure:"format"` // json or text
+}
+
+// A ShutdownConfig bounds the orderly end.
+type ShutdownConfig struct {
+	Grace time.Duration `mapstructure:"grace"` // after it the process ends with an error, and recovery does the rest
+}
+
+// defaults are the values of keys that nobody set. A key in a list has "[]" in its path.
+var defaults = map[string]any{
+	"environment":                 "production",
+	"journal.engine":              "sqlite",
+	"journal.path":                "/var/lib/acquirerd/journal.db",
+	"journal.batch":               512,
+	"journal.queue":               4096,
+	"hsm.sessions":                16,
+	"hsm.queue":                   256,
+	"hsm.call_timeout":            "2s",
+	"hsm.require_token_resident":  false,
+	"upstreams[].in_flight":       256,
+	"upstreams[].connections":     64,
+	"upstreams[].budget":          "15s",
+	"upstreams[].idle_timeout":    "5m",
+	"upstreams[].write_timeout":   "2s",
+	"upstreams[].frame_timeout":   "10s",
+	"endpoints[].reply_timeout":   "10s",
+	"endpoints[].write_timeout":   "2s",
+	"endpoints[].dial_timeout":    "5s",
+	"endpoints[].sign_on_timeout": "10s",
+	"endpoints[].echo_interval":   "60s",
+	"endpoints[].echo_timeout":    "10s",
+	"endpoints[].echo_misses":     3,
+	"endpoints[].backoff_min":     "500ms",
+	"endpoints[].backoff_max":     "30s",
+	"endpoints[].in_flight":       256,
+	"reversals.retry_min":         "5s",
+	"reversals.retry_max":         "300s",
+	"reversals.park_after":        "24h",
+	"reversals.poll":              "500ms",
+	"reversals.parallel":          16,
+	"limits.in_flight":            1024,
+	"operations.listen":           "127.0.0.1:9090",
+	"log.level":                   "info",
+	"log.format":                  "json",
+	"shutdown.grace":              "30s",
+}
+
+// loadConfig reads the file, puts defaults and the environment in, and checks everything. Its error is a *configError with every
+// fault, or only says that the file cannot be read. What a fault does not touch is in the Config all the same.
+//
+// Viper gets only what has the form of a Config: unknown keys and wrong forms are found before, with their place in the file, so
+// that they hide nothing of the rest.
+func loadConfig(path string) (*Config, error) {
+	text, err := os.ReadFile(filepath.Clean(path))
+	if err != nil {
+		return nil, fmt.Errorf("reading config: %w", err)
+	}
+	found := &faults{places: map[string]int{}}
+	document, err := readDocument(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading config %s: %s", path, oneLine(err))
+	}
+	shape := reflect.TypeFor[Config]()
+	found.prune(document, "", shape)
+	if text, err = yaml.Marshal(document); err != nil {
+		return nil, fmt.Errorf("reading config %s: %w", path, err)
+	}
+
+	v := viper.New()
+	v.SetConfigType("yaml")
+	keys := scalarKeys("", shape)
+	for _, key := range keys {
+		if err := v.BindEnv(key, variable(key)); err != nil {
+			return nil, fmt.Errorf("binding %s: %w", key, err)
+		}
+		if value, known := defaults[key]; known {
+			v.SetDefault(key, value)
+		}
+	}
+	if err := v.ReadConfig(bytes.NewReader(text)); err != nil {
+		return nil, fmt.Errorf("reading config %s: %s", path, oneLine(err))
+	}
+	var cfg Config
+	found.addDecoding(v.UnmarshalExact(&cfg, viper.DecodeHook(convert)))
+	found.addEnvironment(keys)
+	found.validate(&cfg)
+	return &cfg, found.err()
+}
+
+// readDocument returns the top of the only document of a YAML text, an empty mapping for an empty text.
+func readDocument(text []byte) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	var document, second yaml.Node
+	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
+		return &yaml.Node{Kind: yaml.MappingNode}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, errors.New("it holds more than one document")
+	}
+	return document.Content[0], nil
+}
+
+// prune reports what in a part of the file has not the form of a Config, and takes it out. It notes the place of each key.
+func (f *faults) prune(node *yaml.Node, path string, shape reflect.Type) (keep bool) {
+	f.places[path] = len(f.places)
+	if node.Kind == yaml.AliasNode { // expanded, because what it refers to may be taken out
+		*node = *node.Alias
+	}
+	node.Anchor = ""
+	switch {
+	case node.Tag == "!!null":
+		return false
+	case shape.Kind() == reflect.Struct && node.Kind != yaml.MappingNode:
+		f.add(path, "is not a mapping of keys to values")
+		return false
+	case shape.Kind() == reflect.Struct:
+		f.pruneKeys(node, path, shape)
+	case shape.Kind() == reflect.Slice && node.Kind != yaml.SequenceNode:
+		f.add(path, "is not a list")
+		return false
+	case shape.Kind() == reflect.Slice:
+		// An element is never taken out: those behind it would change their numbers.
+		for i, element := range node.Content {
+			at := fmt.Sprintf("%s[%d]", path, i)
+			if !f.prune(element, at, shape.Elem()) {
+				f.add(at, "is empty")
+				node.Content[i] = &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Value: "null"}
+			}
+		}
+	case node.Kind != yaml.ScalarNode:
+		f.add(path, "is not a single value")
+		return false
+	}
+	return true
+}
+
+// secretKey matches the names of keys under which somebody would write a secret.
+var secretKey = regexp.MustCompile(`(^|_)(pin|password|passphrase|secret|value|components?)$`)
+
+func (f *faults) pruneKeys(node *yaml.Node, path string, shape reflect.Type) {
+	var kept []*yaml.Node
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key := strings.ToLower(node.Content[i].Value) // viper knows no case
+		at := join(path, key)
+		field, known := fieldOf(shape, key)
+		switch {
+		case !known:
+			f.places[at] = len(f.places)
+			if at == "hsm.pin" {
+				f.add(at, "a secret may not stand in this file: give hsm.pin_file, or %s in the environment", pinVariable)
+			} else if secretKey.MatchString(key) {
+				f.add(at, "unknown key, and no secret may stand in this file")
+			} else {
+				f.add(at, "unknown key")
+			}
+		case seen[key]:
+			f.add(at, "given twice")
+		case f.prune(node.Content[i+1], at, field):
+			kept = append(kept, node.Content[i], node.Content[i+1])
+		}
+		seen[key] = true
+	}
+	node.Content = kept
+}
+
+func fieldOf(shape reflect.Type, key string) (reflect.Type, bool) {
+	for field := range fieldsOf(shape) {
+		if field.Tag.Get("mapstructure") == key {
+			return field.Type, true
+		}
+	}
+	return nil, false
+}
+
+func fieldsOf(shape reflect.Type) func(yield func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		for i := range shape.NumField() {
+			if !yield(shape.Field(i)) {
+				return
+			}
+		}
+	}
+}
+
+// scalarKeys lists the paths of all keys outside of lists.
+func scalarKeys(path string, shape reflect.Type) []string {
+	var keys []string
+	for field := range fieldsOf(shape) {
+		at := join(path, field.Tag.Get("mapstructure"))
+		switch field.Type.Kind() {
+		case reflect.Struct:
+			keys = append(keys, scalarKeys(at, field.Type)...)
+		case reflect.Slice:
+		default:
+			keys = append(keys, at)
+		}
+	}
+	return keys
+}
+
+// variable is the name of the environment variable that overrides a key.
+func variable(key string) string {
+	return "ACQUIRERD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// addEnvironment reports variables that look like overrides and are none. Only those that begin as a key does: an orchestrator sets
+// others of the same beginning (ACQUIRERD_SERVICE_HOST).
+func (f *faults) addEnvironment(keys []string) {
+	known := []string{pinVariable}
+	for _, key := range keys {
+		known = append(known, variable(key))
+	}
+	for _, entry := range os.Environ() {
+		name, _, _ := strings.Cut(entry, "=")
+		for field := range fieldsOf(reflect.TypeFor[Config]()) {
+			group := variable(field.Tag.Get("mapstructure"))
+			grouped := field.Type.Kind() == reflect.Struct || field.Type.Kind() == reflect.Slice
+			if grouped && (name == group || strings.HasPrefix(name, group+"_")) && !slices.Contains(known, name) {
+				f.add(name, "is set in the environment, and overrides no key")
+			}
+		}
+	}
+}
+
+// convert is the only conversion from what stands in the file or the environment: strict, because YAML makes numbers, floats and
+// dates out of what is meant as text (a KCV of 12E345, a BIN of 04).
+func convert(from, to reflect.Value) (any, error) {
+	value := from.Interface()
+	text, isText := value.(string)
+	switch to.Interface().(type) {
+	case UpstreamConfig:
+		return withDefaults(value, "upstreams[]."), nil
+	case EndpointConfig:
+		return withDefaults(value, "endpoints[]."), nil
+	case time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return nil, errors.New(`is not a duration with its unit, such as "10s"`)
+		}
+		return d, nil
+	case int:
+		if n, isNumber := value.(int); isNumber {
+			return n, nil
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, errors.New("is not a whole number")
+		}
+		return n, nil
+	case bool:
+		if b, isBool := value.(bool); isBool {
+			return b, nil
+		}
+		if text != "true" && text != "false" {
+			return nil, errors.New("is neither true nor false")
+		}
+		return text == "true", nil
+	}
+	if to.Kind() == reflect.String && !isText {
+		return nil, errors.New("is not text: put it in quotes")
+	}
+	return value, nil
+}
+
+// withDefaults puts the defaults of a list's elements into one of them.
+func withDefaults(value any, prefix string) any {
+	given, isMap := value.(map[string]any)
+	if !isMap {
+		return value
+	}
+	full := map[string]any{}
+	for path, value := range defaults {
+		if key, ours := strings.CutPrefix(path, prefix); ours {
+			full[key] = value
+		}
+	}
+	for key, value := range given {
+		full[key] = value
+	}
+	return full
+}
+
+// addDecoding takes the faults out of the error of UnmarshalExact, which joins them.
+func (f *faults) addDecoding(err error) {
+	if err == nil {
+		return
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			f.addDecoding(one)
+		}
+		return
+	}
+	named, ok := err.(interface {
+		Name() string
+		Unwrap() error
+	})
+	if !ok {
+		if inner := errors.Unwrap(err); inner != nil {
+			f.addDecoding(inner)
+			return
+		}
+		f.add("", "%s", oneLine(err))
+		return
+	}
+	origin := ""
+	if name := variable(named.Name()); os.Getenv(name) != "" {
+		origin = " (from " + name + ")"
+	}
+	f.add(named.Name(), "%s%s", oneLine(named.Unwrap()), origin)
+}
+
+// node gives the effective config as YAML, in the order of the struct. There is no secret in a Config.
+func (c *Config) node() *yaml.Node { return nodeOf(reflect.ValueOf(*c)) }
+
+func nodeOf(value reflect.Value) *yaml.Node {
+	node := &yaml.Node{}
+	switch {
+	case value.Kind() == reflect.Struct:
+		node.Kind = yaml.MappingNode
+		for field := range fieldsOf(value.Type()) {
+			key := &yaml.Node{Kind: yaml.ScalarNode, Value: field.Tag.Get("mapstructure")}
+			node.Content = append(node.Content, key, nodeOf(value.FieldByIndex(field.Index)))
+		}
+	case value.Kind() == reflect.Slice:
+		node.Kind = yaml.SequenceNode
+		for i := range value.Len() {
+			node.Content = append(node.Content, nodeOf(value.Index(i)))
+		}
+		if value.Type().Elem().Kind() == reflect.String || value.Len() == 0 {
+			node.Style = yaml.FlowStyle
+		}
+	default:
+		if err := node.Encode(value.Interface()); err != nil {
+			panic(err) // scalars of a Config can be encoded
+		}
+	}
+	return node
+}
+
+// pin is where the token's user PIN comes from. The environment goes before the file, as everywhere.
+func (c *HSMConfig) pin() func() ([]byte, error) {
+	if os.Getenv(pinVariable) != "" {
+		return hsm.PINVariable(pinVariable)
+	}
+	return hsm.PINFile(c.PINFile)
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// oneLine is an error's text for one line of a terminal.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

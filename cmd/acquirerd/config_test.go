@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+const goodConfig, fiveFaults = "../../testdata/config/good.yaml", "../../testdata/config/five-faults.yaml"
+
+// changed writes the good config with texts replaced, and returns its path.
+func changed(t *testing.T, oldnew ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(oldnew); i += 2 {
+		if !bytes.Contains(text, []byte(oldnew[i])) {
+			t.Fatalf("the good config has no %q", oldnew[i])
+		}
+		text = bytes.Replace(text, []byte(oldnew[i]), []byte(oldnew[i+1]), 1)
+	}
+	return written(t, string(text))
+}
+
+func written(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "acquirerd.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// checked runs "config check" and returns what it wrote to standard error.
+func checked(t *testing.T, path string) (code int, faults string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), []string{"config", "check", "--config", path}, &out, &errs)
+	if (code == 0) != (out.String() == "ok\n") {
+		t.Errorf("exit %d with %q on standard output", code, &out)
+	}
+	return code, errs.String()
+}
+
+func TestTheGoodConfigIsGood(t *testing.T) {
+	if code, faults := checked(t, goodConfig); code != 0 || faults != "" {
+		t.Errorf("got exit %d, %q", code, faults)
+	}
+	cfg, err := loadConfig(goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ got, want any }{
+		{cfg.Journal, JournalConfig{Engine: "sqlite", Path: "/var/lib/acquirerd/journal.db", Batch: 512, Queue: 2048}},
+		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
+		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", InFlight: 128,
+			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
+		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, Poll: 500 * time.Millisecond, Parallel: 16}},
+		{cfg.Shutdown, ShutdownConfig{Grace: 30 * time.Second}},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("got %+v, want %+v", c.got, c.want)
+		}
+	}
+}
+
+func TestFiveFaultsAreAllNamedInTheOrderOfTheFile(t *testing.T) {
+	code, faults := checked(t, fiveFaults)
+	want := `journal.sync: unknown key
+hsm.sessions: is not a whole number
+upstreams[0].idle_timeout: is not a duration with its unit, such as "10s"
+endpoints[0].pin_key: no key "zpk-nowhere" in hsm.keys
+endpoints[0].reply_timeout: 20s is not shorter than upstreams[0].budget (15s)
+`
+	if code != 1 || faults != want {
+		t.Errorf("got exit %d\n%s\nwant 1\n%s", code, faults, want)
+	}
+}
+
+func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
+	const upstream = `- { name: pos-switch, dialect: iso87-binary, listen: "127.0.0.1:8583", pin_key: zpk-pos, in_flight: 128 }`
+	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200"], endpoint: processor-a }`
+	for _, c := range []struct {
+		name   string
+		change []string
+		want   []string
+	}{
+		{"an unknown key of the top", []string{"station: acq01", "station: acq01\nstations: 2"}, []string{"stations: unknown key"}},
+		{"an unknown key without a value", []string{"sessions: 8", "sesions:"}, []string{"hsm.sesions: unknown key"}},
+		{"an unknown key in a list", []string{"reply_timeout: 10s", "timeout: 10s"}, []string{"endpoints[0].timeout: unknown key"}},
+		{"a path as a key", []string{"environment: test", "environment: test\nlog.level: debug"}, []string{"log.level: unknown key"}},
+		{"a key given twice", []string{"station: acq01", "station: acq01\nStation: acq02"}, []string{"station: given twice"}},
+		{"a value where keys belong", []string{"journal: { path: /var/lib/acquirerd/journal.db, queue: 2048 }", "journal: /var/lib"},
+			[]string{"journal: is not a mapping of keys to values"}},
+		{"keys where a list belongs", []string{route, "processor-a: {}"}, []string{"routes: is not a list"}},
+		{"a list where a value belongs", []string{"station: acq01", "station: [acq01]"}, []string{"station: is not a single value"}},
+		{"a value where a list belongs", []string{`links: ["127.0.0.1:9001", "127.0.0.1:9002"]`, `links: "127.0.0.1:9001"`},
+			[]string{"endpoints[0].links: is not a list"}},
+		{"an empty element", []string{route, route + "\n  -"}, []string{"routes[1]: is empty"}},
+		{"a number where text belongs", []string{"station: acq01", "station: 12"}, []string{"station: is not text: put it in quotes"}},
+		{"a KCV that YAML takes for a number", []string{`kcv: "12E345"`, `kcv: 123E45`}, []string{"hsm.keys[1].kcv: is not text: put it in quotes"}},
+		{"a BIN that YAML takes for a number", []string{`"4", "51-55"`, `04`}, []string{"routes[0].bins[0]: is not text: put it in quotes"}},
+		{"a fraction where a count belongs", []string{"queue: 2048", "queue: 20.5"}, []string{"journal.queue: is not a whole number"}},
+		{"a count of zero", []string{"in_flight: 128", "in_flight: 0"}, []string{"upstreams[0].in_flight: 0 is not 1 to 1000000"}},
+		{"a duration without its unit", []string{"reply_timeout: 10s", "reply_timeout: 10"},
+			[]string{`endpoints[0].reply_timeout: is not a duration with its unit, such as "10s"`}},
+		{"a duration of zero", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    dial_timeout: 0s"}, []string{"endpoints[0].dial_timeout: 0s is not positive"}},
+		{"a missing name", []string{"name: pos-switch, ", ""}, []string{"upstreams[0].name: missing"}},
+		{"a name that is none", []string{"station: acq01", `station: "a b"`},
+			[]string{`station: "a b" is not a name of 1 to 64 letters, digits, dots, hyphens and underscores`}},
+		{"a missing station", []string{"station: acq01", ""}, []string{"station: missing"}},
+		{"no endpoints", []string{"endpoints:", "endpoints: []\nnothing:"}, []string{"endpoints: missing: at least one is needed", "nothing: unknown key", `routes[0].endpoint: no endpoint "processor-a" in endpoints`}},
+		{"an engine that is not there", []string{"path: /var", "engine: bolt, path: /var"}, []string{`journal.engine: "bolt" is not one of sqlite`}},
+		{"an environment that is none", []string{"environment: test", "environment: staging"}, []string{`environment: "staging" is not one of production, test`}},
+		{"an address without a port", []string{`"127.0.0.1:9002"`, `"127.0.0.1"`}, []string{`endpoints[0].links[1]: "127.0.0.1" is not host:port`}},
+		{"a link to port 0", []string{`"127.0.0.1:9002"`, `"127.0.0.1:0"`}, []string{`endpoints[0].links[1]: "127.0.0.1:0" is not host:port`}},
+		{"two doors of one name", []string{upstream, upstream + "\n  " + strings.Replace(upstream, "8583", "8584", 1)},
+			[]string{`upstreams[1].name: "pos-switch" is upstreams[0].name already`}},
+		{"two listeners on one address", []string{`operations: { listen: "127.0.0.1:9090" }`, `operations: { listen: "127.0.0.1:8583" }`},
+			[]string{`operations.listen: "127.0.0.1:8583" is upstreams[0].listen already`}},
+		{"two keys of one label", []string{"label: pan-token-1", "label: pan-seal-1"},
+			[]string{`hsm.keys[3].label: "pan-seal-1" is hsm.keys[2].label already`, `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
+		{"a KCV that is too short", []string{`"08D7B4"`, `"08D7"`}, []string{"hsm.keys[0].kcv: is not six hexadecimal digits"}},
+		{"a use that is none", []string{"use: pin-in", "use: pin"},
+			[]string{`hsm.keys[0].use: "pin" is not one of pin-in, pin-out, pan-seal, pan-token`, `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
+		{"a key of the wrong use", []string{"pin_key: zpk-proc-a", "pin_key: zpk-pos"}, []string{`endpoints[0].pin_key: key "zpk-pos" has the use "pin-in", not pin-out`}},
+		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
+		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
+			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are iso87-ascii, iso87-binary`}},
+		{"a route to nowhere", []string{"endpoint: processor-a }", "endpoint: processor-b }"}, []string{`routes[0].endpoint: no endpoint "processor-b" in endpoints`}},
+		{"a bad route", []string{route, `- { bins: ["55-51"], upstreams: [web], mtis: ["0800"], currencies: [EUR], endpoint: processor-a }`}, []string{
+			`routes[0].bins[0]: "55-51" is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`,
+			`routes[0].upstreams[0]: no upstream "web" in upstreams`,
+			`routes[0].mtis[0]: "0800" is not one of "0100", "0200"`,
+			`routes[0].currencies[0]: "EUR" is not a currency number of three digits ("978")`}},
+		{"timeouts that do not nest", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    write_timeout: 10s", "in_flight: 128", "in_flight: 128, budget: 9s",
+			"environment: test", "environment: test\nshutdown: { grace: 9s }"},
+			[]string{"upstreams[0].budget: 9s is not shorter than shutdown.grace (9s)", "endpoints[0].reply_timeout: 10s is not shorter than upstreams[0].budget (9s)",
+				"endpoints[0].write_timeout: 10s is not shorter than reply_timeout (10s)"}},
+		{"pauses that shrink", []string{"environment: test", "environment: test\nreversals: { retry_min: 10s, retry_max: 5s }"},
+			[]string{"reversals.retry_max: 5s is shorter than retry_min (10s)"}},
+		{"a bad log", []string{"environment: test", "environment: test\nlog: { level: loud, format: xml }"},
+			[]string{`log.level: "loud" is not one of debug, info, warn, error`, `log.format: "xml" is not one of json, text`}},
+		{"the token's PIN", []string{"sessions: 8", "sessions: 8\n  pin: s3cret"},
+			[]string{"hsm.pin: a secret may not stand in this file: give hsm.pin_file, or ACQUIRERD_HSM_PIN in the environment"}},
+		{"a key's value", []string{`kcv: "08D7B4"`, `kcv: "08D7B4", value: s3cret`}, []string{"hsm.keys[0].value: unknown key, and no secret may stand in this file"}},
+		{"no PIN at all", []string{"  pin_file: /etc/acquirerd/token.pin\n", ""}, []string{"hsm.pin_file: missing, and ACQUIRERD_HSM_PIN is not set in the environment"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, faults := checked(t, changed(t, c.change...))
+			if want := strings.Join(c.want, "\n") + "\n"; code != 1 || faults != want {
+				t.Errorf("got exit %d\n%swant 1\n%s", code, faults, want)
+			}
+			if strings.Contains(faults, "s3cret") {
+				t.Error("a fault quotes a secret")
+			}
+		})
+	}
+}
+
+func TestWhatIsNotYAMLIsOneLine(t *testing.T) {
+	for name, text := range map[string]string{"a broken bracket": "a: [", "a tab": "a:\n\t- b", "two documents": "a: 1\n---\nb: 2", "a list": "- a", "text": "a"} {
+		t.Run(name, func(t *testing.T) {
+			code, faults := checked(t, written(t, text))
+			if code != 1 || faults == "" || strings.Count(faults, "\n") != 1 && name != "a list" && name != "text" {
+				t.Errorf("got exit %d, %q", code, faults)
+			}
+		})
+	}
+	if code, faults := checked(t, filepath.Join(t.TempDir(), "none.yaml")); code != 1 || strings.Count(faults, "\n") != 1 {
+		t.Errorf("a missing file: got exit %d, %q", code, faults)
+	}
+	if code, faults := checked(t, written(t, "")); code != 1 || !strings.Contains(faults, "station: missing\n") {
+		t.Errorf("an empty file: got exit %d, %q", code, faults)
+	}
+}
+
+func TestTheEnvironmentOverrides(t *testing.T) {
+	t.Setenv("ACQUIRERD_STATION", "acq02")
+	t.Setenv("ACQUIRERD_JOURNAL_PATH", "/tmp/other.db")
+	t.Setenv("ACQUIRERD_JOURNAL_BATCH", "64")
+	t.Setenv("ACQUIRERD_HSM_PIN_FILE", "/run/token.pin")
+	t.Setenv("ACQUIRERD_HSM_CALL_TIMEOUT", "3s")
+	t.Setenv("ACQUIRERD_HSM_REQUIRE_TOKEN_RESIDENT", "true")
+	t.Setenv("ACQUIRERD_SERVICE_HOST", "10.0.0.1") // what an orchestrator sets
+	cfg, err := loadConfig(goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ got, want any }{{cfg.Station, "acq02"}, {cfg.Journal.Path, "/tmp/other.db"}, {cfg.Journal.Batch, 64},
+		{cfg.HSM.PINFile, "/run/token.pin"}, {cfg.HSM.CallTimeout, 3 * time.Second}, {cfg.HSM.RequireTokenResident, true}} {
+		if c.got != c.want {
+			t.Errorf("got %v, want %v", c.got, c.want)
+		}
+	}
+}
+
+func TestFaultsOfTheEnvironmentAreNamed(t *testing.T) {
+	t.Setenv("ACQUIRERD_JOURNAL_BATCH", "many")
+	t.Setenv("ACQUIRERD_JOURNAL_PTH", "/tmp/other.db")
+	t.Setenv("ACQUIRERD_UPSTREAMS", "[]")
+	_, faults := checked(t, goodConfig)
+	want := `ACQUIRERD_JOURNAL_PTH: is set in the environment, and overrides no key
+ACQUIRERD_UPSTREAMS: is set in the environment, and overrides no key
+journal.batch: is not a whole number (from ACQUIRERD_JOURNAL_BATCH)
+`
+	if got := strings.Join(sortedLines(faults), ""); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+func TestThePINComesFromTheEnvironmentOrAFileAndIsNeverShown(t *testing.T) {
+	const secret = "s3cret-pin"
+	file := filepath.Join(t.TempDir(), "token.pin")
+	if err := os.WriteFile(file, []byte("from-the-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pin, err := (&HSMConfig{PINFile: file}).pin()()
+	if string(pin) != "from-the-file" || err != nil {
+		t.Errorf("got %q, %v", pin, err)
+	}
+	t.Setenv(pinVariable, secret)
+	if pin, err := (&HSMConfig{PINFile: file}).pin()(); string(pin) != secret || err != nil {
+		t.Errorf("got %q, %v", pin, err)
+	}
+	path := changed(t, "  pin_file: /etc/acquirerd/token.pin\n", "")
+	if code, faults := checked(t, path); code != 0 {
+		t.Errorf("got exit %d, %s", code, faults)
+	}
+	for _, output := range []string{"text", "json"} {
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), []string{"config", "show", "--config", path, "--output", output}, &out, &errs); code != 0 || strings.Contains(out.String(), secret) {
+			t.Errorf("got exit %d, %s%s", code, &out, &errs)
+		}
+	}
+}
+
+func TestWhatIsShownIsAConfigAgain(t *testing.T) {
+	want, err := loadConfig(changed(t, `"12E345"`, `"123E45"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown, errs bytes.Buffer
+	if code := run(t.Context(), []string{"config", "show", "--config", changed(t, `"12E345"`, `"123E45"`)}, &shown, &errs); code != 0 {
+		t.Fatalf("exit %d: %s", code, &errs)
+	}
+	got, err := loadConfig(written(t, shown.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []*Config{got, want} { // an empty list is none
+		for i := range cfg.Routes {
+			cfg.Routes[i].Upstreams, cfg.Routes[i].Currencies = nil, nil
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+}
+
+func TestEveryDefaultIsOfAKey(t *testing.T) {
+	for path := range defaults {
+		shape := reflect.TypeFor[Config]()
+		for part := range strings.SplitSeq(path, ".") {
+			name, inList := strings.CutSuffix(part, "[]")
+			field, known := fieldOf(shape, name)
+			if !known {
+				t.Fatalf("%s is not a key", path)
+			}
+			if shape = field; inList {
+				shape = field.Elem()
+			}
+		}
+	}
+}
+
+func FuzzLoadConfig(f *testing.F) {
+	for _, path := range []string{goodConfig, fiveFaults} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	f.Add("hsm: &a [*a]\n")
+	f.Add("journal: {<<: {path: x}}\nupstreams: [null, {}, 1]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		path := filepath.Join(t.TempDir(), "acquirerd.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := loadConfig(path)
+		if err != nil && err.Error() == "" || err == nil && cfg.Station == "" {
+			t.Errorf("got %v, %v", cfg, err)
+		}
+	})
+}

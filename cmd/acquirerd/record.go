@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"acquirerd/journal"
+	"acquirerd/messages"
+)
+
+func (c *cli) initCommand() *cobra.Command {
+	command := c.command("init", "Create the journal", "acquirerd init --config acquirerd.yaml", cobra.NoArgs, c.initialize)
+	command.Long = "Init creates the journal of this station. It never touches one that exists, or what is left of one."
+	return command
+}
+
+func (c *cli) initialize(context.Context, []string) error {
+	cfg, err := c.loadParts("station", "journal")
+	if err != nil {
+		return err
+	}
+	if err := journal.Create(cfg.Journal.Path, cfg.Station); err != nil {
+		return err
+	}
+	if c.output == "json" {
+		return c.printJSON(map[string]string{"journal": cfg.Journal.Path, "station": cfg.Station})
+	}
+	_, err = fmt.Fprintf(c.out, "created journal %s of station %s\n", cfg.Journal.Path, cfg.Station)
+	return err
+}
+
+// mostRows bounds what one listing prints.
+const mostRows = 100_000
+
+func (c *cli) journalCommands() *cobra.Command {
+	var filter journal.Filter
+	var outcome string
+	list := c.command("list", "List transactions, newest first, masked",
+		"acquirerd journal list --limit 20\nacquirerd journal list --outcome unknown --output json\nacquirerd journal list --endpoint processor-a --stan 000123",
+		cobra.NoArgs, func(ctx context.Context, _ []string) error {
+			filter.Outcome = journal.Kind(outcome)
+			return c.journalList(ctx, filter)
+		})
+	list.Flags().IntVar(&filter.Limit, "limit", 100, "most rows")
+	list.Flags().StringVar(&outcome, "outcome", "", "only this outcome: "+oneOf(outcomes))
+	list.Flags().StringVar(&filter.Endpoint, "endpoint", "", "only this endpoint")
+	list.Flags().StringVar(&filter.STAN, "stan", "", "only this STAN, six digits")
+	list.Flags().StringVar(&filter.RRN, "rrn", "", "only this RRN")
+	list.Flags().Int64Var((*int64)(&filter.Before), "before", 0, "only transactions with a smaller ID: the last one of the page before")
+
+	var owedFilter journal.OwedFilter
+	var state string
+	owed := c.command("owed", "List reversals that are or were owed, newest first, masked",
+		"acquirerd journal owed --state owed\nacquirerd journal owed --state parked --output json",
+		cobra.NoArgs, func(ctx context.Context, _ []string) error {
+			owedFilter.State = journal.State(state)
+			return c.journalOwed(ctx, owedFilter)
+		})
+	owed.Flags().IntVar(&owedFilter.Limit, "limit", 100, "most rows")
+	owed.Flags().StringVar(&owedFilter.Endpoint, "endpoint", "", "only this endpoint")
+	owed.Flags().StringVar(&state, "state", "", "only this state: "+oneOf(states))
+	return c.group("journal", "Read the journal, also beside a running daemon", "acquirerd journal list --limit 20\nacquirerd journal owed", list, owed)
+}
+
+var (
+	outcomes = []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown, journal.StillOpen}
+	states   = []journal.State{journal.StateOwed, journal.StateAcknowledged, journal.StateParked}
+)
+
+func (c *cli) journalList(ctx context.Context, filter journal.Filter) error {
+	if filter.Outcome != "" && !slices.Contains(outcomes, filter.Outcome) {
+		return usagef("--outcome %q is not one of %s", string(filter.Outcome), oneOf(outcomes))
+	}
+	if err := checkLimit(filter.Limit); err != nil {
+		return err
+	}
+	return c.readJournal(func(r *journal.Reader) error {
+		transactions, err := r.Transactions(ctx, filter)
+		if err != nil {
+			return err
+		}
+		if c.output == "json" {
+			return c.printJSON(append([]journal.Transaction{}, transactions...))
+		}
+		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED")
+		for _, t := range transactions {
+			outcome := t.Outcome
+			if outcome == "" {
+				outcome = journal.StillOpen
+			}
+			table.row(t.ID, clock(t.BegunAt), t.Upstream, t.Endpoint, t.MTI, t.STAN, t.RRN, t.Amount, t.Currency, t.MaskedPAN, outcome,
+				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed)
+		}
+		return table.Flush()
+	})
+}
+
+func (c *cli) journalOwed(ctx context.Context, filter journal.OwedFilter) error {
+	if filter.State != "" && !slices.Contains(states, filter.State) {
+		return usagef("--state %q is not one of %s", string(filter.State), oneOf(states))
+	}
+	if err := checkLimit(filter.Limit); err != nil {
+		return err
+	}
+	return c.readJournal(func(r *journal.Reader) error {
+		owed, err := r.Owed(ctx, filter)
+		if err != nil {
+			return err
+		}
+		if c.output == "json" {
+			return c.printJSON(append([]journal.Owed{}, owed...))
+		}
+		table := c.table("ID", "TRANSACTION", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
+		for _, o := range owed {
+			table.row(o.ID, o.TransactionID, o.Endpoint, o.Original.Get(messages.STAN), o.Original.Get(messages.RRN),
+				o.Original.Get(messages.Amount), o.Original.Get(messages.Currency), o.MaskedPAN, o.Reason, o.State, o.Attempts,
+				clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason)
+		}
+		return table.Flush()
+	})
+}
+
+// readJournal lets read work on the journal of the config, whoever holds it.
+func (c *cli) readJournal(read func(*journal.Reader) error) error {
+	cfg, err := c.loadParts("journal")
+	if err != nil {
+		return err
+	}
+	reader, err := journal.OpenReadOnly(cfg.Journal.Path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(read(reader), reader.Close())
+}
+
+func checkLimit(limit int) error {
+	if limit < 1 || limit > mostRows {
+		return usagef("--limit %d is not 1 to %d", limit, mostRows)
+	}
+	return nil
+}
+
+// A table is columns of text. An empty cell is a hyphen, so that scripts can split a row at its spaces.
+type table struct{ *tabwriter.Writer }
+
+func (c *cli) table(heads ...any) table {
+	const padding = 2
+	t := table{tabwriter.NewWriter(c.out, 0, 0, padding, ' ', 0)}
+	t.row(heads...)
+	return t
+}
+
+func (t table) row(cells ...any) {
+	texts := make([]string, len(cells))
+	for i, cell := range cells {
+		if texts[i] = fmt.Sprint(cell); texts[i] == "" {
+			texts[i] = "-"
+		}
+	}
+	_, _ = fmt.Fprintln(t, strings.Join(texts, "\t")) // Flush tells
+}
+
+// clock is a time in UTC to the millisecond, "" for none.
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02T15:04:05.000Z")
+}
+
+// oneOf lists values for a person.
+func oneOf[T ~string](values []T) string {
+	texts := make([]string, len(values))
+	for i, value := range values {
+		texts[i] = string(value)
+	}
+	return strings.Join(texts, ", ")
+}

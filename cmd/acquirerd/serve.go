@@ -1,0 +1,412 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"acquirerd/acquirer"
+	"acquirerd/conn"
+	"acquirerd/hsm"
+	"acquirerd/journal"
+	"acquirerd/messages"
+	"acquirerd/specs"
+	"acquirerd/upstream"
+)
+
+func (c *cli) serveCommand() *cobra.Command {
+	command := c.command("serve", "Serve upstreams until SIGTERM or SIGINT", "acquirerd serve --config acquirerd.yaml", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error {
+			cfg, err := loadConfig(c.config)
+			if err != nil {
+				return err
+			}
+			return serve(ctx, cfg, newLog(cfg, c.err))
+		})
+	command.Long = "Serve opens the journal and the HSM, gives every transaction that a crash left open its reversal, opens the links to the\n" +
+		"processors and the doors for the upstreams, and runs until SIGTERM or SIGINT. Then it takes nothing new, lets what is in\n" +
+		"flight end by its own deadlines, signs off, and exits with 0. The log goes to standard error."
+	return command
+}
+
+// addresses are where a daemon listens, with the ports that the system chose for 0.
+type addresses struct {
+	operations string
+	upstreams  map[string]string // by name
+}
+
+// serve runs a daemon until ctx ends, and returns when all that it began has ended. Its log line "serving" says where it listens.
+//
+// It begins in this order: journal, HSM, recovery of what a crash left open, links, forwarder, doors. It stops in the opposite one:
+// readiness goes first, then the doors read no more and answer what they took, the switch drains, the forwarder ends, the links sign
+// off, and the journal closes last. An error means that it could not begin, that a part of it failed, or that a part did not end
+// within the grace; what it left undone then is in the journal, and the next start recovers it.
+func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1)}
+	at, err := d.begin(ctx)
+	switch {
+	case err == nil:
+		d.announce(at)
+	case ctx.Err() == nil: // else it was asked to stop while it began
+		d.fail(err)
+	}
+	return d.untilStopped(ctx)
+}
+
+// untilStopped waits for the request to stop or the first fatal fault, and stops accordingly.
+func (d *daemon) untilStopped(ctx context.Context) (err error) {
+	select {
+	case <-ctx.Done():
+		d.log.Info("stopping", "grace", d.cfg.Shutdown.Grace.String())
+		if err = d.teardown.inOrder(d.cfg.Shutdown.Grace, d.failed); err == nil {
+			d.log.Info("stopped")
+			return nil
+		}
+	case err = <-d.failed:
+	}
+	// The parts can no longer rely on each other, the journal above all: no order, no drain, no answer that is not recorded already.
+	// The first error is the one that says why.
+	_ = d.teardown.atOnce(fatalGrace)
+	return err
+}
+
+// fatalGrace is the time that goroutines get to end after a fatal fault. Nothing depends on it: the process ends after it.
+const fatalGrace = time.Second
+
+// A daemon is what serve puts together.
+type daemon struct {
+	cfg      *Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	failed   chan error // capacity 1: the first part that ended without being asked
+	teardown teardown
+	draining atomic.Bool // it takes nothing new
+
+	journal   *journal.Journal
+	vault     *hsm.HSM
+	endpoints []*endpoint
+	desk      *acquirer.Switch
+}
+
+// An endpoint is a processor's links under its name.
+type endpoint struct {
+	*conn.Endpoint
+	name string
+}
+
+// begin builds the parts and starts them. What it built before an error is in the teardown.
+func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
+	if err := d.registerProcess(); err != nil {
+		return at, err
+	}
+	if err := d.openStores(ctx); err != nil {
+		return at, err
+	}
+	if err := d.wire(); err != nil {
+		return at, err
+	}
+	doors, err := d.doors()
+	if err != nil {
+		return at, err
+	}
+
+	// The operations port is first, so that it tells of the recovery and, until the end, of the drain.
+	operations, err := d.listen(ctx, "operations", d.cfg.Operations.Listen)
+	if err != nil {
+		return at, err
+	}
+	at.operations = operations.Addr().String()
+	d.start("operations port", func(ctx context.Context) error { return d.serveOperations(ctx, operations) })
+	d.start("journal", d.journal.Run)
+	d.start("HSM", d.vault.Run)
+
+	// Before any link or door opens: what a crash left open owes a reversal from now on.
+	recovered, err := d.desk.Recover(ctx)
+	if err != nil {
+		return at, err
+	}
+	d.log.Info("recovered", "transactions", recovered)
+
+	d.start("links", d.runLinks)
+	d.start("forwarder", d.desk.Run)
+	d.teardown.add("transactions in flight", nil, func() error { d.desk.Drain(); return nil })
+
+	at.upstreams = map[string]string{}
+	var listeners []net.Listener
+	for _, u := range d.cfg.Upstreams {
+		listener, err := d.listen(ctx, "upstream "+u.Name, u.Listen)
+		if err != nil {
+			return at, err
+		}
+		listeners = append(listeners, listener)
+		at.upstreams[u.Name] = listener.Addr().String()
+	}
+	d.start("doors", func(ctx context.Context) error { return d.runDoors(ctx, doors, listeners) })
+	d.teardown.add("readiness", func() { d.draining.Store(true) }, nil)
+	return at, nil
+}
+
+func (d *daemon) registerProcess() error {
+	for _, collector := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+		if err := d.registry.Register(collector); err != nil {
+			return fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// openStores opens what must outlive everything else.
+func (d *daemon) openStores(ctx context.Context) (err error) {
+	c := d.cfg
+	d.journal, err = journal.Open(journal.Config{Path: c.Journal.Path, Station: c.Station, Batch: c.Journal.Batch, Queue: c.Journal.Queue},
+		d.log, d.registry)
+	if err != nil {
+		return err
+	}
+	d.teardown.add("journal file", nil, d.journal.Close)
+
+	if d.vault, err = hsm.New(c.HSM.forHSM(), d.log, d.registry); err != nil {
+		return err
+	}
+	if err := d.vault.Open(ctx); err != nil {
+		return err
+	}
+	d.teardown.add("HSM module", nil, d.vault.Close)
+	for _, operation := range d.vault.Statement().Operations {
+		if operation.Way != hsm.Transient {
+			continue
+		}
+		if c.HSM.RequireTokenResident {
+			return fmt.Errorf("hsm.require_token_resident: %s is %s on this token: %s", operation.Name, operation.Way, operation.Note)
+		}
+		if c.Environment == "production" {
+			d.log.Warn("hsm operation is not token-resident", "operation", operation.Name, "note", operation.Note)
+		}
+	}
+	return nil
+}
+
+// wire builds the endpoints and the switch.
+func (d *daemon) wire() error {
+	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
+		RetryMin: d.cfg.Reversals.RetryMin, RetryMax: d.cfg.Reversals.RetryMax, ParkAfter: d.cfg.Reversals.ParkAfter,
+		Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel}}
+	for _, e := range d.cfg.Endpoints {
+		codec, err := loadCodec(e.Dialect)
+		if err != nil {
+			return err
+		}
+		links, err := conn.New(conn.Config{Name: e.Name, Codec: codec, Links: e.Links, ReplyTimeout: e.ReplyTimeout,
+			WriteTimeout: e.WriteTimeout, DialTimeout: e.DialTimeout, SignOnTimeout: e.SignOnTimeout, EchoInterval: e.EchoInterval,
+			EchoTimeout: e.EchoTimeout, EchoMisses: e.EchoMisses, BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax,
+			InFlight: e.InFlight}, d.log, d.registry)
+		if err != nil {
+			return err
+		}
+		d.endpoints = append(d.endpoints, &endpoint{links, e.Name})
+		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, codec, links))
+	}
+	for _, r := range d.cfg.Routes {
+		cfg.Routes = append(cfg.Routes, acquirer.Route(r))
+	}
+	var err error
+	d.desk, err = acquirer.New(cfg, d.log, d.registry)
+	return err
+}
+
+// doors builds the upstreams' doors, in the order of the config.
+func (d *daemon) doors() ([]*upstream.Door, error) {
+	var doors []*upstream.Door
+	for _, u := range d.cfg.Upstreams {
+		codec, err := loadCodec(u.Dialect)
+		if err != nil {
+			return nil, err
+		}
+		door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec},
+			InFlight: u.InFlight, Connections: u.Connections, Budget: u.Budget, IdleTimeout: u.IdleTimeout,
+			FrameTimeout: u.FrameTimeout, WriteTimeout: u.WriteTimeout}, d.desk, d.log, d.registry)
+		if err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+		}
+		doors = append(doors, door)
+	}
+	return doors, nil
+}
+
+func loadCodec(name string) (*messages.Codec, error) {
+	dialect, err := specs.Load(name)
+	if err != nil {
+		return nil, err
+	}
+	return messages.NewCodec(dialect), nil
+}
+
+func (d *daemon) listen(ctx context.Context, name, address string) (net.Listener, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("opening port of %s: %w", name, err)
+	}
+	d.teardown.add("port of "+name, nil, func() error {
+		if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return listener, nil
+}
+
+// runLinks runs all endpoints: at a stop they drain and sign off beside each other.
+func (d *daemon) runLinks(ctx context.Context) error {
+	var group errgroup.Group
+	for _, e := range d.endpoints {
+		group.Go(func() error {
+			return e.Run(ctx, func(ctx context.Context, m *messages.Message) { d.desk.Inbound(ctx, e.name, m) })
+		})
+	}
+	return group.Wait()
+}
+
+// runDoors runs all doors: at a stop they finish beside each other. The error of one is told at once, not when all have ended.
+func (d *daemon) runDoors(ctx context.Context, doors []*upstream.Door, listeners []net.Listener) error {
+	var group errgroup.Group
+	for i, door := range doors {
+		group.Go(func() error {
+			err := door.Serve(ctx, listeners[i])
+			if err != nil {
+				d.fail(err)
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// announce logs the line by which a person or a script finds this daemon, and what its HSM can promise.
+func (d *daemon) announce(at addresses) {
+	links, ways := map[string][]string{}, map[string]string{}
+	for _, e := range d.cfg.Endpoints {
+		links[e.Name] = e.Links
+	}
+	statement := d.vault.Statement()
+	for _, operation := range statement.Operations {
+		ways[operation.Name] = string(operation.Way)
+	}
+	d.log.Info("serving", "station", d.cfg.Station, "operations", at.operations, "upstreams", at.upstreams, "links", links,
+		"hsm_module", statement.Module, "hsm_operations", ways, "version", version())
+}
+
+// start runs a part of the daemon in a goroutine of its own until the teardown stops it. A part that ends before is a fault.
+func (d *daemon) start(name string, run func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	var err error // read after ended is closed
+	go func() {
+		defer close(ended)
+		err = run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("it ended without being asked")
+		}
+		d.fail(fmt.Errorf("running %s: %w", name, err))
+	}()
+	d.teardown.add(name, stop, func() error { <-ended; return err })
+}
+
+// fail notes the first fatal fault.
+func (d *daemon) fail(err error) {
+	select {
+	case d.failed <- err:
+	default:
+	}
+}
+
+// A teardown is how to stop what has begun, last in first out.
+type teardown struct{ steps []step }
+
+// A step asks one part to end, and then waits for its end. Either may be nil. Both may be done again.
+type step struct {
+	name string
+	ask  func()
+	wait func() error
+}
+
+func (t *teardown) add(name string, ask func(), wait func() error) {
+	t.steps = append(t.steps, step{name, ask, wait})
+}
+
+// inOrder asks each part to end when those that began after it have ended. It gives up at a fatal fault, and when one does not end
+// within the limit; what that part stands on is left as it is then, because it may still be used.
+func (t *teardown) inOrder(limit time.Duration, failed <-chan error) error {
+	over := time.After(limit)
+	var faults []error
+	for i := len(t.steps) - 1; i >= 0; i-- {
+		s := t.steps[i]
+		if s.ask != nil {
+			s.ask()
+		}
+		if s.wait == nil {
+			continue
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- s.wait() }() // ends with the part
+		select {
+		case err := <-ended:
+			if err != nil {
+				faults = append(faults, fmt.Errorf("stopping %s: %w", s.name, err))
+			}
+		case err := <-failed:
+			return err
+		case <-over:
+			return fmt.Errorf("stopping: %s did not end within %v; what is not finished is in the journal", s.name, limit)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// atOnce asks all parts to end at the same time.
+func (t *teardown) atOnce(limit time.Duration) error {
+	for _, s := range t.steps {
+		if s.ask != nil {
+			s.ask()
+		}
+	}
+	return t.inOrder(limit, nil)
+}
+
+// forHSM is this config in the words of the room of the keys.
+func (c *HSMConfig) forHSM() hsm.Config {
+	cfg := hsm.Config{Module: c.Module, Token: c.Token, PIN: c.pin(), Workers: c.Sessions, Queue: c.Queue, CallTimeout: c.CallTimeout,
+		SealKey: c.SealKey, TokenKey: c.TokenKey}
+	for _, key := range c.Keys {
+		cfg.Keys = append(cfg.Keys, hsm.Key{Label: key.Label, KCV: key.KCV, Use: key.Use})
+	}
+	return cfg
+}
+
+// newLog makes the log of a daemon.
+func newLog(cfg *Config, out io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(strings.ToUpper(cfg.Log.Level))); err != nil {
+		level = slog.LevelInfo // validate allows only levels
+	}
+	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewJSONHandler(out, options)
+	if cfg.Log.Format == "text" {
+		handler = slog.NewTextHandler(out, options)
+	}
+	return slog.New(handler)
+}

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"acquirerd/acquirer"
+	"acquirerd/hsm"
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// A fault is one thing that is wrong with a config, and where.
+type fault struct{ path, text string }
+
+func (f fault) String() string {
+	if f.path == "" {
+		return f.text
+	}
+	return f.path + ": " + f.text
+}
+
+// A configError holds every fault of a config in the order of the file.
+type configError struct{ faults []fault }
+
+func (e *configError) Error() string {
+	lines := make([]string, len(e.faults))
+	for i, f := range e.faults {
+		lines[i] = f.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// about keeps the faults that concern the given keys: those at one of them, below one, or above one. It returns nil if there is none.
+// Commands that use a part of the config do not ask for the rest.
+func (e *configError) about(paths ...string) error {
+	kept := slices.DeleteFunc(slices.Clone(e.faults), func(f fault) bool {
+		return !slices.ContainsFunc(paths, func(path string) bool { return within(f.path, path) || within(path, f.path) })
+	})
+	if len(kept) == 0 {
+		return nil
+	}
+	return &configError{kept}
+}
+
+// within reports whether a path is at or below another.
+func within(path, above string) bool {
+	rest, found := strings.CutPrefix(path, above)
+	return found && (above == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// faults collects what is wrong with a config.
+type faults struct {
+	list   []fault
+	places map[string]int // of each key in the file
+}
+
+// add notes a fault, unless there is one at that place or above it: what follows from a fault is not another one.
+func (f *faults) add(path, format string, args ...any) {
+	if !slices.ContainsFunc(f.list, func(known fault) bool { return known.path != "" && within(path, known.path) }) {
+		f.list = append(f.list, fault{path, fmt.Sprintf(format, args...)})
+	}
+}
+
+// err returns all faults in the order of the file. A key that is missing stands where its group does.
+func (f *faults) err() error {
+	if len(f.list) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(f.list, func(a, b fault) int { return cmp.Compare(f.place(a.path), f.place(b.path)) })
+	return &configError{f.list}
+}
+
+func (f *faults) place(path string) int {
+	for path != "" {
+		if place, known := f.places[path]; known {
+			return place
+		}
+		path = path[:max(0, strings.LastIndexAny(path, ".["))]
+	}
+	return 0
+}
+
+// validate checks what the form of a Config does not say.
+func (f *faults) validate(c *Config) {
+	f.name("station", c.Station)
+	f.oneOf("environment", c.Environment, "production", "test")
+	f.oneOf("journal.engine", c.Journal.Engine, "sqlite")
+	f.given("journal.path", c.Journal.Path)
+	f.count("journal.batch", c.Journal.Batch, 100_000)
+	f.count("journal.queue", c.Journal.Queue, 1_000_000)
+	f.validateHSM(&c.HSM)
+	f.validateUpstreams(c)
+	f.validateEndpoints(c)
+	f.validateRoutes(c)
+	f.durations("reversals", map[string]time.Duration{"retry_min": c.Reversals.RetryMin, "retry_max": c.Reversals.RetryMax,
+		"park_after": c.Reversals.ParkAfter, "poll": c.Reversals.Poll})
+	if c.Reversals.RetryMax < c.Reversals.RetryMin {
+		f.add("reversals.retry_max", "%v is shorter than retry_min (%v)", c.Reversals.RetryMax, c.Reversals.RetryMin)
+	}
+	f.count("reversals.parallel", c.Reversals.Parallel, 1024)
+	f.count("limits.in_flight", c.Limits.InFlight, 1_000_000)
+	f.address("operations.listen", c.Operations.Listen, 0)
+	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	f.oneOf("log.format", c.Log.Format, "json", "text")
+	f.durations("shutdown", map[string]time.Duration{"grace": c.Shutdown.Grace})
+	f.validateNesting(c)
+	f.validateListeners(c)
+}
+
+func (f *faults) validateHSM(c *HSMConfig) {
+	f.given("hsm.module", c.Module)
+	f.given("hsm.token", c.Token)
+	if c.PINFile == "" && os.Getenv(pinVariable) == "" {
+		f.add("hsm.pin_file", "missing, and %s is not set in the environment", pinVariable)
+	}
+	f.count("hsm.sessions", c.Sessions, 1024)
+	f.count("hsm.queue", c.Queue, 1_000_000)
+	f.durations("hsm", map[string]time.Duration{"call_timeout": c.CallTimeout})
+	labels := map[string]string{}
+	for i, key := range c.Keys {
+		at := fmt.Sprintf("hsm.keys[%d]", i)
+		f.given(at+".label", key.Label)
+		f.unique(at+".label", key.Label, labels)
+		if !sixHex.MatchString(key.KCV) {
+			f.add(at+".kcv", "is not six hexadecimal digits")
+		}
+		if !slices.Contains(hsm.Uses, key.Use) {
+			f.add(at+".use", "%q is not one of %s", string(key.Use), oneOf(hsm.Uses))
+		}
+	}
+	f.key(c, "hsm.seal_key", c.SealKey, hsm.PANSeal)
+	f.key(c, "hsm.token_key", c.TokenKey, hsm.PANToken)
+}
+
+func (f *faults) validateUpstreams(c *Config) {
+	if len(c.Upstreams) == 0 {
+		f.add("upstreams", "missing: at least one is needed")
+	}
+	names := map[string]string{}
+	for i, u := range c.Upstreams {
+		at := fmt.Sprintf("upstreams[%d]", i)
+		f.name(at+".name", u.Name)
+		f.unique(at+".name", u.Name, names)
+		f.dialect(at+".dialect", u.Dialect)
+		f.address(at+".listen", u.Listen, 0)
+		f.count(at+".in_flight", u.InFlight, 1_000_000)
+		f.count(at+".connections", u.Connections, 100_000)
+		f.durations(at, map[string]time.Duration{"budget": u.Budget, "idle_timeout": u.IdleTimeout,
+			"write_timeout": u.WriteTimeout, "frame_timeout": u.FrameTimeout})
+		if u.PINKey != "" {
+			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
+		}
+	}
+}
+
+func (f *faults) validateEndpoints(c *Config) {
+	if len(c.Endpoints) == 0 {
+		f.add("endpoints", "missing: at least one is needed")
+	}
+	names := map[string]string{}
+	for i, e := range c.Endpoints {
+		at := fmt.Sprintf("endpoints[%d]", i)
+		f.name(at+".name", e.Name)
+		f.unique(at+".name", e.Name, names)
+		f.dialect(at+".dialect", e.Dialect)
+		if len(e.Links) == 0 {
+			f.add(at+".links", "missing: at least one address is needed")
+		}
+		for j, link := range e.Links {
+			f.address(fmt.Sprintf("%s.links[%d]", at, j), link, 1)
+		}
+		f.count(at+".echo_misses", e.EchoMisses, 100)
+		f.count(at+".in_flight", e.InFlight, 1_000_000)
+		f.durations(at, map[string]time.Duration{"reply_timeout": e.ReplyTimeout, "write_timeout": e.WriteTimeout,
+			"dial_timeout": e.DialTimeout, "sign_on_timeout": e.SignOnTimeout, "echo_interval": e.EchoInterval,
+			"echo_timeout": e.EchoTimeout, "backoff_min": e.BackoffMin, "backoff_max": e.BackoffMax})
+		if e.BackoffMax < e.BackoffMin {
+			f.add(at+".backoff_max", "%v is shorter than backoff_min (%v)", e.BackoffMax, e.BackoffMin)
+		}
+		if e.PINKey != "" {
+			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
+		}
+	}
+}
+
+func (f *faults) validateRoutes(c *Config) {
+	if len(c.Routes) == 0 {
+		f.add("routes", "missing: without one no card has an endpoint")
+	}
+	isEndpoint, isUpstream := map[string]bool{}, map[string]bool{}
+	for _, e := range c.Endpoints {
+		isEndpoint[e.Name] = true
+	}
+	for _, u := range c.Upstreams {
+		isUpstream[u.Name] = true
+	}
+	for i, r := range c.Routes {
+		at := fmt.Sprintf("routes[%d]", i)
+		f.given(at+".endpoint", r.Endpoint)
+		if !isEndpoint[r.Endpoint] {
+			f.add(at+".endpoint", "no endpoint %q in endpoints", r.Endpoint)
+		}
+		each := func(key string, list []string, fine func(string) bool, format string) {
+			for j, value := range list {
+				if !fine(value) {
+					f.add(fmt.Sprintf("%s.%s[%d]", at, key, j), format, value)
+				}
+			}
+		}
+		each("bins", r.BINs, isBIN, `%q is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`)
+		each("upstreams", r.Upstreams, func(s string) bool { return isUpstream[s] }, "no upstream %q in upstreams")
+		each("mtis", r.MTIs, isRouted, `%q is not one of "0100", "0200"`)
+		each("currencies", r.Currencies, threeDigits.MatchString, `%q is not a currency number of three digits ("978")`)
+	}
+}
+
+// validateNesting checks that who waits for another waits longer: a write ends before the wait for its answer does, the wait before
+// the upstream gives up, and what is in flight at a stop before the stop is cut short (STANDARDS: ISO-05).
+func (f *faults) validateNesting(c *Config) {
+	shorter := func(path string, value time.Duration, than string, limit time.Duration) {
+		if value >= limit && value > 0 && limit > 0 { // what is not positive is a fault already
+			f.add(path, "%v is not shorter than %s (%v)", value, than, limit)
+		}
+	}
+	for i, e := range c.Endpoints {
+		at := fmt.Sprintf("endpoints[%d]", i)
+		shorter(at+".write_timeout", e.WriteTimeout, "reply_timeout", e.ReplyTimeout)
+		for j, u := range c.Upstreams {
+			shorter(at+".reply_timeout", e.ReplyTimeout, fmt.Sprintf("upstreams[%d].budget", j), u.Budget)
+		}
+	}
+	for i, u := range c.Upstreams {
+		shorter(fmt.Sprintf("upstreams[%d].budget", i), u.Budget, "shutdown.grace", c.Shutdown.Grace)
+	}
+}
+
+func (f *faults) validateListeners(c *Config) {
+	taken := map[string]string{}
+	take := func(path, address string) {
+		if _, port, err := net.SplitHostPort(address); err == nil && port != "0" {
+			f.unique(path, address, taken)
+		}
+	}
+	for i, u := range c.Upstreams {
+		take(fmt.Sprintf("upstreams[%d].listen", i), u.Listen)
+	}
+	take("operations.listen", c.Operations.Listen)
+}
+
+var (
+	sixHex      = regexp.MustCompile(`^[0-9A-Fa-f]{6}$`)
+	threeDigits = regexp.MustCompile(`^[0-9]{3}$`)
+	plainName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+)
+
+func isBIN(text string) bool {
+	_, _, err := acquirer.ParseBIN(text)
+	return err == nil
+}
+
+// isRouted reports whether an MTI is one that upstreams may submit.
+func isRouted(mti string) bool {
+	return messages.MTI(mti) == messages.AuthorizationRequest || messages.MTI(mti) == messages.FinancialRequest
+}
+
+func (f *faults) given(path, value string) {
+	if value == "" {
+		f.add(path, "missing")
+	}
+}
+
+// name checks what becomes a label of metrics, a value in logs and a key in the journal.
+func (f *faults) name(path, value string) {
+	f.given(path, value)
+	if !plainName.MatchString(value) {
+		f.add(path, "%q is not a name of 1 to 64 letters, digits, dots, hyphens and underscores", value)
+	}
+}
+
+func (f *faults) unique(path, value string, seen map[string]string) {
+	if first, taken := seen[value]; taken && value != "" {
+		f.add(path, "%q is %s already", value, first)
+		return
+	}
+	seen[value] = path
+}
+
+func (f *faults) oneOf(path, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		f.add(path, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func (f *faults) count(path string, value, most int) {
+	if value < 1 || value > most {
+		f.add(path, "%d is not 1 to %d", value, most)
+	}
+}
+
+// durations checks that each is positive.
+func (f *faults) durations(path string, values map[string]time.Duration) {
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if values[key] <= 0 {
+			f.add(join(path, key), "%v is not positive", values[key])
+		}
+	}
+}
+
+// address checks host:port. A port of 0 lets the system choose one.
+func (f *faults) address(path, value string, leastPort int) {
+	f.given(path, value)
+	host, port, err := net.SplitHostPort(value)
+	number, errPort := strconv.Atoi(port)
+	if err != nil || errPort != nil || number < leastPort || number > 65535 || (leastPort > 0 && host == "") {
+		f.add(path, "%q is not host:port", value)
+	}
+}
+
+func (f *faults) dialect(path, name string) {
+	f.given(path, name)
+	if _, err := specs.Load(name); err != nil {
+		f.add(path, "%s", oneLine(err))
+	}
+}
+
+// key checks that a label names a key of the use.
+func (f *faults) key(c *HSMConfig, path, label string, use hsm.Use) {
+	f.given(path, label)
+	at := slices.IndexFunc(c.Keys, func(k KeyConfig) bool { return k.Label == label })
+	if at < 0 {
+		f.add(path, "no key %q in hsm.keys", label)
+	} else if c.Keys[at].Use != use {
+		f.add(path, "key %q has the use %q, not %s", label, string(c.Keys[at].Use), use)
+	}
+}
