@@ -232,7 +232,7 @@ func compose(req Request, answer *messages.Message, errSend error, outcome journ
 			return messages.NewFormatError(req.Message, answers.FormatError, format.Element)
 		}
 		return messages.NewAnswer(req.Message, answers.NotSent)
-	case journal.Unknown:
+	case journal.Unknown, journal.StillOpen: // a finished outcome is never open
 	}
 	return messages.NewAnswer(req.Message, answers.Unknown)
 }

@@ -3,7 +3,6 @@ package acquirer_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -63,9 +62,9 @@ func (b *bank) Exchange(_ context.Context, req *messages.Message) (*messages.Mes
 	}
 	b.seen[key] = true
 	code, err := b.answer(req)
-	switch {
-	case code == "":
-	case code == "00" || code == "10":
+	switch code {
+	case "":
+	case "00", "10":
 		b.holds[key] = "held"
 	default:
 		b.holds[key] = "declined"
@@ -158,7 +157,7 @@ func newWorld(t testing.TB) *world {
 // start opens the journal, recovers, and runs the switch until stop or crash.
 func (w *world) start() {
 	w.t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	registry := prometheus.NewRegistry()
 	opened, err := journal.Open(journal.Config{Path: w.path, Station: "test"}, log, registry)
 	if err != nil {

@@ -19,8 +19,7 @@ import (
 const checkedWhole = 256 << 20
 
 // checkIdentity tells a foreign file from a journal, and one that this program can read from one that it cannot; it returns the
-// version of the schema. Only SQLite
-// opens the file: closing a handle of our own would release the locks that SQLite has on it in this process
+// version of the schema. Only SQLite opens the file: closing a handle of our own would release the locks that SQLite has on it in this process
 // (https://www.sqlite.org/howtocorrupt.html, 2.2).
 func checkIdentity(db *sql.DB) (version int, err error) {
 	var application int
@@ -69,8 +68,12 @@ func checkSound(conn *connection, path string) error {
 		}
 	}
 	for name, want := range map[string]any{"journal_mode": "wal", "synchronous": int64(2)} {
-		if got, err := conn.pragmaText(name); err != nil || got != want {
-			return fmt.Errorf("%s is %v, not %v: %w", name, got, want, err)
+		got, err := conn.pragmaText(name)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		if got != want {
+			return fmt.Errorf("%s is %v, not %v", name, got, want)
 		}
 	}
 	return nil

@@ -78,8 +78,7 @@ func (d *Door) Serve(ctx context.Context, listener net.Listener) error {
 		return err
 	case err := <-d.failed:
 		stop()
-		<-accepted
-		return err
+		return errors.Join(err, <-accepted)
 	}
 }
 

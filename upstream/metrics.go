@@ -27,7 +27,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 func shared[C prometheus.Collector](registry prometheus.Registerer, collector C) C {
 	var already prometheus.AlreadyRegisteredError
 	if err := registry.Register(collector); errors.As(err, &already) {
-		return already.ExistingCollector.(C) //nolint:errcheck,forcetypeassert // registered under one name by this function alone
+		return already.ExistingCollector.(C) // registered under one name by this function alone
 	}
 	return collector
 }
