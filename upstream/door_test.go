@@ -20,6 +20,7 @@ import (
 	"acquirerd/acquirer"
 	"acquirerd/journal"
 	"acquirerd/messages"
+	"acquirerd/simulator"
 	"acquirerd/specs"
 	"acquirerd/upstream"
 )
@@ -55,34 +56,11 @@ func approve(_ context.Context, req acquirer.Request) (acquirer.Result, error) {
 	return acquirer.Result{Answer: messages.NewAnswer(req.Message, "00"), Outcome: journal.Approved}, nil
 }
 
-// A pipeListener gives the door the far ends of pipes.
-type pipeListener struct {
-	connections chan net.Conn
-	closed      chan struct{}
-	once        sync.Once
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.connections:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
-
 // A hall is a door with its desk and a way in.
 type hall struct {
 	t        *testing.T
 	desk     *desk
-	listener *pipeListener
+	listener *simulator.PipeListener
 	codec    *messages.Codec
 	cancel   context.CancelFunc
 	served   chan error
@@ -94,7 +72,7 @@ func open(t *testing.T, change func(*upstream.Config)) *hall {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hall{t: t, desk: &desk{authorize: approve}, listener: newPipeListener(), codec: messages.NewCodec(dialect), served: make(chan error, 1)}
+	h := &hall{t: t, desk: &desk{authorize: approve}, listener: simulator.NewPipeListener(), codec: messages.NewCodec(dialect), served: make(chan error, 1)}
 	cfg := upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: h.codec}, InFlight: 8, Connections: 4, Budget: 30 * time.Second,
 		IdleTimeout: 5 * time.Minute, FrameTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
 	if change != nil {
@@ -124,9 +102,12 @@ type caller struct {
 }
 
 func (h *hall) connect() *caller {
-	near, far := net.Pipe()
-	h.listener.connections <- far
-	return &caller{near, h, bufio.NewReader(near)}
+	h.t.Helper()
+	connection, err := h.listener.Dial(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return &caller{connection, h, bufio.NewReader(connection)}
 }
 
 func (c *caller) send(m *messages.Message) {

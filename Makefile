@@ -1,0 +1,49 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+KILLS    ?= 20
+FUZZTIME ?= 20s
+LINT     := go tool -modfile=.ci/tools.mod golangci-lint
+
+.PHONY: help deps build test check demo chaos sim fuzz bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install what is missing: a C compiler, SoftHSM
+	@.ci/install
+
+build: deps ## build bin/acquirerd and bin/acquirersim
+	@mkdir -p bin
+	go build -o bin/ ./cmd/acquirerd ./cmd/acquirersim
+
+test: deps ## run all tests with the race detector
+	go test -race -timeout 20m ./...
+
+check: deps ## gofmt, go vet, staticcheck and the other linters of .golangci.yml
+	$(LINT) run ./...
+	$(LINT) fmt --diff ./...
+
+demo: build ## a token, a journal, a processor, the daemon and five transactions; stays up until Ctrl-C (ONCE=1: ends by itself)
+	@bin/acquirersim demo --acquirerd bin/acquirerd --dir .demo $(if $(ONCE),--once)
+
+chaos: build ## kill -9 the daemon under load KILLS=20 times and compare the ledgers; prints one JSON line
+	@bin/acquirersim chaos --acquirerd bin/acquirerd --kills $(KILLS)
+
+sim: deps ## run the seeded simulation SEEDS=100 times
+	go test -run 'Simulation' -count=1 . -args -seeds=$(or $(SEEDS),100)
+
+fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+bench: build ## CPU of the daemon per transaction at 64 in flight, without and with a PIN; then the benchmarks of the rooms
+	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .demo/bench --in-flight 64
+	go test -run '^$$' -bench . -benchmem ./...
+
+clean: ## remove what was built and the demo's files
+	rm -rf bin .demo

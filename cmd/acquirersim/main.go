@@ -1,0 +1,148 @@
+// Command acquirersim is the other side of acquirerd for tests, demonstrations and measurements, from the shell: a scripted card
+// processor, an upstream switch that checks what it is answered, and a load. It works with test cards and throw-away keys alone, and
+// prints neither card numbers nor PINs nor keys.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"acquirerd/messages"
+	"acquirerd/simulator"
+	"acquirerd/specs"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitFault = 1 // it could not be done, or an answer was not the expected one
+	exitUsage = 2 // it was not asked rightly
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run does what the arguments say and returns the exit code. The end of ctx is the request to stop. Results go to stdout; logs and one
+// clear line for what went wrong go to stderr.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	c := &cli{out: stdout, err: stderr, log: slog.New(slog.NewTextHandler(stderr, nil))}
+	root := c.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage) || !c.begun:
+		_, _ = fmt.Fprintf(stderr, "acquirersim: %s (see acquirersim --help)\n", oneLine(err))
+		return exitUsage
+	}
+	_, _ = fmt.Fprintf(stderr, "acquirersim: %s\n", oneLine(err))
+	return exitFault
+}
+
+// digitRuns are what a mistyped flag could hold of a card number or a key: the flag parser quotes what it cannot read.
+var digitRuns = regexp.MustCompile(`[0-9A-Fa-f]*[0-9]{7,}[0-9A-Fa-f]*`)
+
+func oneLine(err error) string {
+	return digitRuns.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "****")
+}
+
+// A usageError says that a command was not asked rightly.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// usage marks what a constructor refused as a fault of the flags.
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &usageError{err}
+}
+
+// A cli is one run of the program.
+type cli struct {
+	out, err io.Writer
+	log      *slog.Logger
+	output   string // --output
+	begun    bool   // the arguments were right, a command has begun
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "acquirersim",
+		Short: "Simulates a card processor, an upstream switch, or a load, for acquirerd",
+		Long: "acquirersim plays the parties around acquirerd: the card processor that it sends to, the switch that asks it, and many\n" +
+			"such switches at once. It is for test cards and throw-away keys only.",
+		Example: "  acquirersim keys --out keys --zone pos-switch --zone processor-a\n" +
+			"  acquirersim processor --listen 127.0.0.1:9001 --zpk-file keys/processor-a.key\n" +
+			"  acquirersim upstream --connect 127.0.0.1:8583 --card 4111111111111111 --amount 1250 --expect 00\n" +
+			"  acquirersim bench --connect 127.0.0.1:8583 --rate 500 --duration 10s",
+		SilenceErrors: true, SilenceUsage: true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "form of the result: text or json")
+	root.AddCommand(c.processorCommand(), c.upstreamCommand(), c.benchCommand(), c.keysCommand(), c.demoCommand(), c.chaosCommand(), c.measureCommand())
+	return root
+}
+
+// command makes a command of one function without arguments. Errors before that function begins are faults of usage.
+func (c *cli) command(use, short, long, example string, do func(ctx context.Context) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Long: long, Example: "  " + strings.ReplaceAll(example, "\n", "\n  "), Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.output != "text" && c.output != "json" {
+				return usagef("--output %q is neither text nor json", c.output)
+			}
+			c.begun = true
+			return do(cmd.Context())
+		}}
+}
+
+// print writes a result: its JSON form, or what text writes.
+func (c *cli) print(result any, text func(w io.Writer)) error {
+	if c.output != "json" {
+		text(c.out)
+		return nil
+	}
+	encoder := json.NewEncoder(c.out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(result)
+}
+
+func loadCodec(dialect string) (*messages.Codec, error) {
+	loaded, err := specs.Load(dialect)
+	if err != nil {
+		return nil, usage(err)
+	}
+	return messages.NewCodec(loaded), nil
+}
+
+// readKey reads the file of a zone PIN key, if one is named.
+func readKey(path string) (*simulator.Key, error) {
+	if path == "" {
+		return nil, nil
+	}
+	key, err := simulator.ReadKeyFile(path)
+	return key, usage(err)
+}

@@ -1,0 +1,404 @@
+package simulator
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"text/template"
+	"time"
+)
+
+// A Stage is a throw-away station in one folder: a SoftHSM token with test keys, a journal, a config, and the real acquirerd as a
+// process of its own, which the stage starts, stops and kills.
+type Stage struct {
+	Dir        string // absolute
+	Config     string // the daemon's config file
+	Upstream   string // address of the daemon's door
+	Operations string // address of its operations port
+	Log        string // the daemon's log, all its runs one after the other
+
+	daemon      string // path of the binary
+	UpstreamZPK *Key   // of the upstream's zone
+	EndpointZPK *Key   // of the processor's zone
+
+	mu      sync.Mutex
+	process *process // nil while none runs
+}
+
+// A process is one run of the daemon.
+type process struct {
+	*exec.Cmd
+	ended chan struct{}
+	err   error // set before ended is closed
+}
+
+// StageConfig says what a Stage is made of.
+type StageConfig struct {
+	Dir    string   // made; what is in it of an earlier stage is removed
+	Daemon string   // path of the acquirerd binary
+	Links  []string // addresses of the processor
+
+	ReplyTimeout time.Duration // how long the daemon waits for the processor
+	RetryMin     time.Duration // between the attempts at a reversal
+	RetryMax     time.Duration
+	InFlight     int
+}
+
+const (
+	stageToken    = "acquirerd-stage"
+	stageStation  = "stage"
+	stageMarker   = ".acquirerd-stage" // a folder without it is not ours to empty
+	startTimeout  = 30 * time.Second
+	stopTimeout   = 90 * time.Second
+	upstreamZone  = "zpk-pos"
+	processorZone = "zpk-processor-a"
+	sealLabel     = "pan-seal-1"
+	tokenLabel    = "pan-token-1"
+)
+
+// softHSMModules are the places where distributions put SoftHSM.
+var softHSMModules = []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so"}
+
+// NewStage makes the folder with all that the daemon needs. The daemon is not started.
+func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
+	s := &Stage{}
+	var err error
+	if s.Dir, err = emptyDir(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if s.daemon, err = filepath.Abs(cfg.Daemon); err != nil {
+		return nil, err
+	}
+	s.Config, s.Log = filepath.Join(s.Dir, "acquirerd.yaml"), filepath.Join(s.Dir, "acquirerd.log")
+	if s.Upstream, err = freeAddress("127.0.0.1:8583"); err != nil {
+		return nil, err
+	}
+	if s.Operations, err = freeAddress("127.0.0.1:9090"); err != nil {
+		return nil, err
+	}
+	module, err := s.makeToken(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("making the token: %w", err)
+	}
+	if err := s.writeConfig(cfg, module, nil); err != nil {
+		return nil, err
+	}
+	keys, err := s.makeKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("making the keys: %w", err)
+	}
+	if err := s.writeConfig(cfg, module, keys); err != nil {
+		return nil, err
+	}
+	if _, err := s.Command(ctx, "init"); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// emptyDir makes the folder, or empties one that an earlier stage made.
+func emptyDir(dir string) (string, error) {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if entries, err := os.ReadDir(path); err == nil && len(entries) > 0 {
+		if _, err := os.Stat(filepath.Join(path, stageMarker)); err != nil {
+			return "", fmt.Errorf("%s is not empty, and no stage of ours: name another folder", dir)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return "", fmt.Errorf("emptying %s: %w", dir, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(path, "tokens"), 0o700); err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(filepath.Join(path, stageMarker), nil, 0o600)
+}
+
+// freeAddress is the address that was asked for, or another port of the same host if somebody has that one.
+func freeAddress(wanted string) (string, error) {
+	listener, err := net.Listen("tcp", wanted)
+	if err != nil {
+		if listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return "", err
+		}
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String(), nil
+}
+
+// makeToken makes a SoftHSM token in the folder and returns the module's path.
+func (s *Stage) makeToken(ctx context.Context) (module string, err error) {
+	for _, path := range softHSMModules {
+		if _, err := os.Stat(path); err == nil {
+			module = path
+			break
+		}
+	}
+	if module == "" {
+		return "", errors.New("SoftHSM is not installed: run make deps")
+	}
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", filepath.Join(s.Dir, "tokens"))
+	if err := os.WriteFile(filepath.Join(s.Dir, "softhsm2.conf"), []byte(conf), 0o600); err != nil {
+		return "", err
+	}
+	const pin = "stage-user-pin" // of a token that holds nothing but test keys
+	if err := os.WriteFile(filepath.Join(s.Dir, "token.pin"), []byte(pin+"\n"), 0o600); err != nil {
+		return "", err
+	}
+	init := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", stageToken, "--pin", pin, "--so-pin", pin)
+	init.Env = s.environment()
+	if out, err := init.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("softhsm2-util: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return module, nil
+}
+
+// stageKey is one key of the daemon's config.
+type stageKey struct{ Label, KCV, Use string }
+
+// makeKeys writes the two zone keys as components, imports them as custodians would, and has the token make the other two.
+func (s *Stage) makeKeys(ctx context.Context) ([]stageKey, error) {
+	var keys []stageKey
+	for _, zone := range []struct {
+		label, use string
+		key        **Key
+	}{{upstreamZone, "pin-in", &s.UpstreamZPK}, {processorZone, "pin-out", &s.EndpointZPK}} {
+		files, err := WriteZone(s.Dir, zone.label)
+		if err != nil {
+			return nil, err
+		}
+		if *zone.key, err = ReadKeyFile(files.KeyFile); err != nil {
+			return nil, err
+		}
+		if _, err := s.Command(ctx, "keys", "import", "--label", zone.label, "--use", zone.use, "--kcv", files.KCV,
+			"--component", files.Components[0], "--component", files.Components[1]); err != nil {
+			return nil, err
+		}
+		keys = append(keys, stageKey{zone.label, files.KCV, zone.use})
+	}
+	for _, key := range []stageKey{{sealLabel, "", "pan-seal"}, {tokenLabel, "", "pan-token"}} {
+		out, err := s.Command(ctx, "keys", "generate", "--label", key.Label, "--use", key.Use, "--output", "json")
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(out, &key); err != nil || key.KCV == "" {
+			return nil, fmt.Errorf("reading the check value of %s: %w", key.Label, err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+var stageConfigFile = template.Must(template.New("config").Parse(`# Made by acquirersim for a throw-away station.
+station: {{.Station}}
+journal: { path: {{.Dir}}/journal.db }
+hsm:
+  module: {{.Module}}
+  token: {{.Token}}
+  pin_file: {{.Dir}}/token.pin
+{{- if .Keys}}
+  keys:
+{{- range .Keys}}
+    - { label: {{.Label}}, kcv: "{{.KCV}}", use: {{.Use}} }
+{{- end}}
+  seal_key: {{.Seal}}
+  token_key: {{.TokenKey}}
+{{- end}}
+upstreams:
+  - { name: pos-switch, dialect: iso87-binary, listen: "{{.Upstream}}", pin_key: {{.PINIn}}, in_flight: {{.InFlight}}, budget: {{.Budget}} }
+endpoints:
+  - name: processor-a
+    dialect: iso87-ascii
+    links: [{{range $i, $l := .Links}}{{if $i}}, {{end}}"{{$l}}"{{end}}]
+    pin_key: {{.PINOut}}
+    in_flight: {{.InFlight}}
+    reply_timeout: {{.ReplyTimeout}}
+    write_timeout: {{.WriteTimeout}}
+    backoff_min: 50ms
+    backoff_max: 1s
+    echo_interval: 5s
+routes:
+  - { bins: ["4", "51-55", "2221-2720"], endpoint: processor-a }
+reversals: { retry_min: {{.RetryMin}}, retry_max: {{.RetryMax}}, poll: 100ms }
+limits: { in_flight: {{.InFlight}} }
+operations: { listen: "{{.Operations}}" }
+shutdown: { grace: 60s }
+`))
+
+func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) error {
+	var text bytes.Buffer
+	if err := stageConfigFile.Execute(&text, map[string]any{
+		"Station": stageStation, "Dir": s.Dir, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
+		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
+		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
+		"RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
+	}); err != nil {
+		return err
+	}
+	return os.WriteFile(s.Config, text.Bytes(), 0o600)
+}
+
+func (s *Stage) environment() []string {
+	return append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(s.Dir, "softhsm2.conf"))
+}
+
+// Command runs one acquirerd command with the stage's config and returns what it printed.
+func (s *Stage) Command(ctx context.Context, args ...string) ([]byte, error) {
+	command := exec.CommandContext(ctx, s.daemon, append(args, "--config", s.Config)...) //nolint:gosec // the user's own binary
+	command.Env = s.environment()
+	var out, faults bytes.Buffer
+	command.Stdout, command.Stderr = &out, &faults
+	if err := command.Run(); err != nil {
+		return out.Bytes(), fmt.Errorf("acquirerd %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(faults.String()))
+	}
+	return out.Bytes(), nil
+}
+
+// Start starts the daemon and waits until it is ready, or only until its door is open if ready is false.
+func (s *Stage) Start(ctx context.Context, ready bool) error {
+	log, err := os.OpenFile(s.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	p := &process{Cmd: exec.Command(s.daemon, "serve", "--config", s.Config), ended: make(chan struct{})} //nolint:gosec // the user's own binary
+	p.Env, p.Stdout, p.Stderr = s.environment(), log, log
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it does not outlive its stage
+	if err := p.Start(); err != nil {
+		return fmt.Errorf("starting acquirerd: %w", err)
+	}
+	go func() { // ends with the process
+		p.err = p.Wait()
+		close(p.ended)
+	}()
+	s.mu.Lock()
+	s.process = p
+	s.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	path := "/health/live"
+	if ready {
+		path = "/health/ready"
+	}
+	for {
+		if s.healthy(ctx, path) {
+			return nil
+		}
+		select {
+		case <-p.ended:
+			s.take()
+			return fmt.Errorf("acquirerd ended while starting: %w: %s", p.err, s.lastLine())
+		case <-ctx.Done():
+			return fmt.Errorf("acquirerd did not become ready within %v: %s", startTimeout, s.lastLine())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Stage) healthy(ctx context.Context, path string) bool {
+	body, err := s.Get(ctx, path)
+	return err == nil && len(body) > 0
+}
+
+// Get reads a page of the daemon's operations port.
+func (s *Stage) Get(ctx context.Context, path string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Operations+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 4<<20))
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return body, fmt.Errorf("%s answers %s", path, response.Status)
+	}
+	return body, nil
+}
+
+// PID is the daemon's process id, 0 if it was not started.
+func (s *Stage) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return 0
+	}
+	return s.process.Process.Pid
+}
+
+// take returns the running process, nil if there is none, and forgets it.
+func (s *Stage) take() *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.process
+	s.process = nil
+	return p
+}
+
+// Kill ends the daemon as a power loss would: SIGKILL.
+func (s *Stage) Kill() error {
+	p := s.take()
+	if p == nil {
+		return nil
+	}
+	err := p.Process.Kill()
+	<-p.ended
+	return err
+}
+
+// Stop asks the daemon to end and waits for it. An exit code other than 0 is an error.
+func (s *Stage) Stop() error {
+	p := s.take()
+	if p == nil {
+		return nil
+	}
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stopping acquirerd: %w", err)
+	}
+	select {
+	case <-p.ended:
+		if p.err != nil {
+			return fmt.Errorf("acquirerd ended badly: %w: %s", p.err, s.lastLine())
+		}
+		return nil
+	case <-time.After(stopTimeout):
+		err := p.Process.Kill()
+		<-p.ended
+		return errors.Join(err, fmt.Errorf("acquirerd did not end within %v of SIGTERM", stopTimeout))
+	}
+}
+
+// lastLine is the end of the daemon's log.
+func (s *Stage) lastLine() string {
+	file, err := os.Open(s.Log)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = file.Close() }()
+	last := ""
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		last = lines.Text()
+	}
+	return last
+}

@@ -1,0 +1,445 @@
+package simulator
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"acquirerd/messages"
+)
+
+// UpstreamConfig is what an Upstream is made of.
+type UpstreamConfig struct {
+	Codec       *messages.Codec                         // the dialect of the daemon's upstream door
+	Address     string                                  // TCP address of the door, or
+	Dial        func(context.Context) (net.Conn, error) // how to connect
+	Connections int                                     // default 1
+	ZPK         *Key                                    // the zone PIN key of this upstream; nil: it cannot send PINs
+
+	ConnectTimeout time.Duration // of a connection, sign-on included; default 5 s
+	RetryDelay     time.Duration // after a lost connection or one that failed; default 200 ms
+	ReplyTimeout   time.Duration // of one request; default 30 s
+	WriteTimeout   time.Duration // of one write; default 5 s
+
+	NoSignOn   bool   // do not sign on with 0800
+	Terminal   string // default SIM00001
+	Merchant   string // default SIMULATOR
+	AcquirerID string // DE 32, default none
+	FirstSTAN  int64  // default 1
+	Book       *Book  // nil: a new one
+
+	Trace func(TraceEvent) // called for each message, by several goroutines; nil: none
+	Log   *slog.Logger     // nil: none
+}
+
+// An Upstream is a client switch: it keeps connections to the daemon's door, sends requests, many at once, and writes down what it is
+// told. It tries a lost connection again, but never a request: what it does about those is its owner's decision.
+type Upstream struct {
+	cfg  UpstreamConfig
+	book *Book
+	stan atomic.Int64
+	next atomic.Uint64 // which connection's turn it is
+
+	mu      sync.Mutex
+	ready   []*connection
+	changed chan struct{} // closed and replaced when ready or fault changes
+	fault   error         // why the last connection failed
+}
+
+// NewUpstream checks the configuration and starts nothing.
+func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
+	if cfg.Codec == nil || (cfg.Address == "") == (cfg.Dial == nil) {
+		return nil, errors.New("upstream: it needs a codec, and an address or a way to dial")
+	}
+	if cfg.Dial == nil {
+		var dialer net.Dialer
+		cfg.Dial = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", cfg.Address) }
+	}
+	defaults := []struct {
+		value     *time.Duration
+		otherwise time.Duration
+	}{{&cfg.ConnectTimeout, defaultTimeout}, {&cfg.RetryDelay, 200 * time.Millisecond}, {&cfg.ReplyTimeout, 30 * time.Second},
+		{&cfg.WriteTimeout, defaultTimeout}}
+	for _, d := range defaults {
+		if *d.value < 0 {
+			return nil, errors.New("upstream: a timeout is negative")
+		}
+		if *d.value == 0 {
+			*d.value = d.otherwise
+		}
+	}
+	if cfg.Connections == 0 {
+		cfg.Connections = 1
+	}
+	if cfg.FirstSTAN == 0 {
+		cfg.FirstSTAN = 1
+	}
+	if cfg.Connections < 0 || cfg.FirstSTAN < 1 || cfg.FirstSTAN > lastSTAN {
+		return nil, errors.New("upstream: connections must be positive and the first STAN within 1 to 999999")
+	}
+	cfg.Terminal, cfg.Merchant = byDefault(cfg.Terminal, "SIM00001"), byDefault(cfg.Merchant, "SIMULATOR")
+	if cfg.Book == nil {
+		cfg.Book = NewBook(0)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	u := &Upstream{cfg: cfg, book: cfg.Book, changed: make(chan struct{})}
+	u.stan.Store(cfg.FirstSTAN - 1)
+	return u, nil
+}
+
+// Book is the upstream's account.
+func (u *Upstream) Book() *Book { return u.book }
+
+// Run keeps the connections until ctx ends, and returns nil when all its goroutines have ended. Requests that then wait have lost their
+// connection.
+func (u *Upstream) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	for i := range u.cfg.Connections {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				u.keep(ctx, "connection "+strconv.Itoa(i+1))
+				timer := time.NewTimer(u.cfg.RetryDelay)
+				select {
+				case <-timer.C:
+				case <-ctx.Done():
+					timer.Stop()
+				}
+			}
+		})
+	}
+	running.Wait()
+	return nil
+}
+
+// Ready waits until all connections are there and signed on. Its error says why the last one failed.
+func (u *Upstream) Ready(ctx context.Context) error {
+	for {
+		u.mu.Lock()
+		ready, changed, fault := len(u.open()), u.changed, u.fault
+		u.mu.Unlock()
+		if ready == u.cfg.Connections {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if fault != nil {
+				return fault
+			}
+			return fmt.Errorf("connecting: %w", ctx.Err())
+		}
+	}
+}
+
+// keep opens one connection and serves it until it ends.
+func (u *Upstream) keep(ctx context.Context, name string) {
+	connecting, release := context.WithTimeout(ctx, u.cfg.ConnectTimeout)
+	defer release()
+	conn, err := u.cfg.Dial(connecting)
+	if err != nil {
+		u.change(func() { u.fault = fmt.Errorf("connecting: %w", err) })
+		return
+	}
+	c := &connection{Upstream: u, wire: newWire(conn, u.cfg.WriteTimeout), name: name, pending: map[messages.Key]*exchange{}}
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer c.close()
+	defer context.AfterFunc(ctx, c.close)()
+	running.Go(c.run)
+	running.Go(c.read)
+	if !u.cfg.NoSignOn {
+		if err := c.manage(connecting, u.cfg.Codec.Dialect().NetworkManagement.SignOn); err != nil {
+			u.change(func() { u.fault = fmt.Errorf("signing on: %w", err) })
+			return
+		}
+	}
+	u.change(func() { u.ready, u.fault = append(u.ready, c), nil })
+	u.cfg.Log.Info("connected", "connection", name)
+	<-c.closed
+	u.change(func() { u.ready = slices.DeleteFunc(u.ready, func(other *connection) bool { return other == c }) })
+	u.cfg.Log.Info("connection lost", "connection", name)
+}
+
+func (u *Upstream) change(change func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	change()
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+// choose takes the connections in turn, nil if there is none.
+func (u *Upstream) choose() *connection {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	open := u.open()
+	if len(open) == 0 {
+		return nil
+	}
+	return open[u.next.Add(1)%uint64(len(open))]
+}
+
+// open are the ready connections without those that have ended a moment ago. Its caller holds mu.
+func (u *Upstream) open() []*connection {
+	if !slices.ContainsFunc(u.ready, (*connection).ended) {
+		return u.ready
+	}
+	return slices.DeleteFunc(slices.Clone(u.ready), (*connection).ended)
+}
+
+// Do sends one request, waits for what becomes of it and returns its entry in the book. The wait ends at the reply timeout; the end of
+// ctx ends it before that with the same outcome. An error means that no such request can be made, and that nothing was sent or
+// written down.
+func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
+	m, err := u.build(r)
+	if err != nil {
+		return Entry{}, err
+	}
+	frame, err := u.cfg.Codec.EncodeFrame(m)
+	if err != nil {
+		return Entry{}, fmt.Errorf("encoding request: %w", err)
+	}
+	key, keyed := u.cfg.Codec.Key(m)
+	if !keyed {
+		return Entry{}, errors.New("encoding request: it has no key")
+	}
+	entry := &Entry{MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), RRN: m.Get(messages.RRN),
+		Terminal: m.Get(messages.Terminal), PAN: m.PAN().Mask(), Amount: r.Amount, Currency: m.Get(messages.Currency),
+		WithPIN: m.Has(messages.PINData), Outcome: Pending, SentAt: time.Now().UTC()}
+	x := &exchange{request: m, entry: entry, done: make(chan struct{})}
+	c := u.choose()
+	if c != nil && !c.register(key, x) {
+		return Entry{}, errors.New("sending request: its key is in flight already")
+	}
+	u.book.open(entry)
+	if c == nil {
+		return u.book.settle(entry, NotSent, nil), nil
+	}
+	c.trace(Sent, m, len(frame))
+	if !c.send(outgoing{frame: frame}) {
+		c.giveUp(key, x, NotSent)
+	}
+	c.wait(ctx, key, x)
+	return x.result, nil
+}
+
+// Echo sends an 0800 echo on one connection and waits for its answer.
+func (u *Upstream) Echo(ctx context.Context) error {
+	return u.network(ctx, u.cfg.Codec.Dialect().NetworkManagement.Echo)
+}
+
+// SignOn sends an 0800 sign-on on one connection, beside the one that each connection begins with.
+func (u *Upstream) SignOn(ctx context.Context) error {
+	return u.network(ctx, u.cfg.Codec.Dialect().NetworkManagement.SignOn)
+}
+
+func (u *Upstream) network(ctx context.Context, code string) error {
+	c := u.choose()
+	if c == nil {
+		return errors.New("sending 0800: there is no connection")
+	}
+	ctx, release := context.WithTimeout(ctx, u.cfg.ReplyTimeout)
+	defer release()
+	return c.manage(ctx, code)
+}
+
+// A connection is one connection to the daemon.
+type connection struct {
+	*Upstream
+	*wire
+	name string
+
+	mu      sync.Mutex
+	pending map[messages.Key]*exchange // and those that have timed out, until their late answer; nil when the connection has ended
+}
+
+func (c *connection) ended() bool { return isClosed(c.closed) }
+
+// An exchange is one request and its answer.
+type exchange struct {
+	request *messages.Message
+	entry   *Entry        // nil for 0800
+	code    string        // DE 39 of an 0800's answer, guarded by connection.mu until done
+	late    bool          // guarded by connection.mu
+	result  Entry         // set before done is closed
+	done    chan struct{} // closed once
+}
+
+// register is false if the key is taken. On a connection that has ended, the exchange is over at once when it is sent.
+func (c *connection) register(key messages.Key, x *exchange) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending[key] != nil {
+		return false
+	}
+	if c.pending != nil {
+		c.pending[key] = x
+	}
+	return true
+}
+
+// wait returns when the exchange is done, or has been given up at its timeout.
+func (c *connection) wait(ctx context.Context, key messages.Key, x *exchange) {
+	timer := time.NewTimer(c.cfg.ReplyTimeout)
+	defer timer.Stop()
+	select {
+	case <-x.done:
+		return
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	c.giveUp(key, x, TimedOut)
+	<-x.done
+}
+
+// giveUp ends an exchange that nobody has ended yet.
+func (c *connection) giveUp(key messages.Key, x *exchange, outcome Outcome) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if x.late || c.pending != nil && c.pending[key] != x || isClosed(x.done) {
+		return
+	}
+	x.late = true
+	if outcome != TimedOut || x.entry == nil {
+		delete(c.pending, key)
+	}
+	c.finish(x, outcome, nil)
+}
+
+// finish is called once for each exchange, under the connection's lock.
+func (c *connection) finish(x *exchange, outcome Outcome, fill func(*Entry)) {
+	if x.entry != nil {
+		x.result = c.book.settle(x.entry, outcome, fill)
+	}
+	close(x.done)
+}
+
+func isClosed(done chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+// read delivers answers until the connection ends. Then everything that waits has lost its connection.
+func (c *connection) read() {
+	defer func() {
+		c.close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, x := range c.pending {
+			if !x.late {
+				c.finish(x, ConnectionLost, nil)
+			}
+		}
+		c.pending = nil
+	}()
+	reader := bufio.NewReaderSize(c.conn, readBuffer)
+	for {
+		body, err := c.cfg.Codec.ReadFrame(reader)
+		if err != nil {
+			return
+		}
+		m, err := c.cfg.Codec.Decode(body)
+		if err != nil {
+			c.book.tally(func(counts *BookCounts) { counts.Undecodable++ })
+			return
+		}
+		c.trace(Received, m, len(body)+c.cfg.Codec.Dialect().Framing.Length.Size())
+		c.deliver(m)
+	}
+}
+
+// deliver gives an answer to the request that it answers.
+func (c *connection) deliver(m *messages.Message) {
+	defer m.Clear()
+	key, keyed := c.cfg.Codec.Key(m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := c.pending[key]
+	if !keyed || !m.MTI.IsAnswer() || x == nil {
+		c.book.tally(func(counts *BookCounts) { counts.Unmatched++ })
+		return
+	}
+	delete(c.pending, key)
+	defer x.request.Clear()
+	code := m.Get(messages.ResponseCode)
+	if x.late {
+		c.book.late(x.entry, code)
+		return
+	}
+	if x.entry == nil {
+		x.code = code
+		c.finish(x, Answered, nil)
+		return
+	}
+	outcome := Answered
+	if err := c.cfg.Codec.Echoes(x.request, m); err != nil {
+		c.cfg.Log.Warn("answer is not for its request", "stan", x.entry.STAN, "error", err)
+		outcome = Mismatch
+	}
+	dialect := c.cfg.Codec.Dialect()
+	c.finish(x, outcome, func(e *Entry) {
+		e.ResponseCode, e.AuthorizationID = code, m.Get(messages.AuthorizationID)
+		if rrn := m.Get(messages.RRN); rrn != e.RRN {
+			e.AnswerRRN = rrn
+		}
+		if outcome == Answered && dialect.Approves(code) {
+			e.Approved, e.ApprovedAmount = true, e.Amount
+			if dialect.ApprovesPartially(code) {
+				e.ApprovedAmount = max(0, amountOf(m))
+			}
+		}
+	})
+}
+
+// manage sends an 0800 and waits for an answer that accepts it.
+func (c *connection) manage(ctx context.Context, code string) error {
+	now := time.Now().UTC()
+	numbers := c.numbers(Request{}, now)
+	m := messages.NewNetworkManagement(code, now.Format("0102150405"), numbers.STAN)
+	frame, err := c.cfg.Codec.EncodeFrame(m)
+	if err != nil {
+		return fmt.Errorf("encoding 0800: %w", err)
+	}
+	key, _ := c.cfg.Codec.Key(m)
+	x := &exchange{request: m, done: make(chan struct{})}
+	if !c.register(key, x) {
+		return errors.New("sending 0800: its key is in flight already")
+	}
+	c.trace(Sent, m, len(frame))
+	if !c.send(outgoing{frame: frame}) {
+		return errors.New("sending 0800: the connection is closed")
+	}
+	select {
+	case <-x.done:
+	case <-ctx.Done():
+		c.giveUp(key, x, TimedOut)
+		return fmt.Errorf("waiting for 0810: %w", ctx.Err())
+	}
+	if x.code == "" {
+		return errors.New("waiting for 0810: the connection was closed")
+	}
+	if !slices.Contains(c.cfg.Codec.Dialect().NetworkManagement.Accepted, x.code) {
+		return fmt.Errorf("0800 with code %s is answered %s", code, x.code)
+	}
+	return nil
+}
+
+func (c *connection) trace(direction Direction, m *messages.Message, size int) {
+	if c.cfg.Trace != nil {
+		c.cfg.Trace(TraceEvent{Time: time.Now(), Link: c.name, Direction: direction, Message: m, Bytes: size})
+	}
+}
