@@ -1,0 +1,114 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"acquirerd/messages"
+)
+
+// Config is one endpoint. The fields without a default are needed.
+type Config struct {
+	Name  string          // in logs and metrics
+	Codec *messages.Codec // of the processor's dialect
+	Links []string        // one address for each link; an address may stand more than once
+
+	ReplyTimeout  time.Duration // longest wait for an answer, from the call of Exchange
+	WriteTimeout  time.Duration // longest wait for a turn to write, and then for a frame to be written; less than ReplyTimeout
+	FrameTimeout  time.Duration // longest time from a frame's first byte to its last; default WriteTimeout
+	DialTimeout   time.Duration // longest time for a connection to be established
+	SignOnTimeout time.Duration // longest wait for the answer to a sign-on or a sign-off
+	EchoInterval  time.Duration // after this long without a frame from the processor, it is asked for an echo
+	EchoTimeout   time.Duration // longest wait for an echo
+	EchoMisses    int           // so many echoes missed in a row close the link
+
+	BackoffMin time.Duration // pause before the first new attempt to connect; doubled for each one after it
+	BackoffMax time.Duration // longest pause; a link that was in service for so long begins at BackoffMin again
+
+	InFlight     int // most exchanges in flight on the endpoint
+	LinkInFlight int // most exchanges in flight on one link; default InFlight
+	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
+	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
+
+	// Dial establishes a connection of a link; default TCP. TLS is wrapped here.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// check fills in the defaults and returns every fault, each under the name of its key in a configuration file.
+func (c *Config) check() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if c.Name == "" {
+		fault("name: missing")
+	}
+	if c.Codec == nil {
+		fault("dialect: missing")
+	}
+	if len(c.Links) == 0 {
+		fault("links: missing")
+	}
+	for i, address := range c.Links {
+		if address == "" {
+			fault("links[%d]: missing", i)
+		} else if _, _, err := net.SplitHostPort(address); err != nil && c.Dial == nil {
+			fault("links[%d]: %q is not host:port", i, address)
+		}
+	}
+	if c.FrameTimeout == 0 {
+		c.FrameTimeout = c.WriteTimeout
+	}
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{
+		{"reply_timeout", c.ReplyTimeout}, {"write_timeout", c.WriteTimeout}, {"frame_timeout", c.FrameTimeout},
+		{"dial_timeout", c.DialTimeout}, {"sign_on_timeout", c.SignOnTimeout}, {"echo_interval", c.EchoInterval},
+		{"echo_timeout", c.EchoTimeout}, {"backoff_min", c.BackoffMin}, {"backoff_max", c.BackoffMax},
+	} {
+		if d.value <= 0 {
+			fault("%s: must be positive", d.key)
+		}
+	}
+	if c.WriteTimeout > 0 && c.ReplyTimeout > 0 && c.WriteTimeout >= c.ReplyTimeout {
+		fault("write_timeout: %v is not less than reply_timeout %v", c.WriteTimeout, c.ReplyTimeout)
+	}
+	if c.BackoffMin > c.BackoffMax {
+		fault("backoff_min: %v is more than backoff_max %v", c.BackoffMin, c.BackoffMax)
+	}
+	if c.LinkInFlight == 0 {
+		c.LinkInFlight = c.InFlight
+	}
+	if c.Abandoned == 0 {
+		c.Abandoned = 16 * c.InFlight
+	}
+	if c.Unasked == 0 {
+		c.Unasked = 256
+	}
+	for _, n := range []struct {
+		key   string
+		value int
+	}{
+		{"echo_misses", c.EchoMisses}, {"in_flight", c.InFlight}, {"link_in_flight", c.LinkInFlight}, {"abandoned", c.Abandoned},
+		{"unasked", c.Unasked},
+	} {
+		if n.value < 1 {
+			fault("%s: must be at least 1", n.key)
+		}
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, "tcp", address)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// silence is how long nothing at all may arrive on a session. It is longer than the echoes need to find out, so that it is the last
+// resort: a session whose echo loop is itself stuck in a write.
+func (c *Config) silence() time.Duration {
+	return c.EchoInterval + time.Duration(c.EchoMisses+1)*(c.EchoTimeout+c.WriteTimeout)
+}

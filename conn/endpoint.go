@@ -1,0 +1,412 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"acquirerd/messages"
+)
+
+// Errors of Exchange, for errors.Is.
+var (
+	// ErrNotSent proves that no byte of the request can have left this host. Every other error means that the processor may have
+	// acted on the request.
+	ErrNotSent = errors.New("not sent")
+	// ErrTimeout: sent, and not answered in time. The answer may still come.
+	ErrTimeout = errors.New("no answer in time")
+	// ErrWrite: the write failed after it began, and no answer came in time.
+	ErrWrite = errors.New("write failed, and no answer came in time")
+	// ErrUndecodable: the request's answer came, and it does not keep the format. The wait ends with it, because a second answer is
+	// not to be expected, and what the caller must do is the same and can begin at once.
+	ErrUndecodable = errors.New("answer does not keep the format")
+	// ErrMismatch: an answer with the request's key came, and it disagrees with the request.
+	ErrMismatch = errors.New("answer disagrees with its request")
+)
+
+// An Endpoint is a processor's group of links. It may be used by many goroutines.
+type Endpoint struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	unasked chan *messages.Message // from the links to the callback of Run
+
+	mu       sync.Mutex
+	pending  pending // guarded by mu
+	links    []*link // the slice does not change; states and sessions are guarded by mu
+	turn     int     // guarded by mu: the link that the next search begins with
+	lastSTAN int     // guarded by mu: of the links' own messages
+	begun    bool    // guarded by mu: Run was called
+	draining bool    // guarded by mu: nothing new is sent
+}
+
+// New checks the configuration, naming every fault in it, and starts nothing. Endpoints of one process may share a registry if their
+// names differ.
+func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoint, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
+	}
+	m, err := newMetrics(cfg.Name, registry)
+	if err != nil {
+		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
+	}
+	e := &Endpoint{cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan *messages.Message, cfg.Unasked),
+		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
+	for i, address := range cfg.Links {
+		e.links = append(e.links, &link{endpoint: e, address: address, log: e.log.With("link", i, "address", address), state: Down, since: time.Now()})
+	}
+	m.links[Down].Set(float64(len(e.links)))
+	return e, nil
+}
+
+// Run keeps the links until ctx ends. Then nothing new is sent, the exchanges in flight end by their own deadlines while the links
+// stay up for their answers, each link signs off, and Run returns nil when all that it began has ended. It may be called once.
+//
+// inbound is called by one goroutine, one message at a time, with what arrived unasked: late and unmatched answers, and the
+// processor's own requests but for sign-on, sign-off and echo, which the links answer. Its context is not cancelled by the end of
+// ctx, and Run waits for it.
+func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, *messages.Message)) error {
+	e.mu.Lock()
+	again := e.begun
+	e.begun = true
+	e.mu.Unlock()
+	if again {
+		return fmt.Errorf("running endpoint %q: it was run before", e.cfg.Name)
+	}
+
+	lasting := context.WithoutCancel(ctx)
+	serving, stop := context.WithCancel(lasting)
+	defer stop()
+	var telling, carrying sync.WaitGroup
+	telling.Go(func() {
+		for m := range e.unasked {
+			inbound(lasting, m)
+		}
+	})
+	for _, l := range e.links {
+		carrying.Go(func() { l.run(serving) })
+	}
+
+	<-ctx.Done()
+	e.mu.Lock()
+	e.draining = true
+	drained := e.pending.drained()
+	e.log.Info("endpoint drains", "in_flight", e.pending.inFlight)
+	e.mu.Unlock()
+	<-drained // each exchange ends by its own deadline
+	stop()
+	carrying.Wait()
+	close(e.unasked) // only sessions send to it, and none is left
+	telling.Wait()
+	return nil
+}
+
+// Exchange sends a request and returns its answer, which keeps the format, has the request's key and agrees with it. It returns
+// within ReplyTimeout and the time to write, or by an earlier deadline of ctx. The request is the caller's again when it returns.
+//
+// An error that wraps ErrNotSent proves that nothing was sent; with a *messages.FormatError in it, the request does not fit the
+// processor's dialect. Every other error means that the processor may have acted on the request. Once the write has begun, the
+// cancellation of ctx is not heeded, only its deadline: what may have been sent is waited for.
+func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*messages.Message, error) {
+	began := time.Now()
+	deadline := began.Add(e.cfg.ReplyTimeout)
+	if earlier, has := ctx.Deadline(); has && earlier.Before(deadline) {
+		deadline = earlier
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, notSent(err)
+	}
+	if !request.MTI.IsRequest() {
+		return nil, notSent(errors.New("it is not a request"))
+	}
+	key, ok := e.cfg.Codec.Key(request)
+	if !ok {
+		return nil, notSent(errors.New("it has no match key"))
+	}
+	frame, err := e.cfg.Codec.EncodeFrame(request)
+	if err != nil {
+		return nil, notSent(err)
+	}
+	defer clear(frame) // it holds card data
+
+	// In the table before the write: an answer can come before the write returns.
+	x := &exchange{key: key, request: request, done: make(chan result, 1)}
+	answer := x.done
+	s, err := e.begin(x, began)
+	if err != nil {
+		return nil, notSent(err)
+	}
+	e.metrics.inFlight.Inc()
+	defer e.metrics.inFlight.Dec()
+
+	failed := ErrTimeout
+	if err := e.send(ctx, deadline, x, s, frame); errors.Is(err, ErrNotSent) {
+		if e.withdraw(x) {
+			return nil, err
+		}
+		// It has an answer none the less: the late one of the request that it repeats.
+	} else if err != nil {
+		// The frame may have arrived whole. The link's loss is not an answer.
+		failed = fmt.Errorf("%w: %w", ErrWrite, err)
+	}
+
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	var r result
+	select {
+	case r = <-answer:
+	case <-timer.C:
+		if e.abandon(x) {
+			r.err = failed
+		} else {
+			r = <-answer // delivered under the mutex, before abandon could take it
+		}
+	}
+	e.metrics.seconds.Observe(time.Since(began).Seconds())
+	return r.answer, r.err
+}
+
+func notSent(reason error) error { return fmt.Errorf("%w: %w", ErrNotSent, reason) }
+
+var (
+	errDraining = errors.New("the endpoint is stopping")
+	errFull     = errors.New("too many exchanges are in flight")
+	errNoLink   = errors.New("no link is in service")
+)
+
+// begin takes an exchange into the table and gives it the session to go out on.
+func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining {
+		return nil, errDraining
+	}
+	if e.pending.inFlight >= e.cfg.InFlight {
+		return nil, errFull
+	}
+	s, err := e.choose(nil)
+	if err != nil {
+		return nil, err
+	}
+	x.session = s
+	if err := e.pending.add(x, now); err != nil {
+		return nil, err
+	}
+	e.metrics.abandoned.Set(float64(e.pending.abandoned))
+	return s, nil
+}
+
+// choose returns the session in service with the fewest exchanges in flight, other than those tried; among equals, each in its turn.
+// Called under mu.
+func (e *Endpoint) choose(tried []*session) (*session, error) {
+	var best *session
+	at, full := 0, false
+next:
+	for i := range e.links {
+		i = (e.turn + i) % len(e.links)
+		s := e.links[i].session
+		if s == nil || e.links[i].state != InService {
+			continue
+		}
+		for _, t := range tried {
+			if s == t {
+				continue next
+			}
+		}
+		if s.inFlight >= e.cfg.LinkInFlight {
+			full = true
+			continue
+		}
+		if best == nil || s.inFlight < best.inFlight {
+			best, at = s, i
+		}
+	}
+	switch {
+	case best != nil:
+		e.turn = at + 1
+		return best, nil
+	case full:
+		return nil, errFull
+	}
+	return nil, errNoLink
+}
+
+// send writes the frame on the session, or on another one for as long as nothing of it was written and there is time. Its error wraps
+// ErrNotSent if nothing was.
+func (e *Endpoint) send(ctx context.Context, deadline time.Time, x *exchange, s *session, frame []byte) error {
+	var tried []*session
+	for {
+		err := s.write(ctx, frame)
+		if !errors.Is(err, ErrNotSent) || ctx.Err() != nil || !time.Now().Before(deadline) {
+			return err
+		}
+		tried = append(tried, s)
+		e.mu.Lock()
+		if x.state != waiting {
+			e.mu.Unlock()
+			return err
+		}
+		other, none := e.choose(tried)
+		if none == nil {
+			e.pending.move(x, other)
+		}
+		e.mu.Unlock()
+		if none != nil {
+			return err
+		}
+		s = other
+	}
+}
+
+// withdraw takes back an exchange of which nothing was sent. It is false if the exchange has ended.
+func (e *Endpoint) withdraw(x *exchange) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x.state != waiting {
+		return false
+	}
+	e.pending.withdraw(x, time.Now())
+	return true
+}
+
+// abandon ends an exchange without its answer. It is false if the exchange has ended.
+func (e *Endpoint) abandon(x *exchange) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x.state != waiting {
+		return false
+	}
+	e.pending.end(x, abandoned, time.Now())
+	e.metrics.abandoned.Set(float64(e.pending.abandoned))
+	return true
+}
+
+// receive takes every message that a session has read. fault is why it does not keep the format, with what could be read of it; m
+// is nil if nothing could. It never blocks. It returns a request that the session must answer itself, or nil.
+func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
+	if fault == nil {
+		fault = e.cfg.Codec.Validate(m)
+	}
+	if m == nil || !m.MTI.IsAnswer() {
+		switch {
+		case fault != nil && !errors.Is(fault, messages.ErrUnsupported):
+			e.metrics.answers[kindUndecodable].Inc()
+			e.log.Warn("message from processor does not keep the format", "error", fault)
+		case e.ownAnswer(m):
+			return m
+		default:
+			e.tell(m)
+		}
+		return nil
+	}
+	k, own, differs := e.deliver(m, fault)
+	e.metrics.answers[k].Inc()
+	switch k {
+	case kindMatched, kindDuplicate:
+	case kindUndecodable, kindMismatch:
+		e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN), "error", errors.Join(fault, differs))
+	case kindLate, kindUnmatched:
+		if !own {
+			e.tell(m)
+		}
+	}
+	return nil
+}
+
+// deliver ends the exchange that an answer belongs to. own says that it is one of the links' own exchanges; differs, in what the
+// answer disagrees with its request.
+func (e *Endpoint) deliver(m *messages.Message, fault error) (k kind, own bool, differs error) {
+	key, ok := e.cfg.Codec.Key(m)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.pending.exchanges[key]
+	switch {
+	case fault != nil:
+		// What could be read may be too little for a key; then the request waits for its timeout, and its fate is as unknown.
+		if ok && x != nil && x.state == waiting {
+			e.finish(x, abandoned, result{err: fmt.Errorf("%w: %w", ErrUndecodable, fault)})
+		}
+		return kindUndecodable, false, nil
+	case !ok || x == nil:
+		return kindUnmatched, false, nil
+	case x.state == abandoned:
+		x.state = lateAnswered
+		return kindLate, x.management, nil
+	case x.state != waiting:
+		return kindDuplicate, x.management, nil
+	}
+	if err := e.cfg.Codec.Echoes(x.request, m); err != nil {
+		e.finish(x, abandoned, result{err: fmt.Errorf("%w: %w", ErrMismatch, err)})
+		return kindMismatch, x.management, err
+	}
+	e.finish(x, answered, result{answer: m})
+	return kindMatched, x.management, nil
+}
+
+// finish ends an exchange that was waiting. The result is sent under mu, into the room of its channel, so that an exchange whose time
+// is up at this moment either has it or was abandoned first: none is lost. Called under mu.
+func (e *Endpoint) finish(x *exchange, state exchangeState, r result) {
+	x.done <- r
+	e.pending.end(x, state, time.Now())
+}
+
+// ownAnswer reports whether the links answer a request of the processor themselves.
+func (e *Endpoint) ownAnswer(m *messages.Message) bool {
+	network := e.cfg.Codec.Dialect().NetworkManagement
+	code := m.Get(messages.NetworkManagement)
+	return m.MTI.IsRequest() && m.MTI.Class() == messages.Network &&
+		(code == network.SignOn || code == network.SignOff || code == network.Echo)
+}
+
+// tell hands a message to the callback of Run. It does not wait: behind it are answers that callers wait for.
+func (e *Endpoint) tell(m *messages.Message) {
+	select {
+	case e.unasked <- m:
+	default:
+		e.metrics.dropped.Inc()
+		e.log.Error("unasked message dropped: too many wait", "mti", string(m.MTI), "stan", m.Get(messages.STAN), "limit", e.cfg.Unasked)
+	}
+}
+
+// InService reports whether a request would find a link: one is in service, and the endpoint is not stopping.
+func (e *Endpoint) InService() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining {
+		return false
+	}
+	for _, l := range e.links {
+		if l.state == InService {
+			return true
+		}
+	}
+	return false
+}
+
+// LinkStatus is one link as an operator sees it.
+type LinkStatus struct {
+	Address   string    `json:"address"`
+	State     State     `json:"state"`
+	Since     time.Time `json:"since"` // of the state
+	InFlight  int       `json:"in_flight"`
+	LastError string    `json:"last_error"` // class of the last failure, "" if there was none
+}
+
+// Status lists the links in the order of the configuration.
+func (e *Endpoint) Status() []LinkStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]LinkStatus, len(e.links))
+	for i, l := range e.links {
+		list[i] = LinkStatus{Address: l.address, State: l.state, Since: l.since, LastError: string(l.lastError)}
+		if l.session != nil {
+			list[i].InFlight = l.session.inFlight
+		}
+	}
+	return list
+}
