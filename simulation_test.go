@@ -161,7 +161,7 @@ func (s *station) start() {
 	desk, err := acquirer.New(acquirer.Config{Journal: record, Vault: &softVault{chance: rand.New(rand.NewPCG(s.chance.Uint64(), 0))}, InFlight: 256,
 		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", codecOf(t, "iso87-ascii"), endpoint)},
 		Routes:    []acquirer.Route{{Endpoint: "processor"}},
-		Forward:   acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour, Poll: time.Second, Parallel: 8}}, log, registry)
+		Forward:   acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8}}, log, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,8 @@ type Recorder interface {
 	Finish(ctx context.Context, ticket *journal.Ticket, outcome journal.Outcome) error
 	// Owe records that an approved transaction must be reversed because the upstream was not told of it.
 	Owe(ctx context.Context, transaction journal.TransactionID, reason string) error
+	// Creditors returns the endpoints to which something is owed.
+	Creditors(ctx context.Context) ([]string, error)
 	// Unfinished returns the tickets of intents without an outcome. They cannot be spent, only finished.
 	Unfinished(ctx context.Context) ([]*journal.Ticket, error)
 

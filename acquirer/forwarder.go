@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"acquirerd/conn"
+	"acquirerd/hsm"
 	"acquirerd/journal"
 	"acquirerd/messages"
 	"acquirerd/specs"
@@ -19,9 +21,14 @@ import (
 type Forwarding struct {
 	RetryMin  time.Duration // pause after the first attempt; it doubles with each
 	RetryMax  time.Duration // longest pause
-	ParkAfter time.Duration // age at which a reversal is parked instead of tried again
-	Poll      time.Duration // how often the journal is asked for what has become due
-	Parallel  int           // reversals in flight at once, for each endpoint
+	ParkAfter time.Duration // age at which a reversal that was sent often enough is parked instead of tried again
+
+	// NotFoundFinal is the age from which "the original is not there" ends a reversal. Before it, the original may still be on its
+	// way: slow at the processor, or in the buffers of a stalled link, and be held when it comes. Ten reply timeouts are good.
+	NotFoundFinal time.Duration
+
+	Poll     time.Duration // how often the journal is asked for what has become due
+	Parallel int           // reversals in flight at once, for each endpoint
 }
 
 // A Forwarder sends owed reversals until each is acknowledged or parked. Each endpoint is served apart, so that one that is down does
@@ -35,8 +42,8 @@ type Forwarder struct {
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
-	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
-		return nil, errors.New("forwarding: pauses, age and poll must be positive, retry_max at least retry_min, parallel at least 1")
+	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
+		return nil, errors.New("forwarding: pauses, ages and poll must be positive, retry_max at least retry_min, parallel at least 1")
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64}
 	for name := range owner.endpoints {
@@ -126,27 +133,27 @@ var errHeld = errors.New("held")
 // pay makes one attempt at one reversal. What it returns, but for errHeld, is fatal: the journal did not take a record.
 func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Owed) error {
 	pan, err := f.owner.vault.OpenPAN(ctx, owed.PAN)
-	if err != nil {
-		f.log.Warn("reversal is held", "owed", int64(owed.ID), "endpoint", endpoint.Name, "error", err)
+	if err != nil && !errors.Is(err, hsm.ErrSealedPAN) {
+		f.log.Warn("reversals are held", "endpoint", endpoint.Name, "error", err)
 		return errHeld
+	}
+	if err != nil {
+		return f.setAside(ctx, endpoint, owed, err)
 	}
 	// All that it says is the record's: what was sent then, not what would be configured now.
 	reversal := messages.NewReversal(owed.Original, pan, owed.AuthorizationID)
 	defer reversal.Clear()
 
 	// Recorded before the send: after a crash in between, the next attempt is marked as a repeat, which is the safe side.
-	ticket, err := f.owner.journal.Attempt(ctx, owed.ID)
-	if errors.Is(err, journal.ErrBusy) || errors.Is(err, journal.ErrNotOwed) || err != nil && ctx.Err() != nil {
-		return errHeld
-	}
+	ticket, err := f.attempt(ctx, owed.ID)
 	if err != nil {
-		return fmt.Errorf("recording attempt at reversal %d: %w", owed.ID, err)
+		return err
 	}
 	if ticket.Attempt() > 1 {
 		reversal.MTI = reversal.MTI.Repeat()
 	}
 	answer, errSend := endpoint.send(ctx, ticket, reversal)
-	settlement := f.settle(endpoint.Codec.Dialect(), owed, answer, errSend)
+	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
 	}
@@ -154,36 +161,78 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	return nil
 }
 
-// settle says what came of an attempt. It ends a reversal only by the processor's own word.
-func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, answer *messages.Message, err error) journal.Settlement {
-	code := ""
-	if answer != nil {
-		code = answer.Get(messages.ResponseCode)
+// attempt records that a reversal is about to be sent.
+func (f *Forwarder) attempt(ctx context.Context, owed journal.OwedID) (*journal.Ticket, error) {
+	ticket, err := f.owner.journal.Attempt(ctx, owed)
+	if errors.Is(err, journal.ErrBusy) || errors.Is(err, journal.ErrNotOwed) || err != nil && ctx.Err() != nil {
+		return nil, errHeld
 	}
-	next := time.Now().Add(f.pause(owed.Attempts))
-	reason := reasonRefused
+	if err != nil {
+		return nil, fmt.Errorf("recording attempt at reversal %d: %w", owed, err)
+	}
+	return ticket, nil
+}
+
+// setAside moves a reversal whose PAN cannot be opened out of the way of the others. It stays owed: the key may come back.
+func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journal.Owed, cause error) error {
+	ticket, err := f.attempt(ctx, owed.ID)
+	if err != nil {
+		return err
+	}
+	settlement := journal.Unsent(time.Now().Add(f.pause(owed)), reasonSealedPAN)
+	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
+		return fmt.Errorf("setting reversal %d aside: %w", owed.ID, err)
+	}
+	f.log.Error("reversal cannot be sent: its PAN cannot be opened", "owed", int64(owed.ID), "endpoint", endpoint.Name, "error", cause)
+	return nil
+}
+
+// sentOften is how often a reversal must have been sent before it is parked for its age: one whose processor was down for a day has not
+// been tried yet.
+const sentOften = 6
+
+// settle says what came of an attempt. It ends a reversal only by the processor's own word.
+func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt int, answer *messages.Message, err error) journal.Settlement {
+	next, age := time.Now().Add(f.pause(owed)), time.Since(owed.Since)
+	var format *messages.FormatError
 	switch {
+	case errors.Is(err, conn.ErrNotSent) && errors.As(err, &format):
+		return journal.Parked(reasonFormat, "")
 	case errors.Is(err, conn.ErrNotSent):
 		return journal.Unsent(next, reasonNotSent)
-	case err == nil && dialect.ReversalAcknowledged(code):
-		return journal.Acknowledged(code)
-	case err == nil && dialect.ReversalPoison(code):
-		return journal.Parked(reasonPoison, code)
-	case err != nil:
-		reason = classify(dialect, nil, err).Reason
 	}
-	if time.Since(owed.Since) >= f.cfg.ParkAfter {
+	code, reason := "", ""
+	if err != nil {
+		reason = classify(dialect, nil, err).Reason
+	} else {
+		code, reason = answer.Get(messages.ResponseCode), reasonRefused
+		switch is := dialect.Reversal; {
+		case slices.Contains(is.Acknowledged, code), slices.Contains(is.Already, code) && attempt > 1:
+			return journal.Acknowledged(code)
+		case slices.Contains(is.NotFound, code) && age >= f.cfg.NotFoundFinal:
+			return journal.Acknowledged(code)
+		case slices.Contains(is.NotFound, code):
+			reason = reasonNotFound
+		case slices.Contains(is.Poison, code):
+			return journal.Parked(reasonPoison, code)
+		}
+	}
+	if age >= f.cfg.ParkAfter && attempt >= sentOften {
 		return journal.Parked(reasonExpired, code)
 	}
 	return journal.Again(next, reason, code)
 }
 
 // pause is the time until the next attempt: RetryMin doubled for each attempt before, at most RetryMax, and of that between a half
-// and the whole, so that reversals that failed together do not come back together.
-func (f *Forwarder) pause(attempts int) time.Duration {
+// and the whole, so that reversals that failed together do not come back together. Where attempts do not count, because nothing was
+// sent, it grows with the age instead.
+func (f *Forwarder) pause(owed journal.Owed) time.Duration {
 	pause := f.cfg.RetryMin
-	for ; attempts > 0 && pause < f.cfg.RetryMax; attempts-- {
+	for n := owed.Attempts; n > 0 && pause < f.cfg.RetryMax; n-- {
 		pause *= 2
+	}
+	if owed.Attempts == 0 {
+		pause = max(pause, time.Since(owed.Since))
 	}
 	pause = min(pause, f.cfg.RetryMax)
 	return pause/2 + time.Duration(f.random()*float64(pause/2))

@@ -18,8 +18,12 @@ const (
 	reasonLinkFailed  = "link_failed"
 	reasonUndelivered = "undelivered"
 	reasonRecovered   = "recovered"
-	reasonRefused     = "refused" // the processor answered a reversal with a code that neither ends nor poisons it
+	reasonBudget      = "budget_ended"
+	reasonRefused     = "refused"   // the processor answered a reversal with a code that neither ends nor poisons it
+	reasonNotFound    = "not_found" // it does not have the original, which may still be on its way
 	reasonPoison      = "poison"
+	reasonFormat      = "format" // the reversal does not fit the processor's dialect
+	reasonSealedPAN   = "sealed_pan"
 	reasonExpired     = "expired"
 )
 
@@ -40,6 +44,10 @@ func classify(dialect *specs.Dialect, answer *messages.Message, err error) journ
 	code := answer.Get(messages.ResponseCode)
 	if code == "" {
 		return journal.Outcome{Kind: journal.Unknown, Reason: reasonUndecodable}
+	}
+	if dialect.ApprovesPartially(code) && !answer.Has(messages.Amount) {
+		// Approved for less than was asked, and nobody knows for how much.
+		return journal.Outcome{Kind: journal.Unknown, ResponseCode: code, Reason: reasonMismatch}
 	}
 	outcome := journal.Outcome{Kind: journal.Declined, ResponseCode: code, AuthorizationID: answer.Get(messages.AuthorizationID)}
 	if dialect.Approves(code) {

@@ -25,6 +25,8 @@ func TestClassify(t *testing.T) {
 		m.Set(messages.AuthorizationID, "ABC123")
 		return m
 	}
+	partial := answer("10")
+	partial.Delete(messages.Amount)
 	for _, row := range []struct {
 		name   string
 		answer *messages.Message
@@ -44,6 +46,7 @@ func TestClassify(t *testing.T) {
 		{"00", answer("00"), nil, journal.Approved, "", ""},
 		{"08", answer("08"), nil, journal.Approved, "", ""},
 		{"85", answer("85"), nil, journal.Approved, "", ""},
+		{"10 without an amount says nothing about money", partial, nil, journal.Unknown, reasonMismatch, ""},
 		{"10 keeps the partial amount", answer("10"), nil, journal.Approved, "", "000000000500"},
 		{"51", answer("51"), nil, journal.Declined, "", ""},
 		{"91 from the processor is its word", answer("91"), nil, journal.Declined, "", ""},
@@ -104,14 +107,14 @@ func TestPauseDoublesUpToItsMost(t *testing.T) {
 	f := &Forwarder{cfg: Forwarding{RetryMin: 5 * time.Second, RetryMax: 300 * time.Second}}
 	for attempts, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300} {
 		f.random = func() float64 { return 0 }
-		low := f.pause(attempts)
+		low := f.pause(journal.Owed{Attempts: attempts, Since: time.Now()})
 		f.random = func() float64 { return 0.999999 }
-		high := f.pause(attempts)
+		high := f.pause(journal.Owed{Attempts: attempts, Since: time.Now()})
 		if want *= time.Second; low != want/2 || high > want || high < want*99/100 {
 			t.Errorf("after %d attempts: %v to %v, want a half to the whole of %v", attempts, low, high, want)
 		}
 	}
-	if got := f.pause(1 << 30); got > 300*time.Second || got <= 0 {
+	if got := f.pause(journal.Owed{Attempts: 1 << 30, Since: time.Now()}); got > 300*time.Second || got <= 0 {
 		t.Errorf("after very many attempts: %v", got)
 	}
 }

@@ -124,6 +124,10 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 	if pan.IsZero() {
 		return refuse(refusedFormat, answers.FormatError, &messages.FormatError{Element: messages.PAN, Rule: "is not a PAN"}), nil
 	}
+	if req.Message.CardsDisagree() {
+		// Sent on, the processor would take the one and a reversal would name the other.
+		return refuse(refusedFormat, answers.FormatError, &messages.FormatError{Element: messages.Track2, Rule: "is another card's than DE 2"}), nil
+	}
 	name, found := s.routes.find(req.Upstream.Name, req.Message, pan)
 	if !found {
 		return refuse(refusedRoute, answers.NoRoute, nil), nil
@@ -165,9 +169,14 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		return refuse(refusedJournal, answers.Malfunction, err), nil
 	}
 
-	// Send, and decide what it came to.
-	answer, errSend := endpoint.send(ctx, ticket, msg)
-	outcome := classify(endpoint.Codec.Dialect(), answer, errSend)
+	// Send, and decide what it came to. What the upstream does not wait for any more is not sent.
+	outcome := journal.Outcome{Kind: journal.NotSent, Reason: reasonBudget}
+	var answer *messages.Message
+	errSend := ctx.Err()
+	if errSend == nil {
+		answer, errSend = endpoint.send(ctx, ticket, msg)
+		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
+	}
 
 	// Finish: durable before the answer. A crash before this line is an Unknown; after it, the record stands and is not reversed
 	// from here, because the upstream may have been told.
@@ -214,9 +223,16 @@ func (s *Switch) protect(ctx context.Context, req Request, endpoint *Endpoint) (
 }
 
 // send is the only way to a processor: nothing reaches Exchange without a ticket, and a ticket is good for one send.
+// A cancellation of ctx does not reach the exchange, its deadline does.
 func (e *Endpoint) send(ctx context.Context, ticket *journal.Ticket, msg *messages.Message) (*messages.Message, error) {
 	ticket.Spend()
-	return e.processor.Exchange(context.WithoutCancel(ctx), msg)
+	sending := context.WithoutCancel(ctx)
+	if deadline, has := ctx.Deadline(); has {
+		var release context.CancelFunc
+		sending, release = context.WithDeadline(sending, deadline)
+		defer release()
+	}
+	return e.processor.Exchange(sending, msg)
 }
 
 // compose builds the upstream's answer from an outcome.
@@ -252,7 +268,8 @@ func (s *Switch) Undelivered(ctx context.Context, result Result) error {
 }
 
 // Recover gives every intent without an outcome the outcome Unknown, through the same Finish as the living. It is called before any
-// door opens. It returns how many there were.
+// door opens. It returns how many there were. It fails if something is owed to an endpoint that is not configured any more: nobody
+// would pay it.
 func (s *Switch) Recover(ctx context.Context) (int, error) {
 	tickets, err := s.journal.Unfinished(ctx)
 	if err != nil {
@@ -265,11 +282,20 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 		}
 		s.log.Warn("transaction recovered as unknown, reversal owed", "transaction", ticket.String())
 	}
+	creditors, err := s.journal.Creditors(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading to whom reversals are owed: %w", err)
+	}
+	for _, name := range creditors {
+		if s.endpoints[name] == nil {
+			return 0, fmt.Errorf("reversals are owed to endpoint %q, which is not in the config: keep it there until they are paid", name)
+		}
+	}
 	return len(tickets), nil
 }
 
-// Inbound takes what arrives on an endpoint's links unasked. A late answer needs no act: the outcome of its transaction is Unknown,
-// and the reversal is owed already.
+// Inbound takes what arrives on an endpoint's links unasked. A late answer needs no act: the outcome of its transaction is Unknown, the
+// reversal is owed already, and stays owed until the processor says that it is done, or NotFoundFinal has passed without the original.
 func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
 	if !msg.MTI.IsAnswer() {
 		s.metrics.unasked.WithLabelValues(endpoint, "request").Inc()
@@ -277,7 +303,7 @@ func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Messa
 		return
 	}
 	kind := "late_other"
-	if e := s.endpoints[endpoint]; e != nil && e.Codec.Dialect().Approves(msg.Get(messages.ResponseCode)) {
+	if e := s.endpoints[endpoint]; e != nil && msg.MTI.Class() != messages.Reversal && e.Codec.Dialect().Approves(msg.Get(messages.ResponseCode)) {
 		kind = "late_approval"
 	}
 	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()

@@ -2,13 +2,19 @@ package acquirer_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"acquirerd/acquirer"
+	"acquirerd/card"
 	"acquirerd/conn"
 	"acquirerd/hsm"
 	"acquirerd/journal"
@@ -79,6 +85,7 @@ func TestWhatIsRefusedIsNeitherSentNorRecorded(t *testing.T) {
 		want  string
 	}{
 		{"no route", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.PAN, "6011111111111117") }, "92"},
+		{"two cards", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.Track2, "5555555555554444=2912") }, "30"},
 		{"no PAN", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.PAN, "41111") }, "30"},
 		{"HSM down", func(w *world, _ *acquirer.Request) { w.vault.(*vault).err = hsm.ErrUnavailable }, "96"},
 		{"PIN block that is none", func(w *world, _ *acquirer.Request) { w.vault.(*vault).err = hsm.ErrPINBlock }, "55"},
@@ -155,7 +162,8 @@ func TestReversals(t *testing.T) {
 		state   journal.State
 	}{
 		{"acknowledged at once", []func() (string, error){func() (string, error) { return "00", nil }}, 1, journal.StateAcknowledged},
-		{"not found ends it", []func() (string, error){func() (string, error) { return "25", nil }}, 1, journal.StateAcknowledged},
+		{"not found ends it when the original cannot come any more", []func() (string, error){func() (string, error) { return "25", nil }}, 0, journal.StateAcknowledged},
+		{"done before is true of a repeat", []func() (string, error){func() (string, error) { return "94", nil }}, 2, journal.StateAcknowledged},
 		{"its answer is lost twice", []func() (string, error){
 			func() (string, error) { return "00", conn.ErrTimeout }, func() (string, error) { return "", conn.ErrTimeout },
 			func() (string, error) { return "00", nil }}, 3, journal.StateAcknowledged},
@@ -187,27 +195,180 @@ func TestReversals(t *testing.T) {
 	}
 }
 
-func TestAReversalWaitsForTheHSMAndForALink(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
+// A blindVault protects, and opens only what it is told to.
+type blindVault struct {
+	vault
+	fault atomic.Pointer[error]
+}
+
+func (v *blindVault) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error) {
+	if fault := v.fault.Load(); fault != nil && (errors.Is(*fault, hsm.ErrUnavailable) || sealed.Ciphertext[0] == turn([]byte("5"))[0]) {
+		return card.PAN{}, *fault
+	}
+	return v.vault.OpenPAN(ctx, sealed)
+}
+
+func inBlindWorld(t *testing.T, fault error, test func(t *testing.T, w *world, v *blindVault)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w, v := newWorld(t), &blindVault{}
+		v.fault.Store(&fault)
+		w.vault = v
 		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		w.start()
+		test(t, w, v)
+		w.stop()
+	})
+}
+
+func TestReversalsWaitForTheHSM(t *testing.T) {
+	inBlindWorld(t, hsm.ErrUnavailable, func(t *testing.T, w *world, v *blindVault) {
 		w.ask(w.request(), delivered)
 		w.ask(w.request(), delivered)
-		synctest.Wait()
+		w.rest()
+		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{State: journal.StateOwed})
+		if err != nil || len(owed) != 2 || owed[0].Attempts != 0 || len(w.bank.reversals) != 0 {
+			t.Errorf("while the HSM is down: %+v, %v", owed, err)
+		}
+		v.fault.Store(nil)
 		w.rest()
 		w.check()
+	})
+}
 
-		w.vault.(*vault).err = hsm.ErrUnavailable
-		w.restartKeeping()
-		w.bank.down = true
+func TestReversalsThatCannotBeOpenedHoldUpNoOther(t *testing.T) {
+	inBlindWorld(t, hsm.ErrSealedPAN, func(t *testing.T, w *world, v *blindVault) {
+		w.bank.otherCards = true
+		for range 2 * w.forward.Parallel {
+			req := w.request()
+			req.Message.SetSensitive(messages.PAN, "5555555555554444")
+			w.ask(req, delivered)
+		}
+		w.ask(w.request(), delivered)
 		w.rest()
-		if n := len(w.bank.reversals); n != 2 {
-			t.Errorf("%d reversals", n)
+		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{State: journal.StateOwed})
+		if err != nil || len(owed) != 2*w.forward.Parallel || owed[0].Attempts != 0 || owed[0].LastReason != "sealed_pan" {
+			t.Fatalf("%d are owed, %+v, %v", len(owed), owed[0], err)
+		}
+		if len(w.bank.reversals) != 1 {
+			t.Errorf("%d reversals went out, want the one that can be opened", len(w.bank.reversals))
+		}
+		v.fault.Store(nil)
+		<-time.After(10 * time.Minute)
+		synctest.Wait()
+		w.check()
+	})
+}
+
+func TestAReversalThatDoesNotFitTheDialectIsParkedAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		w.bank.reversal = func(*messages.Message) (string, error) {
+			return "", fmt.Errorf("%w: %w", conn.ErrNotSent, &messages.FormatError{Element: messages.OriginalData, Rule: "is odd"})
+		}
+		w.ask(w.request(), delivered)
+		w.rest()
+		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{})
+		if err != nil || len(owed) != 1 || owed[0].State != journal.StateParked || owed[0].LastReason != "format" {
+			t.Errorf("got %+v, %v", owed, err)
 		}
 	})
 }
 
-// restartKeeping is a stop and a start with the same vault.
-func (w *world) restartKeeping() { w.stop(); w.start() }
+func TestAReversalThatIsNeverSentIsTriedWithGrowingPauses(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		tries := 0
+		w.bank.reversal = func(*messages.Message) (string, error) { tries++; return "", conn.ErrNotSent }
+		w.ask(w.request(), delivered)
+		<-time.After(2 * time.Hour)
+		synctest.Wait()
+		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{})
+		if err != nil || len(owed) != 1 || owed[0].State != journal.StateOwed || owed[0].Attempts != 0 {
+			t.Errorf("got %+v, %v", owed, err)
+		}
+		if tries < 500 || tries > 2500 { // every 4 to 8 s, and the first few sooner
+			t.Errorf("tried %d times in two hours", tries)
+		}
+	})
+}
+
+// The request is slow at the processor and is overtaken by its reversal, which is not final until the request cannot come any more.
+func TestNotFoundIsNotTheEndWhileTheOriginalMayBeOnItsWay(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		req := w.request()
+		w.ask(req, delivered)
+		<-time.After(10 * time.Second)
+		w.bank.mu.Lock()
+		for key := range w.bank.seen {
+			w.bank.holds[key] = "held" // the processor commits it only now
+		}
+		w.bank.mu.Unlock()
+		w.rest()
+		w.check()
+	})
+}
+
+func TestWhatTheUpstreamDoesNotWaitForIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { return slowRecorder{r} }
+		w.start()
+		budget, release := context.WithTimeout(t.Context(), 15*time.Second)
+		defer release()
+		result, err := w.desk.Authorize(budget, w.request())
+		if err != nil || result.Outcome != journal.NotSent || code(result) != "91" || len(w.bank.seen) != 0 {
+			t.Errorf("got %v %v, %v; %d sent", result.Outcome, result.Answer, err, len(w.bank.seen))
+		}
+		w.rest()
+		w.check()
+		w.stop()
+	})
+}
+
+// A slowRecorder takes 20 s for an intent.
+type slowRecorder struct{ acquirer.Recorder }
+
+func (r slowRecorder) Begin(ctx context.Context, intent journal.Intent) (*journal.Ticket, error) {
+	<-time.After(20 * time.Second)
+	return r.Recorder.Begin(context.WithoutCancel(ctx), intent)
+}
+
+func TestAnEndpointThatIsOwedToCannotBeLeftOut(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		w.bank.reversal = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.ask(w.request(), delivered)
+		w.restartAs("renamed", func(err error) {
+			if err == nil || !strings.Contains(err.Error(), `"bank"`) {
+				t.Errorf("got %v", err)
+			}
+		})
+	})
+}
+
+// restartAs stops the switch and recovers with another endpoint's name, and then starts it again as it was.
+func (w *world) restartAs(endpoint string, check func(error)) {
+	w.t.Helper()
+	w.stop()
+	opened, err := journal.Open(journal.Config{Path: w.path, Station: "test"}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	desk, err := acquirer.New(acquirer.Config{Journal: opened, Vault: w.vault, InFlight: 1, Forward: w.forward,
+		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint(endpoint, "", codec(w.t, "iso87-ascii"), w.bank)}},
+		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, err = desk.Recover(w.t.Context())
+	check(err)
+	if err := opened.Close(); err != nil {
+		w.t.Error(err)
+	}
+	w.start()
+}
 
 func TestOneReversalWithoutAnAnswerHoldsUpNoOther(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -79,7 +79,8 @@ func (p *pending) add(x *exchange, now time.Time) error {
 		return errKeyInFlight
 	case previous != nil && !x.request.MTI.IsRepeat():
 		return errKeyRemembered
-	case previous == nil && !x.management && p.abandoned >= p.limit:
+	case previous == nil && !x.management && p.abandoned >= p.limit && x.request.MTI.Class() != messages.Reversal:
+		// Reversals are what settles the abandoned ones, and come a few at a time.
 		return errAbandonedFull
 	}
 	if previous != nil {

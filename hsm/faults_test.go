@@ -130,7 +130,7 @@ func TestACallIsRetriedOnce(t *testing.T) {
 			t.Errorf("%d tries, want 2", tries)
 		}
 		f.set(func() { f.script = nil })
-		time.Sleep(time.Second) // the second rebuild in a row has to wait
+		<-time.After(time.Second) // the second rebuild in a row has to wait
 		if err := protect(t.Context(), t, h); err != nil {
 			t.Errorf("afterwards: %v", err)
 		}
@@ -173,7 +173,7 @@ func TestAKeyWithAnotherValueIsNeverUsed(t *testing.T) {
 				t.Errorf("key %q has another value: got %v", good[i].label, err)
 			}
 			before := f.count(&f.lives)
-			time.Sleep(time.Minute) // the bubble's clock
+			<-time.After(time.Minute) // the bubble's clock
 			if err := h.Ready(); err == nil {
 				t.Errorf("key %q has another value, and the HSM is ready", good[i].label)
 			}
@@ -181,7 +181,7 @@ func TestAKeyWithAnotherValueIsNeverUsed(t *testing.T) {
 				t.Errorf("%d rebuilds in a minute of backoff up to 10 s", tries)
 			}
 			f.set(func() { f.keys = good })
-			time.Sleep(11 * time.Second)
+			<-time.After(11 * time.Second)
 			if err := protect(t.Context(), t, h); err != nil {
 				t.Errorf("with the right key again: %v", err)
 			}
@@ -237,17 +237,17 @@ func TestARefusedPINIsNotOfferedAgain(t *testing.T) {
 		if err := protect(t.Context(), t, h); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("got %v", err)
 		}
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		if f.count(&f.logins) != 1 {
 			t.Errorf("the refused PIN was offered %d times in an hour, want once", f.count(&f.logins))
 		}
 		setPIN("2222")
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		if f.count(&f.logins) != 2 {
 			t.Errorf("%d logins with two wrong PINs, want 2", f.count(&f.logins))
 		}
 		setPIN("1111")
-		time.Sleep(11 * time.Second)
+		<-time.After(11 * time.Second)
 		if err := protect(t.Context(), t, h); err != nil {
 			t.Errorf("with the right PIN: %v", err)
 		}
@@ -394,7 +394,7 @@ func TestARebuildWaitsForHungCalls(t *testing.T) {
 		if err := protect(t.Context(), t, h); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("got %v", err)
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if f.count(&f.lives) != 1 || h.Ready() == nil {
 			t.Errorf("module initialised %d times beside a hung call", f.lives)
 		}
@@ -597,9 +597,9 @@ func TestErrorsAndLogsHoldNoSecret(t *testing.T) {
 		f.set(func() { f.pin = "1111" })
 		f.loseSessions()
 		try(testCard(t))
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		leak.Store(true)
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
@@ -673,7 +673,7 @@ func TestBackoffGrowsToItsCapWithJitter(t *testing.T) {
 		if b.attempts == 0 {
 			t.Error("forgot its attempts at once")
 		}
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		if b.resetIfOld(); b.attempts != 0 {
 			t.Error("kept its attempts after a time of peace")
 		}

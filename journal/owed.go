@@ -156,6 +156,14 @@ func (j *Journal) NextDue(ctx context.Context, endpoint string) (time.Time, bool
 	return time.Time{}, false, nil
 }
 
+// Creditors returns the endpoints to which something is owed, in the order of their names.
+func (j *Journal) Creditors(ctx context.Context) ([]string, error) {
+	return rows(ctx, j.reader.db, "listing endpoints", func(scan scanner) (name string, err error) {
+		err = scan(&name)
+		return name, err
+	}, "SELECT DISTINCT endpoint FROM owed WHERE state = 'owed' ORDER BY endpoint")
+}
+
 // Attempt records that something owed is about to be sent, and returns the Ticket for that. It is durable before a byte goes
 // out, so that the next send after a crash is known to be a repeat. It waits for its batch even if ctx ends meanwhile.
 //

@@ -8,19 +8,29 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"acquirerd/messages"
 	"acquirerd/specs"
 )
 
+var codecs = map[string]func() (*messages.Codec, error){"iso87-ascii": load("iso87-ascii"), "iso87-binary": load("iso87-binary")}
+
+func load(name string) func() (*messages.Codec, error) {
+	return sync.OnceValues(func() (*messages.Codec, error) {
+		dialect, err := specs.Load(name)
+		return messages.NewCodec(dialect), err
+	})
+}
+
 func codec(t testing.TB, name string) *messages.Codec {
 	t.Helper()
-	dialect, err := specs.Load(name)
+	c, err := codecs[name]()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return messages.NewCodec(dialect)
+	return c
 }
 
 type golden struct {

@@ -82,11 +82,22 @@ func (m *Message) PAN() card.PAN {
 	if pan, err := card.ParsePAN(m.Reveal(PAN)); err == nil {
 		return pan
 	}
-	track, err := card.ParseTrack2(strings.ReplaceAll(m.Reveal(Track2), "D", "="))
+	track, err := m.track2()
 	if err != nil {
 		return card.PAN{}
 	}
 	return track.PAN()
+}
+
+// CardsDisagree reports whether DE 2 and track 2 name different cards.
+func (m *Message) CardsDisagree() bool {
+	pan, errPAN := card.ParsePAN(m.Reveal(PAN))
+	track, errTrack := m.track2()
+	return errPAN == nil && errTrack == nil && !pan.Equal(track.PAN())
+}
+
+func (m *Message) track2() (card.Track2, error) {
+	return card.ParseTrack2(strings.ReplaceAll(m.Reveal(Track2), "D", "="))
 }
 
 // SetPAN sets DE 2; the zero PAN removes it.

@@ -210,6 +210,26 @@ func TestTheUpstreamGetsItsOwnNumbersBack(t *testing.T) {
 	}
 }
 
+func TestCardsDisagree(t *testing.T) {
+	for name, row := range map[string]struct {
+		pan, track string
+		want       bool
+	}{
+		"the same":              {testPAN, testPAN + "=2912", false},
+		"the same, D separator": {testPAN, testPAN + "D2912", false},
+		"another":               {testPAN, "5555555555554444=2912", true},
+		"no track":              {testPAN, "", false},
+		"no DE 2":               {"", testPAN + "=2912", false},
+	} {
+		m := messages.New(messages.AuthorizationRequest)
+		m.SetSensitive(messages.PAN, row.pan)
+		m.SetSensitive(messages.Track2, row.track)
+		if got := m.CardsDisagree(); got != row.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}
+
 func TestAReversalNamesItsOriginal(t *testing.T) {
 	m := request(t)
 	text, err := json.Marshal(m.Original())

@@ -49,9 +49,11 @@ type Dialect struct {
 	Approving []string `yaml:"approving"` // response codes that approve
 	Partial   []string `yaml:"partial"`   // those of them that approve less than was asked
 
-	// Reversal says which answers to a reversal settle it. Every code in neither list is tried again.
+	// Reversal says which answers to a reversal settle it. Every code in none of the lists is tried again.
 	Reversal struct {
-		Acknowledged []string `yaml:"acknowledged"` // it is over
+		Acknowledged []string `yaml:"acknowledged"` // done
+		NotFound     []string `yaml:"not_found"`    // the original is not there; it may still be on its way
+		Already      []string `yaml:"already"`      // done before: true of a repeat
 		Poison       []string `yaml:"poison"`       // it will never be taken as it is
 	} `yaml:"reversal"`
 
@@ -151,14 +153,6 @@ func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approvin
 // ApprovesPartially reports whether a response code approves a smaller amount than was asked.
 func (d *Dialect) ApprovesPartially(code string) bool { return slices.Contains(d.Partial, code) }
 
-// ReversalAcknowledged reports whether an answer to a reversal ends it.
-func (d *Dialect) ReversalAcknowledged(code string) bool {
-	return slices.Contains(d.Reversal.Acknowledged, code)
-}
-
-// ReversalPoison reports whether an answer to a reversal says that it will never be accepted as it is.
-func (d *Dialect) ReversalPoison(code string) bool { return slices.Contains(d.Reversal.Poison, code) }
-
 // lint returns every fault of the file's content, each with its path.
 func (d *Dialect) lint() []error {
 	var faults []error
@@ -225,9 +219,16 @@ func (d *Dialect) lint() []error {
 		}
 	}
 	codes("reversal.acknowledged", d.Reversal.Acknowledged)
-	for _, c := range d.Reversal.Poison {
-		if code("reversal.poison", c, 2); d.ReversalAcknowledged(c) {
-			fault("reversal.poison", "%q is in acknowledged too", c)
+	settled := slices.Clone(d.Reversal.Acknowledged)
+	for _, list := range []struct {
+		path  string
+		codes []string
+	}{{"reversal.not_found", d.Reversal.NotFound}, {"reversal.already", d.Reversal.Already}, {"reversal.poison", d.Reversal.Poison}} {
+		for _, c := range list.codes {
+			if code(list.path, c, 2); slices.Contains(settled, c) {
+				fault(list.path, "%q means something else already", c)
+			}
+			settled = append(settled, c)
 		}
 	}
 	code("answers.unknown", d.Answers.Unknown, 2)
@@ -242,7 +243,7 @@ func (d *Dialect) lint() []error {
 	for number, f := range d.Fields {
 		faults = append(faults, f.lint(number)...)
 	}
-	for _, number := range []int{0, 1, 7, 11, 39, 70} {
+	for _, number := range []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49, 70, 90} { // what acquirerd itself writes
 		if _, known := d.Fields[number]; !known {
 			fault("fields", "%d is missing", number)
 		}

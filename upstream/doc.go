@@ -7,5 +7,6 @@
 //
 // The door refuses rather than queues: over the limit of requests in flight it answers at once, over the limit of connections it
 // closes the new one. It owns no decision about money but one: when an answer could not be written whole, it says so to the switch,
-// which then owes a reversal if the answer was an approval.
+// which then owes a reversal if the answer was an approval. An answer that was written whole counts as delivered, also to an upstream that has
+// closed its side: a half-close looks the same.
 package upstream

@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,20 +84,33 @@ func (d *Door) Serve(ctx context.Context, listener net.Listener) error {
 	}
 }
 
+// exhausted are the errors of accept that pass: the process or the machine is short of something for now, or the peer was gone already.
+var exhausted = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED}
+
+// acceptPause is the longest time that accept waits for what is short.
+const acceptPause = time.Second
+
 // accept hands each connection to a goroutine of its own, as many as there are places.
 func (d *Door) accept(ctx context.Context, listener net.Listener, places chan struct{}, serving *sync.WaitGroup) error {
+	pause := 5 * time.Millisecond
 	for {
 		connection, err := listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil && err != nil:
+			return nil
+		case err != nil && slices.ContainsFunc(exhausted, func(passing error) bool { return errors.Is(err, passing) }):
+			d.log.Error("connection not accepted", "error", err, "pause", pause)
+			select {
+			case <-ctx.Done():
 				return nil
+			case <-time.After(pause):
 			}
-			var temporary net.Error
-			if errors.As(err, &temporary) && temporary.Timeout() {
-				continue
-			}
+			pause = min(2*pause, acceptPause)
+			continue
+		case err != nil:
 			return fmt.Errorf("accepting connections of %s: %w", d.cfg.Upstream.Name, err)
 		}
+		pause = 5 * time.Millisecond
 		select {
 		case places <- struct{}{}:
 		default:
@@ -203,8 +218,7 @@ func (s *session) authorize(ctx context.Context, request *messages.Message, arri
 	defer request.Clear()
 	result, err := s.door.desk.Authorize(budget, acquirer.Request{Upstream: s.door.cfg.Upstream, Message: request, Key: key(request)})
 	if err != nil {
-		s.door.fail(err)
-		_ = s.connection.Close()
+		s.door.fail(err) // others of this connection may still have answers that are recorded
 		return
 	}
 	defer result.Answer.Clear()

@@ -120,8 +120,10 @@ type ReversalsConfig struct {
 	RetryMin  time.Duration `mapstructure:"retry_min"`  // after the first attempt; it doubles
 	RetryMax  time.Duration `mapstructure:"retry_max"`  // longest pause
 	ParkAfter time.Duration `mapstructure:"park_after"` // age at which one is parked for a person
-	Poll      time.Duration `mapstructure:"poll"`       // how often the journal is asked what is due
-	Parallel  int           `mapstructure:"parallel"`   // in flight at once for each endpoint
+	// NotFoundFinal is the age from which a processor that does not have the original ends its reversal: ten reply timeouts are good.
+	NotFoundFinal time.Duration `mapstructure:"not_found_final"`
+	Poll          time.Duration `mapstructure:"poll"`     // how often the journal is asked what is due
+	Parallel      int           `mapstructure:"parallel"` // in flight at once for each endpoint
 }
 
 // A LimitsConfig bounds the whole daemon.
@@ -175,13 +177,14 @@ var defaults = map[string]any{
 	"reversals.retry_min":         "5s",
 	"reversals.retry_max":         "300s",
 	"reversals.park_after":        "24h",
+	"reversals.not_found_final":   "100s",
 	"reversals.poll":              "500ms",
 	"reversals.parallel":          16,
 	"limits.in_flight":            1024,
 	"operations.listen":           "127.0.0.1:9090",
 	"log.level":                   "info",
 	"log.format":                  "json",
-	"shutdown.grace":              "30s",
+	"shutdown.grace":              "60s",
 }
 
 // loadConfig reads the file, puts defaults and the environment in, and checks everything. Its error is a *configError with every

@@ -61,8 +61,8 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
 		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", InFlight: 128,
 			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
-		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, Poll: 500 * time.Millisecond, Parallel: 16}},
-		{cfg.Shutdown, ShutdownConfig{Grace: 30 * time.Second}},
+		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: 500 * time.Millisecond, Parallel: 16}},
+		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
 			t.Errorf("got %+v, want %+v", c.got, c.want)
@@ -141,7 +141,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			`routes[0].currencies[0]: "EUR" is not a currency number of three digits ("978")`}},
 		{"timeouts that do not nest", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    write_timeout: 10s", "in_flight: 128", "in_flight: 128, budget: 9s",
 			"environment: test", "environment: test\nshutdown: { grace: 9s }"},
-			[]string{"upstreams[0].budget: 9s is not shorter than shutdown.grace (9s)", "endpoints[0].reply_timeout: 10s is not shorter than upstreams[0].budget (9s)",
+			[]string{"shutdown.grace: 9s is not longer than an upstream's budget and write_timeout, an endpoint's reply_timeout and its sign_on_timeout together (31s)", "endpoints[0].reply_timeout: 10s is not shorter than upstreams[0].budget (9s)",
 				"endpoints[0].write_timeout: 10s is not shorter than reply_timeout (10s)"}},
 		{"pauses that shrink", []string{"environment: test", "environment: test\nreversals: { retry_min: 10s, retry_max: 5s }"},
 			[]string{"reversals.retry_max: 5s is shorter than retry_min (10s)"}},

@@ -58,7 +58,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	switch {
 	case err == nil:
 		d.announce(at)
-	case ctx.Err() == nil: // else it was asked to stop while it began
+	case ctx.Err() == nil, !errors.Is(err, context.Canceled): // else it was asked to stop while it began
 		d.fail(err)
 	}
 	return d.untilStopped(ctx)
@@ -202,7 +202,7 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 func (d *daemon) wire() error {
 	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
 		RetryMin: d.cfg.Reversals.RetryMin, RetryMax: d.cfg.Reversals.RetryMax, ParkAfter: d.cfg.Reversals.ParkAfter,
-		Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel}}
+		NotFoundFinal: d.cfg.Reversals.NotFoundFinal, Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel}}
 	for _, e := range d.cfg.Endpoints {
 		codec, err := loadCodec(e.Dialect)
 		if err != nil {

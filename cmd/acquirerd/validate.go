@@ -102,7 +102,7 @@ func (f *faults) validate(c *Config) {
 	f.validateEndpoints(c)
 	f.validateRoutes(c)
 	f.durations("reversals", map[string]time.Duration{"retry_min": c.Reversals.RetryMin, "retry_max": c.Reversals.RetryMax,
-		"park_after": c.Reversals.ParkAfter, "poll": c.Reversals.Poll})
+		"park_after": c.Reversals.ParkAfter, "not_found_final": c.Reversals.NotFoundFinal, "poll": c.Reversals.Poll})
 	if c.Reversals.RetryMax < c.Reversals.RetryMin {
 		f.add("reversals.retry_max", "%v is shorter than retry_min (%v)", c.Reversals.RetryMax, c.Reversals.RetryMin)
 	}
@@ -237,9 +237,24 @@ func (f *faults) validateNesting(c *Config) {
 		for j, u := range c.Upstreams {
 			shorter(at+".reply_timeout", e.ReplyTimeout, fmt.Sprintf("upstreams[%d].budget", j), u.Budget)
 		}
+		shorter(at+".reply_timeout", e.ReplyTimeout, "reversals.not_found_final", c.Reversals.NotFoundFinal)
 	}
-	for i, u := range c.Upstreams {
-		shorter(fmt.Sprintf("upstreams[%d].budget", i), u.Budget, "shutdown.grace", c.Shutdown.Grace)
+	f.validateGrace(c)
+}
+
+// validateGrace checks that an orderly stop fits into its grace. One after the other end: what upstreams wait for, the reversals on their
+// way, and the links.
+func (f *faults) validateGrace(c *Config) {
+	var drain, reversal, signOff time.Duration
+	for _, u := range c.Upstreams {
+		drain = max(drain, u.Budget+u.WriteTimeout)
+	}
+	for _, e := range c.Endpoints {
+		reversal, signOff = max(reversal, e.ReplyTimeout), max(signOff, e.SignOnTimeout)
+	}
+	if need := drain + reversal + signOff; c.Shutdown.Grace <= need && c.Shutdown.Grace > 0 {
+		f.add("shutdown.grace", "%v is not longer than an upstream's budget and write_timeout, an endpoint's reply_timeout and its sign_on_timeout together (%v)",
+			c.Shutdown.Grace, need)
 	}
 }
 
