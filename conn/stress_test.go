@@ -227,7 +227,8 @@ func TestStartingAndStoppingUnderLoad(t *testing.T) {
 	h := newHost(t, "iso87-ascii")
 	address := []string{h.listen(), h.listen()}
 	cfg := tcpConfig(h, address...)
-	cfg.ReplyTimeout, cfg.SignOnTimeout = time.Minute, time.Minute // the machine may be slow
+	// The machine may be slow. A pause of its own that is longer than the write or frame timeout closes a link, and rightly so.
+	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.SignOnTimeout = time.Minute, 30*time.Second, time.Minute
 	for range 50 {
 		e, err := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 		if err != nil {
