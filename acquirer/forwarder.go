@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"acquirerd/conn"
 	"acquirerd/hsm"
 	"acquirerd/journal"
@@ -39,13 +41,16 @@ type Forwarder struct {
 	log    *slog.Logger
 	wake   map[string]chan struct{} // capacity 1, by endpoint
 	random func() float64           // [0, 1)
+
+	sometimes rate.Sometimes // for what each poll would log again
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
 	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
 		return nil, errors.New("forwarding: pauses, ages and poll must be positive, retry_max at least retry_min, parallel at least 1")
 	}
-	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64}
+	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64,
+		sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	for name := range owner.endpoints {
 		f.wake[name] = make(chan struct{}, 1)
 	}
@@ -134,7 +139,7 @@ var errHeld = errors.New("held")
 func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Owed) error {
 	pan, err := f.owner.vault.OpenPAN(ctx, owed.PAN)
 	if err != nil && !errors.Is(err, hsm.ErrSealedPAN) {
-		f.log.Warn("reversals are held", "endpoint", endpoint.Name, "error", err)
+		f.sometimes.Do(func() { f.log.Warn("reversals are held", "endpoint", endpoint.Name, "error", err) })
 		return errHeld
 	}
 	if err != nil {

@@ -53,11 +53,18 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	return m
 }
 
+// begin makes an endpoint's series, so that the first event of each is seen as a step from 0.
+func (m *metrics) begin(endpoint string) {
+	for _, outcome := range []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown} {
+		m.transactions.WithLabelValues(endpoint, string(outcome))
+	}
+}
+
 // refuse answers a request that ended before a record was made, counts it and logs its one line.
 func (s *Switch) refuse(req Request, reason refusal, code string, cause error, started time.Time) Result {
 	s.metrics.refusals.WithLabelValues(string(reason)).Inc()
 	attributes := []any{"outcome", "refused", "reason", string(reason), "upstream", req.Upstream.Name, "mti", string(req.Message.MTI),
-		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "response_code", code, "elapsed", time.Since(started)}
+		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "response_code", code, "elapsed_seconds", time.Since(started).Seconds()}
 	if cause != nil {
 		attributes = append(attributes, "error", cause)
 	}
@@ -78,7 +85,7 @@ func (s *Switch) report(req Request, endpoint *Endpoint, numbers messages.Number
 	attributes := []any{"outcome", string(outcome.Kind), "stan", numbers.STAN, "rrn", numbers.RRN, "mti", string(req.Message.MTI),
 		"endpoint", endpoint.Name, "upstream", req.Upstream.Name, "upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(),
 		"amount", req.Message.Get(messages.Amount), "currency", req.Message.Get(messages.Currency),
-		"response_code", result.Answer.Get(messages.ResponseCode), "elapsed", elapsed}
+		"response_code", result.Answer.Get(messages.ResponseCode), "elapsed_seconds", elapsed.Seconds()}
 	if errSend != nil {
 		attributes = append(attributes, "reason", outcome.Reason, "error", errSend)
 	}

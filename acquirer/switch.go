@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"acquirerd/conn"
 	"acquirerd/hsm"
@@ -25,6 +26,8 @@ type Switch struct {
 	forwarder *Forwarder
 	log       *slog.Logger
 	metrics   *metrics
+
+	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
 	mu       sync.Mutex
 	draining bool           // guarded by mu
@@ -66,9 +69,10 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
 	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
-		metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight)}
+		metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
+		s.metrics.begin(endpoint.Name)
 	}
 	for _, route := range cfg.Routes {
 		if s.endpoints[route.Endpoint] == nil {
@@ -299,7 +303,9 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
 	if !msg.MTI.IsAnswer() {
 		s.metrics.unasked.WithLabelValues(endpoint, "request").Inc()
-		s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
+		s.sometimes.Do(func() {
+			s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
+		})
 		return
 	}
 	kind := "late_other"
@@ -307,8 +313,10 @@ func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Messa
 		kind = "late_approval"
 	}
 	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()
-	s.log.Warn("answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
-		"stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", msg.Get(messages.ResponseCode))
+	s.sometimes.Do(func() {
+		s.log.Warn("answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
+			"stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", msg.Get(messages.ResponseCode))
+	})
 }
 
 // Run pays what is owed until ctx ends. It returns an error only if the process must stop.

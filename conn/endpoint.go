@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"acquirerd/messages"
 )
@@ -36,6 +37,8 @@ type Endpoint struct {
 	metrics *metrics
 	unasked chan *messages.Message // from the links to the callback of Run
 
+	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
+
 	mu       sync.Mutex
 	pending  pending // guarded by mu
 	links    []*link // the slice does not change; states and sessions are guarded by mu
@@ -55,7 +58,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	if err != nil {
 		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
 	}
-	e := &Endpoint{cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan *messages.Message, cfg.Unasked),
+	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan *messages.Message, cfg.Unasked),
 		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
 	for i, address := range cfg.Links {
 		e.links = append(e.links, &link{endpoint: e, address: address, log: e.log.With("link", i, "address", address), state: Down, since: time.Now()})
@@ -296,7 +299,7 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 		switch {
 		case fault != nil && !errors.Is(fault, messages.ErrUnsupported):
 			e.metrics.answers[kindUndecodable].Inc()
-			e.log.Warn("message from processor does not keep the format", "error", fault)
+			e.sometimes.Do(func() { e.log.Warn("message from processor does not keep the format", "error", fault) })
 		case e.ownAnswer(m):
 			return m
 		default:
@@ -309,7 +312,10 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 	switch k {
 	case kindMatched, kindDuplicate:
 	case kindUndecodable, kindMismatch:
-		e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN), "error", errors.Join(fault, differs))
+		e.sometimes.Do(func() {
+			e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN),
+				"error", errors.Join(fault, differs))
+		})
 	case kindLate, kindUnmatched:
 		if !own {
 			e.tell(m)
@@ -369,7 +375,9 @@ func (e *Endpoint) tell(m *messages.Message) {
 	case e.unasked <- m:
 	default:
 		e.metrics.dropped.Inc()
-		e.log.Error("unasked message dropped: too many wait", "mti", string(m.MTI), "stan", m.Get(messages.STAN), "limit", e.cfg.Unasked)
+		e.sometimes.Do(func() {
+			e.log.Error("unasked message dropped: too many wait", "mti", string(m.MTI), "stan", m.Get(messages.STAN), "limit", e.cfg.Unasked)
+		})
 	}
 }
 

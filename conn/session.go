@@ -280,7 +280,9 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 		select {
 		case r.session.requests <- request:
 		default:
-			r.session.log.Warn("processor's request not answered: too many wait", "mti", string(request.MTI))
+			r.session.endpoint.sometimes.Do(func() {
+				r.session.log.Warn("processor's request not answered: too many wait", "mti", string(request.MTI))
+			})
 		}
 	}
 	return nil, nil // the library's way to say: nothing for you

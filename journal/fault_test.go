@@ -727,3 +727,41 @@ func TestCardDataIsNotStored(t *testing.T) {
 		}
 	}
 }
+
+func TestAJournalWhoseFileIsTakenAwayFails(t *testing.T) {
+	for name, take := range map[string]func(path string) error{
+		"removed":  os.Remove,
+		"replaced": func(path string) error { return errors.Join(os.Rename(path, path+".old"), Create(path, "acq01")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "journal.db")
+				if err := Create(path, "acq01"); err != nil {
+					t.Fatal(err)
+				}
+				j, err := Open(Config{Path: path, Station: "acq01"}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- j.Run(t.Context()) }()
+				<-time.After(10 * time.Second)
+				if err := j.Ready(); err != nil {
+					t.Errorf("while it is there: %v", err)
+				}
+				_ = os.Remove(path + "-wal") // Create will not make a journal beside a log
+				_ = os.Remove(path + "-shm")
+				if err := take(path); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-ended; !errors.Is(err, ErrFailed) {
+					t.Errorf("got %v", err)
+				}
+				if err := j.Ready(); !errors.Is(err, ErrFailed) {
+					t.Errorf("ready: %v", err)
+				}
+				_ = j.Close() // what SQLite says of files that are gone does not matter
+			})
+		})
+	}
+}

@@ -35,6 +35,9 @@ type Journal struct {
 	standing *standing
 	metrics  *metrics
 
+	path string
+	file os.FileInfo // of path when it was opened
+
 	started   atomic.Bool
 	running   atomic.Bool
 	recovered atomic.Bool
@@ -50,11 +53,25 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 	j.running.Store(true)
 	defer j.running.Store(false)
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	for {
+		select {
+		case <-look.C:
+			if err := j.inPlace(); err != nil {
+				return j.fail(nil, err)
+			}
+		default:
+		}
 		batch := j.queue.take(j.batch)
 		if len(batch) == 0 {
 			select {
 			case <-j.queue.arrived:
+				continue
+			case <-look.C:
+				if err := j.inPlace(); err != nil {
+					return j.fail(nil, err)
+				}
 				continue
 			case <-ctx.Done():
 			}
@@ -67,6 +84,22 @@ func (j *Journal) Run(ctx context.Context) error {
 			return j.fail(batch, err)
 		}
 	}
+}
+
+// lookInterval is how often the journal looks whether its file is still there.
+const lookInterval = time.Second
+
+// inPlace fails if the file is not the one that was opened. SQLite would go on writing into a file that has no name any more, and all of
+// it would be gone with the process.
+func (j *Journal) inPlace() error {
+	file, err := os.Stat(j.path)
+	if err != nil {
+		return fmt.Errorf("its file is gone: %w", withoutPath(err))
+	}
+	if !os.SameFile(file, j.file) {
+		return errors.New("its file was replaced by another")
+	}
+	return nil
 }
 
 // write commits a batch and then tells each caller.
@@ -206,7 +239,7 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	j := &Journal{
+	j := &Journal{path: cfg.Path,
 		batch: cfg.Batch, queue: newQueue(cfg.Queue), standing: newStanding(),
 	}
 	j.numbers = numbers{journal: j, block: int64(cfg.BlockSize), sequences: map[string]*sequence{}}
@@ -229,6 +262,9 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 		return nil, err
 	}
 	opened = append(opened, j.lock.Close)
+	if j.file, err = os.Stat(cfg.Path); err != nil {
+		return nil, withoutPath(err)
+	}
 
 	conn, err := openConnection(cfg.Path)
 	if err != nil {

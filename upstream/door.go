@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"acquirerd/acquirer"
 	"acquirerd/messages"
@@ -45,6 +46,8 @@ type Door struct {
 	slots   chan struct{} // one for each request that may be in flight
 
 	failed chan error // capacity 1: the first fatal error
+
+	sometimes rate.Sometimes // for what a misbehaving upstream could fill the log with; the metrics count all of it
 }
 
 // New checks the configuration and starts nothing. Doors of one process share a registry.
@@ -56,7 +59,7 @@ func New(cfg Config, desk Authorizer, log *slog.Logger, registry prometheus.Regi
 		return nil, errors.New("budget and timeouts must be positive")
 	}
 	return &Door{cfg: cfg, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: newMetrics(registry),
-		slots: make(chan struct{}, cfg.InFlight), failed: make(chan error, 1)}, nil
+		slots: make(chan struct{}, cfg.InFlight), failed: make(chan error, 1), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}, nil
 }
 
 // Serve accepts connections until ctx ends. Then it reads no more, lets the requests in flight be answered, and closes. It
@@ -115,7 +118,9 @@ func (d *Door) accept(ctx context.Context, listener net.Listener, places chan st
 		case places <- struct{}{}:
 		default:
 			d.metrics.refused.WithLabelValues(d.cfg.Upstream.Name).Inc()
-			d.log.Warn("connection refused: too many", "remote", connection.RemoteAddr().String(), "limit", d.cfg.Connections)
+			d.sometimes.Do(func() {
+				d.log.Warn("connection refused: too many", "remote", connection.RemoteAddr().String(), "limit", d.cfg.Connections)
+			})
 			_ = connection.Close()
 			continue
 		}
@@ -124,6 +129,23 @@ func (d *Door) accept(ctx context.Context, listener net.Listener, places chan st
 			d.serve(ctx, connection)
 		})
 	}
+}
+
+// Bounds of a parting.
+const (
+	partingTime  = 2 * time.Second
+	partingBytes = 1 << 20
+)
+
+// part closes a connection so that the answers that were written arrive. Closing with unread requests in the socket would have the
+// kernel reset the connection and throw away what the upstream has not read yet. So the end is announced, and what still comes is read
+// and dropped, for a while, until the upstream closes its side.
+func part(connection net.Conn) {
+	if half, ok := connection.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		_ = connection.SetReadDeadline(time.Now().Add(partingTime))
+		_, _ = io.Copy(io.Discard, io.LimitReader(connection, partingBytes)) // whatever ends it, it is over
+	}
+	_ = connection.Close()
 }
 
 // A session is one connection of an upstream.
@@ -141,7 +163,7 @@ func (d *Door) serve(ctx context.Context, connection net.Conn) {
 	s := &session{door: d, connection: connection, log: d.log.With("remote", connection.RemoteAddr().String())}
 	d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Inc()
 	defer d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Dec()
-	defer func() { _ = connection.Close() }()
+	defer part(connection)
 	// At shutdown the read that waits for the next request ends; answers can still be written.
 	release := context.AfterFunc(ctx, func() { _ = connection.SetReadDeadline(time.Now()) })
 	defer release()
@@ -190,6 +212,7 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 		return s.manage(request)
 	case request.MTI.IsRequest():
 		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "unsupported").Inc()
+		s.refused(request, "unsupported", answers.Unsupported)
 		return s.write(messages.NewAnswer(request, answers.Unsupported))
 	default:
 		// An answer to a question that we never asked: nobody waits for one in return.
@@ -200,6 +223,7 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 	case d.slots <- struct{}{}:
 	default:
 		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "busy").Inc()
+		s.refused(request, "busy", answers.Busy)
 		return s.write(messages.NewAnswer(request, answers.Busy))
 	}
 	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "taken").Inc()
@@ -208,6 +232,14 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 		s.authorize(ctx, request, arrived)
 	})
 	return nil
+}
+
+// refused logs a request that the door answers itself.
+func (s *session) refused(request *messages.Message, reason, code string) {
+	s.door.sometimes.Do(func() {
+		s.log.Warn("transaction", "outcome", "refused", "reason", reason, "mti", string(request.MTI),
+			"upstream_stan", request.Get(messages.STAN), "response_code", code)
+	})
 }
 
 // authorize takes one transaction through the switch and delivers its answer, or reports that it could not.
@@ -265,7 +297,9 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
 		return fmt.Errorf("unreadable message: %w", fault)
 	}
-	s.log.Warn("message refused", "mti", string(request.MTI), "upstream_stan", request.Get(messages.STAN), "error", fault)
+	s.door.sometimes.Do(func() {
+		s.log.Warn("message refused", "mti", string(request.MTI), "upstream_stan", request.Get(messages.STAN), "error", fault)
+	})
 	var format *messages.FormatError
 	if errors.As(fault, &format) {
 		return s.write(messages.NewFormatError(request, answers.FormatError, format.Element))

@@ -68,11 +68,7 @@ type hall struct {
 
 func open(t *testing.T, change func(*upstream.Config)) *hall {
 	t.Helper()
-	dialect, err := specs.Load("iso87-binary")
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &hall{t: t, desk: &desk{authorize: approve}, listener: simulator.NewPipeListener(), codec: messages.NewCodec(dialect), served: make(chan error, 1)}
+	h := &hall{t: t, desk: &desk{authorize: approve}, listener: simulator.NewPipeListener(), codec: codecOf(t), served: make(chan error, 1)}
 	cfg := upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: h.codec}, InFlight: 8, Connections: 4, Budget: 30 * time.Second,
 		IdleTimeout: 5 * time.Minute, FrameTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
 	if change != nil {
@@ -86,6 +82,15 @@ func open(t *testing.T, change func(*upstream.Config)) *hall {
 	h.cancel = cancel
 	go func() { h.served <- door.Serve(ctx, h.listener) }()
 	return h
+}
+
+func codecOf(t *testing.T) *messages.Codec {
+	t.Helper()
+	dialect, err := specs.Load("iso87-binary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return messages.NewCodec(dialect)
 }
 
 // close ends the door and returns what Serve returned.
