@@ -5,9 +5,11 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -113,7 +115,7 @@ func Load(name string) (*Dialect, error) {
 	var text []byte
 	var err error
 	if strings.ContainsRune(name, filepath.Separator) || strings.HasSuffix(name, ".yaml") {
-		text, err = os.ReadFile(filepath.Clean(name))
+		text, err = readFile(name)
 	} else if text, err = embedded.ReadFile(name + ".yaml"); err != nil {
 		err = fmt.Errorf("no such dialect; the built-in ones are %s", strings.Join(Names(), ", "))
 	}
@@ -127,13 +129,30 @@ func Load(name string) (*Dialect, error) {
 	return dialect, nil
 }
 
-// Parse reads, checks and compiles the text of a dialect file. Its error names every fault.
+// MaxText bounds the text of a dialect file, in bytes. The embedded ones have less than 16 KiB.
+const MaxText = 1 << 20
+
+// readFile reads one byte more than Parse takes, and no more: a device has no end.
+func readFile(name string) ([]byte, error) {
+	file, err := os.Open(filepath.Clean(name))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // only read
+	return io.ReadAll(io.LimitReader(file, MaxText+1))
+}
+
+// Parse reads, checks and compiles the text of a dialect file, at most MaxText bytes. Its error names every fault, each on a line of
+// its own.
 func Parse(text []byte) (*Dialect, error) {
+	if len(text) > MaxText {
+		return nil, fmt.Errorf("is larger than %d bytes", MaxText)
+	}
 	var d Dialect
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&d); err != nil {
-		return nil, fmt.Errorf("reading: %w", err)
+		return nil, misread(err)
 	}
 	if faults := d.lint(); len(faults) > 0 {
 		return nil, errors.Join(faults...)
@@ -142,6 +161,22 @@ func Parse(text []byte) (*Dialect, error) {
 		return nil, err
 	}
 	return &d, nil
+}
+
+// quotation matches the value that an error of yaml quotes.
+var quotation = regexp.MustCompile("(?s)`.*`")
+
+// misread makes an error of yaml into one line for each fault, without the values: the file may be another than was meant.
+func misread(err error) error {
+	texts := []string{err.Error()}
+	if form, ok := errors.AsType[*yaml.TypeError](err); ok {
+		texts = form.Errors
+	}
+	var faults []error
+	for _, text := range texts {
+		faults = append(faults, fmt.Errorf("reading: %s", strings.Join(strings.Fields(quotation.ReplaceAllString(text, "`...`")), " ")))
+	}
+	return errors.Join(faults...)
 }
 
 // Spec is the compiled form of Fields, for the codec.

@@ -1,6 +1,7 @@
 package specs_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,6 +85,33 @@ func TestAnUnknownKeyOfADialectIsRefused(t *testing.T) {
 	}
 	if _, err := specs.Parse(append(text, "\nechoes: [2]\n"...)); err == nil || !strings.Contains(err.Error(), "echoes") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatIsNoDialectIsNotQuoted(t *testing.T) {
+	_, err := specs.Parse([]byte("s3`cr`et\n"))
+	if want := "reading: line 1: cannot unmarshal !!str `...` into specs.Dialect"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	_, err = specs.Parse([]byte("name: [s3cret]\nfields: s3cret\nechoes: [2]\n"))
+	if err == nil || strings.Contains(err.Error(), "s3") || strings.Count(err.Error(), "\n") != 2 || strings.Count(err.Error(), "reading: line ") != 3 {
+		t.Errorf("got %v, want three faults, each on its line", err)
+	}
+}
+
+func TestADialectHasALargestSize(t *testing.T) {
+	text := bytes.Repeat([]byte("#"), specs.MaxText+1)
+	path := filepath.Join(t.TempDir(), "large.yaml")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, parsing := specs.Parse(text)
+	_, loading := specs.Load(path)
+	_, endless := specs.Load("/dev/zero")
+	for _, err := range []error{parsing, loading, endless} {
+		if err == nil || !strings.Contains(err.Error(), "is larger than 1048576 bytes") {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 

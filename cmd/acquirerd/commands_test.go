@@ -73,9 +73,18 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"serve", "--fast"}, 2, "unknown flag: --fast"},
 		{[]string{"version", "--output", "xml"}, 2, `--output "xml" is neither text nor json`},
 		{[]string{"journal", "list", "--limit", "0"}, 2, "--limit 0 is not 1 to 100000"},
+		{[]string{"journal", "list", "--limit", "x"}, 2, `"x" for "--limit" flag: invalid syntax (`},
+		{[]string{"journal", "list", "--before", "99999999999999999999"}, 2, `for "--before" flag: value out of range (`},
+		{[]string{"journal", "list", "--before", "-5"}, 2, "--before -5 is negative"},
+		{[]string{"journal", "list", "--stan", "1"}, 2, `--stan "1" is not six digits`},
+		{[]string{"journal", "list", "--stan", "abcdef"}, 2, `--stan "abcdef" is not six digits`},
+		{[]string{"journal", "list", "--rrn", "abc"}, 2, `--rrn "abc" is not twelve characters`},
 		{[]string{"journal", "list", "--outcome", "lost"}, 2, `--outcome "lost" is not one of approved, declined, not_sent, unknown, open`},
 		{[]string{"journal", "owed", "--state", "paid"}, 2, `--state "paid" is not one of owed, acknowledged, parked`},
 		{[]string{"keys", "generate", "--use", "pin-in"}, 2, "--label is missing"},
+		{[]string{"keys", "generate", "--label", "a\nb", "--use", "pin-in"}, 2, "--label is not 1 to 64 printable ASCII characters without spaces"},
+		{[]string{"keys", "generate", "--label", strings.Repeat("a", 65), "--use", "pin-in"}, 2, "--label is not 1 to 64"},
+		{[]string{"keys", "import", "--label", "clé", "--use", "pin-in"}, 2, "--label is not 1 to 64"},
 		{[]string{"keys", "generate", "--label", "a", "--use", "b"}, 2, `--use "b" is not one of`},
 		{[]string{"keys", "import", "--label", "a", "--use", "pin-in", "--component", "x"}, 2, "--component is given 1 times"},
 		{[]string{"keys", "import", "--label", "a", "--use", "pin-in", "--component", "x", "--component", "y", "--kcv", "12"}, 2, "--kcv is not six"},
@@ -85,6 +94,8 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"decode", "--dialect", "iso87-ascii", "00"}, 1, "decoding in iso87-ascii: MTI is not four digits"},
 		{[]string{"dialect", "lint", "/no/such/file"}, 1, "no such file"},
 		{[]string{"dialect", "show", "iso93"}, 1, "no such dialect"},
+		{[]string{"dialect", "lint", "/dev/zero"}, 1, "reading dialect: /dev/zero is larger than 1048576 bytes"},
+		{[]string{"dialect", "show", "/dev/zero"}, 1, `loading dialect "/dev/zero": is larger than 1048576 bytes`},
 		{[]string{"init", "--config", "/no/such/file"}, 1, "no such file"},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
@@ -262,6 +273,13 @@ func TestKeysAreImportedFromComponents(t *testing.T) {
 			}
 		})
 	}
+	large := written(t, strings.Repeat("0", mostComponent+1))
+	for _, file := range []string{large, "/dev/zero"} {
+		if got := command(t, "keys", "import", "--config", path, "--label", "x", "--use", "pin-in", "--component", file, "--component", file); got.code != 1 ||
+			got.err != "acquirerd: reading component: "+file+" is larger than 4096 bytes\n" {
+			t.Errorf("got %+v", got)
+		}
+	}
 	empty := written(t, "not digits")
 	if got := command(t, "keys", "import", "--config", path, "--label", "x", "--use", "pin-in", "--component", empty, "--component", empty); got.code != 1 ||
 		!strings.Contains(got.err, "does not hold hexadecimal digits") {
@@ -376,6 +394,38 @@ func TestDialects(t *testing.T) {
 	}
 	var dialect map[string]any
 	if got := command(t, "dialect", "show", "iso87-ascii", "--output", "json"); json.Unmarshal([]byte(got.out), &dialect) != nil || dialect["name"] != "iso87-ascii" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestWhatIsNoDialectIsNotQuoted(t *testing.T) {
+	for name, text := range map[string]string{
+		"a password file":    "root:x:0:0:s3cret:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n",
+		"backquotes":         "s3`cr`et\n",
+		"a list":             "- s3cret\n- b\n",
+		"a value in its way": "fields: s3cret\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := written(t, text)
+			for _, args := range [][]string{{"dialect", "lint", path}, {"dialect", "show", path}, {"decode", "--dialect", path, signOnBinary}} {
+				got := command(t, args...)
+				if got.code != 1 || got.out != "" || strings.Count(got.err, "\n") != 1 || !strings.Contains(got.err, "reading: line 1: cannot unmarshal") ||
+					strings.Contains(got.err, "s3") || strings.Contains(got.err, "root:") {
+					t.Errorf("%v: got %+v", args, got)
+				}
+			}
+		})
+	}
+}
+
+func TestHelpTellsWhatAConfigIsFor(t *testing.T) {
+	for words, reads := range map[string]bool{"decode": false, "version": false, "dialect lint": false, "dialect show": false, "config check": true, "serve": true} {
+		if got := command(t, append(strings.Fields(words), "--help")...); got.code != 0 || strings.Contains(got.out, "--config string") != reads ||
+			!strings.Contains(got.out, "--output string") {
+			t.Errorf("%s: got %+v", words, got)
+		}
+	}
+	if got := command(t, "config", "check", "--help"); !strings.Contains(got.out, "no other file and\nat no token") {
 		t.Errorf("got %+v", got)
 	}
 }

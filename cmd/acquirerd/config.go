@@ -20,6 +20,9 @@ import (
 	"acquirerd/hsm"
 )
 
+// mostConfig bounds the config file, in bytes.
+const mostConfig = 1 << 20
+
 // defaultConfigFile is read where --config is not given.
 const defaultConfigFile = "/etc/acquirerd/acquirerd.yaml"
 
@@ -193,17 +196,19 @@ var defaults = map[string]any{
 // Viper gets only what has the form of a Config: unknown keys and wrong forms are found before, with their place in the file, so
 // that they hide nothing of the rest.
 func loadConfig(path string) (*Config, error) {
-	text, err := os.ReadFile(filepath.Clean(path))
+	text, err := readFile(path, mostConfig)
 	if err != nil {
 		return nil, fmt.Errorf("reading config: %w", err)
 	}
 	found := &faults{places: map[string]int{}}
 	document, err := readDocument(text)
 	if err != nil {
-		return nil, fmt.Errorf("reading config %s: %s", path, oneLine(err))
+		return nil, fmt.Errorf("reading config %s: %s", path, withoutValues(err))
 	}
 	shape := reflect.TypeFor[Config]()
-	found.prune(document, "", shape)
+	if !found.prune(document, "", shape) && found.err() != nil {
+		return nil, fmt.Errorf("reading config %s: it %s", path, oneLine(found.err())) // nothing in it has a place
+	}
 	if text, err = yaml.Marshal(document); err != nil {
 		return nil, fmt.Errorf("reading config %s: %w", path, err)
 	}
@@ -220,7 +225,7 @@ func loadConfig(path string) (*Config, error) {
 		}
 	}
 	if err := v.ReadConfig(bytes.NewReader(text)); err != nil {
-		return nil, fmt.Errorf("reading config %s: %s", path, oneLine(err))
+		return nil, fmt.Errorf("reading config %s: %s", path, withoutValues(err))
 	}
 	var cfg Config
 	found.addDecoding(v.UnmarshalExact(&cfg, viper.DecodeHook(convert)))
@@ -445,7 +450,7 @@ func (f *faults) addDecoding(err error) {
 			f.addDecoding(inner)
 			return
 		}
-		f.add("", "%s", oneLine(err))
+		f.add("", "%s", withoutValues(err))
 		return
 	}
 	origin := ""
@@ -500,3 +505,32 @@ func join(path, key string) string {
 
 // oneLine is an error's text for one line of a terminal.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// quotation matches the value that an error of yaml quotes.
+var quotation = regexp.MustCompile("(?s)`.*`")
+
+// withoutValues is the text of an error of yaml for one line of a terminal, without what it quotes of the file.
+func withoutValues(err error) string {
+	return strings.Join(strings.Fields(quotation.ReplaceAllString(err.Error(), "`...`")), " ")
+}
+
+// readFile reads a file, or a device or pipe up to its end, of at most so many bytes. It holds them in one place, so that a caller
+// can clear what must not stay.
+func readFile(path string, most int) ([]byte, error) {
+	file, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // only read
+	text := make([]byte, most+1)
+	switch n, err := io.ReadFull(file, text); {
+	case err == nil:
+		clear(text)
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, most)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return text[:n], nil
+	default:
+		clear(text)
+		return nil, err
+	}
+}

@@ -110,7 +110,11 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a count of zero", []string{"in_flight: 128", "in_flight: 0"}, []string{"upstreams[0].in_flight: 0 is not 1 to 1000000"}},
 		{"a duration without its unit", []string{"reply_timeout: 10s", "reply_timeout: 10"},
 			[]string{`endpoints[0].reply_timeout: is not a duration with its unit, such as "10s"`}},
-		{"a duration of zero", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    dial_timeout: 0s"}, []string{"endpoints[0].dial_timeout: 0s is not positive"}},
+		{"a duration of zero", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    dial_timeout: 0s"}, []string{"endpoints[0].dial_timeout: 0s is shorter than 1ms"}},
+		{"durations of next to nothing", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    backoff_min: 1ns\n    echo_interval: 999us\n    sign_on_timeout: 1ns",
+			"environment: test", "environment: test\nreversals: { poll: 1ns }\nshutdown: { grace: -1s }"}, []string{
+			"reversals.poll: 1ns is shorter than 1ms", "shutdown.grace: -1s is shorter than 1ms", "endpoints[0].backoff_min: 1ns is shorter than 1ms",
+			"endpoints[0].echo_interval: 999µs is shorter than 1ms", "endpoints[0].sign_on_timeout: 1ns is shorter than 1ms"}},
 		{"a missing name", []string{"name: pos-switch, ", ""}, []string{"upstreams[0].name: missing"}},
 		{"a name that is none", []string{"station: acq01", `station: "a b"`},
 			[]string{`station: "a b" is not a name of 1 to 64 letters, digits, dots, hyphens and underscores`}},
@@ -124,6 +128,10 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			[]string{`upstreams[1].name: "pos-switch" is upstreams[0].name already`}},
 		{"two listeners on one address", []string{`operations: { listen: "127.0.0.1:9090" }`, `operations: { listen: "127.0.0.1:8583" }`},
 			[]string{`operations.listen: "127.0.0.1:8583" is upstreams[0].listen already`}},
+		{"a label of two lines", []string{"label: pan-token-1", `label: "pan\ntoken"`}, []string{
+			"hsm.keys[3].label: is not 1 to 64 printable ASCII characters without spaces", `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
+		{"a label that is too long", []string{"label: pan-token-1", "label: " + strings.Repeat("a", 65)}, []string{
+			"hsm.keys[3].label: is not 1 to 64 printable ASCII characters without spaces", `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
 		{"two keys of one label", []string{"label: pan-token-1", "label: pan-seal-1"},
 			[]string{`hsm.keys[3].label: "pan-seal-1" is hsm.keys[2].label already`, `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
 		{"a KCV that is too short", []string{`"08D7B4"`, `"08D7"`}, []string{"hsm.keys[0].kcv: is not six hexadecimal digits"}},
@@ -165,16 +173,22 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 }
 
 func TestWhatIsNotYAMLIsOneLine(t *testing.T) {
-	for name, text := range map[string]string{"a broken bracket": "a: [", "a tab": "a:\n\t- b", "two documents": "a: 1\n---\nb: 2", "a list": "- a", "text": "a"} {
+	for name, text := range map[string]string{"a broken bracket": "a: [", "a tab": "a:\n\t- b", "two documents": "a: 1\n---\nb: 2", "a list": "- s3cret\n- b", "text": "s3cret\nb",
+		"a tag that does not fit": "station: !!int s3cret"} {
 		t.Run(name, func(t *testing.T) {
 			code, faults := checked(t, written(t, text))
-			if code != 1 || faults == "" || strings.Count(faults, "\n") != 1 && name != "a list" && name != "text" {
+			if code != 1 || strings.Count(faults, "\n") != 1 || strings.Contains(faults, "s3cret") {
 				t.Errorf("got exit %d, %q", code, faults)
 			}
 		})
 	}
 	if code, faults := checked(t, filepath.Join(t.TempDir(), "none.yaml")); code != 1 || strings.Count(faults, "\n") != 1 {
 		t.Errorf("a missing file: got exit %d, %q", code, faults)
+	}
+	for _, path := range []string{written(t, strings.Repeat("#", mostConfig+1)), "/dev/zero"} {
+		if code, faults := checked(t, path); code != 1 || faults != "acquirerd: reading config: "+path+" is larger than 1048576 bytes\n" {
+			t.Errorf("a file without end: got exit %d, %q", code, faults)
+		}
 	}
 	if code, faults := checked(t, written(t, "")); code != 1 || !strings.Contains(faults, "station: missing\n") {
 		t.Errorf("an empty file: got exit %d, %q", code, faults)

@@ -11,9 +11,12 @@ import (
 )
 
 func (c *cli) configCommands() *cobra.Command {
+	check := c.command("check", "Name every fault of the config, with its key path", "acquirerd config check --config acquirerd.yaml",
+		cobra.NoArgs, c.configCheck)
+	check.Long = "Check reads the config, the environment that overrides it, and the dialect files that it names. It looks at no other file and\n" +
+		"at no token: whether pin_file, module and journal are there, and the keys in the token, shows only on the host that serves."
 	return c.group("config", "Check and show the config", "acquirerd config check --config acquirerd.yaml\nacquirerd config show",
-		c.command("check", "Name every fault of the config, with its key path", "acquirerd config check --config acquirerd.yaml",
-			cobra.NoArgs, c.configCheck),
+		check,
 		c.command("show", "Print the config with defaults and environment put in", "acquirerd config show --config acquirerd.yaml --output json",
 			cobra.NoArgs, c.configShow))
 }

@@ -39,7 +39,7 @@ func (c *cli) decodeCommand() *cobra.Command {
 	command.Flags().BoolVar(&d.frame, "frame", false, "the message has its length header before it")
 	command.Flags().BoolVar(&d.check, "check", false, "exit with 0 only if the message encodes back to the same bytes")
 	command.Flags().BoolVar(&d.unsafe, "unsafe", false, "show everything in clear: for test data only")
-	return command
+	return withoutConfig(command)
 }
 
 // A decoding is how a message is to be shown.
@@ -215,15 +215,16 @@ func (c *cli) dialectCommands() *cobra.Command {
 			return nil
 		}
 	}
-	return c.group("dialect", "Check and show dialects", "acquirerd dialect lint our-processor.yaml\nacquirerd dialect show iso87-binary",
+	group := c.group("dialect", "Check and show dialects", "acquirerd dialect lint our-processor.yaml\nacquirerd dialect show iso87-binary",
 		c.command("lint FILE", "Name every fault of a dialect file", "acquirerd dialect lint our-processor.yaml", one("a file"), c.dialectLint),
 		c.command("show NAME", "Print a dialect: "+strings.Join(specs.Names(), ", ")+", or the path of a file",
 			"acquirerd dialect show iso87-binary", one("the name of a dialect, or the path of its file"), c.dialectShow))
+	return withoutConfig(group)
 }
 
 // dialectLint prints "ok", or returns a fault for each line.
 func (c *cli) dialectLint(_ context.Context, args []string) error {
-	text, err := os.ReadFile(filepath.Clean(args[0]))
+	text, err := readFile(args[0], specs.MaxText)
 	if err != nil {
 		return fmt.Errorf("reading dialect: %w", err)
 	}

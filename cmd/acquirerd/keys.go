@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -34,7 +32,7 @@ func (c *cli) keysCommands() *cobra.Command {
 	load.Flags().StringVar(&kcv, "kcv", "", "check value that the key must have, six hexadecimal digits")
 
 	for _, command := range []*cobra.Command{generate, load} {
-		command.Flags().StringVar(&label, "label", "", "label of the new key")
+		command.Flags().StringVar(&label, "label", "", "label of the new key: 1 to 64 printable ASCII characters without spaces")
 		command.Flags().StringVar(&use, "use", "", "what it is for: "+oneOf(hsm.Uses))
 	}
 	return c.group("keys", "List and make the keys in the token (of the config they use only hsm.module, token and pin_file)",
@@ -107,15 +105,21 @@ func checkNewKey(label, use string) error {
 	if label == "" {
 		return usagef("--label is missing")
 	}
+	if !plainLabel.MatchString(label) {
+		return usagef("--label %s", labelRule)
+	}
 	if !slices.Contains(hsm.Uses, hsm.Use(use)) {
 		return usagef("--use %q is not one of %s", use, oneOf(hsm.Uses))
 	}
 	return nil
 }
 
+// mostComponent bounds the file of one component, in bytes: 64 digits, with room for spaces.
+const mostComponent = 4 << 10
+
 // readComponent reads hexadecimal digits, whatever the space between them. Its errors quote nothing of the file.
 func readComponent(file string) ([]byte, error) {
-	text, err := os.ReadFile(filepath.Clean(file))
+	text, err := readFile(file, mostComponent)
 	if err != nil {
 		return nil, fmt.Errorf("reading component: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -85,6 +86,12 @@ func (c *cli) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVarP(&c.config, "config", "c", defaultConfigFile, "config file")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "form of the result: text or json")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if number, ok := errors.AsType[*strconv.NumError](err); ok { // its text is about a function of ours
+			return usagef("%s", strings.Replace(err.Error(), number.Error(), number.Err.Error(), 1))
+		}
+		return err
+	})
 	root.AddCommand(c.initCommand(), c.serveCommand(), c.configCommands(), c.journalCommands(), c.keysCommands(), c.hsmCommands(),
 		c.decodeCommand(), c.dialectCommands(), c.versionCommand())
 	return root
@@ -115,6 +122,16 @@ func (c *cli) group(use, short, example string, commands ...*cobra.Command) *cob
 	}}
 	group.AddCommand(commands...)
 	return group
+}
+
+// withoutConfig leaves --config out of the help of a command that reads no config.
+func withoutConfig(command *cobra.Command) *cobra.Command {
+	help := command.HelpFunc()
+	command.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		_ = cmd.Root().PersistentFlags().MarkHidden("config") // it is there
+		help(cmd, args)
+	})
+	return command
 }
 
 func indent(example string) string { return "  " + strings.ReplaceAll(example, "\n", "\n  ") }

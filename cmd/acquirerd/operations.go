@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -18,7 +19,8 @@ import (
 const (
 	operationsHeaderTimeout = 5 * time.Second
 	operationsTimeout       = 10 * time.Second
-	operationsIdleTimeout   = time.Minute
+	operationsIdleTimeout   = 30 * time.Second // longer than a scraper's pause, commonly 15 s
+	operationsConnections   = 64               // over it one waits until another ends: strangers may not use up the descriptors
 	operationsHeaderBytes   = 16 << 10
 	operationsStopTimeout   = 2 * time.Second
 	scrapesAtOnce           = 4
@@ -30,7 +32,7 @@ func (d *daemon) serveOperations(ctx context.Context, listener net.Listener) err
 		WriteTimeout: operationsTimeout, IdleTimeout: operationsIdleTimeout, MaxHeaderBytes: operationsHeaderBytes,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
+	go func() { ended <- server.Serve(newLimited(listener, operationsConnections)) }()
 	select {
 	case err := <-ended:
 		return err
@@ -45,6 +47,50 @@ func (d *daemon) serveOperations(ctx context.Context, listener net.Listener) err
 		return err
 	}
 	return nil
+}
+
+// A limited listener accepts while fewer than so many of its connections are open. Over that, Accept waits.
+type limited struct {
+	net.Listener
+	places chan struct{} // one in it for each open connection
+	closed chan struct{}
+	close  func() error // of this listener, once
+}
+
+func newLimited(listener net.Listener, most int) *limited {
+	l := &limited{Listener: listener, places: make(chan struct{}, most), closed: make(chan struct{})}
+	l.close = sync.OnceValue(func() error {
+		close(l.closed)
+		return listener.Close()
+	})
+	return l
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	connection, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+		return nil, err
+	}
+	return &placed{connection, sync.OnceFunc(func() { <-l.places })}, nil
+}
+
+func (l *limited) Close() error { return l.close() }
+
+// A placed connection holds a place until it is closed.
+type placed struct {
+	net.Conn
+	leave func() // once
+}
+
+func (p *placed) Close() error {
+	defer p.leave()
+	return p.Conn.Close()
 }
 
 // operations is what the port answers. It has no profiler: a heap dump holds card data.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -52,7 +53,7 @@ func (c *cli) journalCommands() *cobra.Command {
 	list.Flags().StringVar(&outcome, "outcome", "", "only this outcome: "+oneOf(outcomes))
 	list.Flags().StringVar(&filter.Endpoint, "endpoint", "", "only this endpoint")
 	list.Flags().StringVar(&filter.STAN, "stan", "", "only this STAN, six digits")
-	list.Flags().StringVar(&filter.RRN, "rrn", "", "only this RRN")
+	list.Flags().StringVar(&filter.RRN, "rrn", "", "only this RRN, twelve characters")
 	list.Flags().Int64Var((*int64)(&filter.Before), "before", 0, "only transactions with a smaller ID: the last one of the page before")
 
 	var owedFilter journal.OwedFilter
@@ -74,9 +75,23 @@ var (
 	states   = []journal.State{journal.StateOwed, journal.StateAcknowledged, journal.StateParked}
 )
 
+// The forms of DE 11 (n 6) and DE 37 (an 12): what has another finds nothing.
+var (
+	sixDigits        = regexp.MustCompile(`^[0-9]{6}$`)
+	twelveCharacters = regexp.MustCompile(`^[ -~]{12}$`)
+)
+
 func (c *cli) journalList(ctx context.Context, filter journal.Filter) error {
 	if filter.Outcome != "" && !slices.Contains(outcomes, filter.Outcome) {
 		return usagef("--outcome %q is not one of %s", string(filter.Outcome), oneOf(outcomes))
+	}
+	switch {
+	case filter.STAN != "" && !sixDigits.MatchString(filter.STAN):
+		return usagef("--stan %q is not six digits", filter.STAN)
+	case filter.RRN != "" && !twelveCharacters.MatchString(filter.RRN):
+		return usagef("--rrn %q is not twelve characters", filter.RRN)
+	case filter.Before < 0:
+		return usagef("--before %d is negative", filter.Before)
 	}
 	if err := checkLimit(filter.Limit); err != nil {
 		return err

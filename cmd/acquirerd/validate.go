@@ -128,7 +128,7 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	labels := map[string]string{}
 	for i, key := range c.Keys {
 		at := fmt.Sprintf("hsm.keys[%d]", i)
-		f.given(at+".label", key.Label)
+		f.label(at+".label", key.Label)
 		f.unique(at+".label", key.Label, labels)
 		if !sixHex.MatchString(key.KCV) {
 			f.add(at+".kcv", "is not six hexadecimal digits")
@@ -274,6 +274,7 @@ func (f *faults) validateListeners(c *Config) {
 var (
 	sixHex      = regexp.MustCompile(`^[0-9A-Fa-f]{6}$`)
 	threeDigits = regexp.MustCompile(`^[0-9]{3}$`)
+	plainLabel  = regexp.MustCompile(`^[!-~]{1,64}$`)
 	plainName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 )
 
@@ -301,6 +302,17 @@ func (f *faults) name(path, value string) {
 	}
 }
 
+// labelRule says what plainLabel matches: what every token, log and table can show.
+const labelRule = "is not 1 to 64 printable ASCII characters without spaces"
+
+// label checks the label of a key.
+func (f *faults) label(path, value string) {
+	f.given(path, value)
+	if !plainLabel.MatchString(value) {
+		f.add(path, "%s", labelRule)
+	}
+}
+
 func (f *faults) unique(path, value string, seen map[string]string) {
 	if first, taken := seen[value]; taken && value != "" {
 		f.add(path, "%q is %s already", value, first)
@@ -321,11 +333,14 @@ func (f *faults) count(path string, value, most int) {
 	}
 }
 
-// durations checks that each is positive.
+// leastDuration keeps waits from being none and pauses from being busy loops. No wait on a network is shorter.
+const leastDuration = time.Millisecond
+
+// durations checks that each is long enough.
 func (f *faults) durations(path string, values map[string]time.Duration) {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if values[key] <= 0 {
-			f.add(join(path, key), "%v is not positive", values[key])
+		if values[key] < leastDuration {
+			f.add(join(path, key), "%v is shorter than %v", values[key], leastDuration)
 		}
 	}
 }

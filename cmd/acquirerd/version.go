@@ -9,14 +9,14 @@ import (
 )
 
 func (c *cli) versionCommand() *cobra.Command {
-	return c.command("version", "Say which build this is", "acquirerd version --output json", cobra.NoArgs, func(context.Context, []string) error {
+	return withoutConfig(c.command("version", "Say which build this is", "acquirerd version --output json", cobra.NoArgs, func(context.Context, []string) error {
 		b := readBuild()
 		if c.output == "json" {
 			return c.printJSON(b)
 		}
 		_, err := fmt.Fprintf(c.out, "acquirerd %s (%s)\n", version(), b.Go)
 		return err
-	})
+	}))
 }
 
 // A build is what the linker wrote into this program.
