@@ -7,6 +7,7 @@
 //     label and its KCV checked. Handles never outlive it: after an initialisation an old number can name another key.
 //   - worker: one of a fixed number of goroutines, each with a session of its own. It makes one call at a time.
 //   - fault: a return code that breaks the generation. The table is in fault.go; a code that is not in it is a fault.
+//   - probe: one use of the token key when no call has succeeded for 5 s.
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
 //   - token-resident, transient: see Statement.
 //
@@ -22,6 +23,10 @@
 // for the next generation and is tried once more, within its own deadline; nothing here advances a counter in the
 // token, so that doing it twice is harmless. A key that is missing or has another KCV after a rebuild keeps the HSM
 // unavailable, and the rebuild is tried until it is right: a wrong key is never used. At Open the same refuses to start.
+//
+// While the HSM runs, ready is not just remembered: a token that nobody uses is probed, so that one that is gone breaks
+// the generation within 5 s and a CallTimeout, and the rebuild begins without waiting for a transaction. A healthy probe
+// leaves no trace, and there is none beside calls that succeed.
 //
 // A user PIN that the token refused is not offered again before its source gives another one: a token locks after a few.
 // A token that says that the next wrong PIN locks it is not logged in to at all. The PIN is cleared after the login; the

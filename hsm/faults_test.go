@@ -658,6 +658,186 @@ func TestOneUserOfAModule(t *testing.T) {
 	})
 }
 
+// counting counts the calls of one operation from now on. fault is what Initialize answers.
+func (f *fakeModule) counting(op string, fault error) *atomic.Int64 {
+	n := new(atomic.Int64)
+	f.set(func() {
+		f.script = func(o string, _ pkcs11.SessionHandle) error {
+			if o == op {
+				n.Add(1)
+			}
+			if o == "Initialize" {
+				return fault
+			}
+			return nil
+		}
+	})
+	return n
+}
+
+func TestALostTokenIsNoticedWithoutACaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		reg := prometheus.NewRegistry()
+		h, stop := f.start(f.config(), io.Discard, reg)
+		f.counting("", pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT))
+		f.loseSessions()
+		<-time.After(probeInterval - time.Millisecond)
+		if err := h.Ready(); err != nil {
+			t.Errorf("not ready before anybody can know: %v", err)
+		}
+		<-time.After(2 * time.Millisecond)
+		for range 12 { // and it stays so
+			if h.Ready() == nil || gauge(t, reg, "acquirerd_hsm_ready") != 0 {
+				t.Error("ready without a session")
+			}
+			<-time.After(5 * time.Second)
+		}
+		if got := gauge(t, reg, "acquirerd_hsm_errors_total", "class", "session"); got != 1 {
+			t.Errorf("%v losses of a session counted, want 1", got)
+		}
+		f.set(func() { f.script = nil })
+		<-time.After(11 * time.Second)
+		if err := h.Ready(); err != nil || h.Statement().Generation != 2 {
+			t.Errorf("generation %d, with the token back: %v", h.Statement().Generation, err)
+		}
+		if err := protect(t.Context(), t, h); err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAHealthyProbeLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		reg := prometheus.NewRegistry()
+		var log bytes.Buffer
+		h, stop := f.start(f.config(), &log, reg)
+		synctest.Wait()
+		before := log.String()
+		signed := f.counting("Sign", nil)
+		<-time.After(time.Minute + time.Second)
+		synctest.Wait()
+		if got := signed.Load(); got != 12 {
+			t.Errorf("%d probes in an idle minute, want 12", got)
+		}
+		if h.Ready() != nil || f.count(&f.lives) != 1 || log.String() != before {
+			t.Errorf("ready: %v, module initialised %d times, log:\n%s", h.Ready(), f.count(&f.lives), log.String())
+		}
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			for _, m := range family.GetMetric() {
+				if m.GetHistogram().GetSampleCount() != 0 || family.GetName() == "acquirerd_hsm_errors_total" && m.GetCounter().GetValue() != 0 {
+					t.Errorf("probes are counted: %v", m)
+				}
+			}
+		}
+		signed = f.counting("Sign", nil)
+		for range 20 {
+			if err := protect(t.Context(), t, h); err != nil {
+				t.Error(err)
+			}
+			<-time.After(probeInterval - time.Second)
+		}
+		if got := signed.Load(); got != 20 {
+			t.Errorf("%d signatures of 20 calls: there were probes beside them", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A token that hangs takes a worker with each probe, one after the other, until Ready says so; then nothing is added.
+func TestAHungTokenIsNoticedWithoutACaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		reg := prometheus.NewRegistry()
+		h, stop := f.start(f.config(), io.Discard, reg)
+		release := f.hang("Sign", 1000)
+		for after, inside := range []int{0, 1, 2, 2, 2, 2} {
+			if got := f.count(&f.inside); got != inside {
+				t.Errorf("%d probes in the module after %d, want %d", got, after, inside)
+			}
+			<-time.After(probeInterval + time.Second + time.Millisecond) // with the CallTimeout of 1 s
+		}
+		if !errors.Is(h.Ready(), errHung) || h.inflight.Load() != 2 || len(h.queue) != 0 {
+			t.Errorf("%d in flight, %d in the queue: %v", h.inflight.Load(), len(h.queue), h.Ready())
+		}
+		timeouts, busy := gauge(t, reg, "acquirerd_hsm_errors_total", "class", "timeout"), gauge(t, reg, "acquirerd_hsm_errors_total", "class", "busy")
+		if timeouts != 2 || busy != 0 {
+			t.Errorf("%v timeouts and %v times busy counted, want 2 and 0", timeouts, busy)
+		}
+		release()
+		synctest.Wait()
+		if err := h.Ready(); err != nil || f.count(&f.lives) != 1 {
+			t.Errorf("afterwards: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRunEndsDuringAProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		_, stop := f.start(f.config(), io.Discard, nil)
+		release := f.hang("Sign", 1)
+		<-time.After(probeInterval + time.Millisecond)
+		if f.count(&f.inside) != 1 {
+			t.Fatal("no probe: the test tests nothing")
+		}
+		began := time.Now()
+		if err := stop(); !errors.Is(err, errHung) || time.Since(began) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		release()
+	})
+}
+
+func TestAFullQueueNeedsNoProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		reg := prometheus.NewRegistry()
+		cfg := f.config()
+		cfg.CallTimeout = time.Minute
+		h, stop := f.start(cfg, io.Discard, reg)
+		release := f.hang("Decrypt", 2) // slow, not hung
+		var callers sync.WaitGroup
+		for range 4 { // two workers, two in the queue
+			callers.Go(func() {
+				if err := protect(t.Context(), t, h); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		<-time.After(30 * time.Second)
+		if got := h.inflight.Load(); got != 4 {
+			t.Errorf("%d in flight, want 4", got)
+		}
+		release()
+		callers.Wait()
+		for _, class := range classes {
+			if got := gauge(t, reg, "acquirerd_hsm_errors_total", "class", string(class)); got != 0 {
+				t.Errorf("%v errors of class %s counted", got, class)
+			}
+		}
+		if err := h.Ready(); err != nil || f.count(&f.lives) != 1 {
+			t.Errorf("module initialised %d times, %v", f.lives, err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestBackoffGrowsToItsCapWithJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := backoff{Backoff: Backoff{Min: 100 * time.Millisecond, Max: time.Second}}

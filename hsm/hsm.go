@@ -64,6 +64,8 @@ type HSM struct {
 	gen      atomic.Pointer[generation] // nil while there is no healthy one
 	broken   chan *generation           // capacity 1: a generation is condemned once, and the next needs a rebuild
 	ended    chan struct{}              // closed when no worker will serve any more
+	made     time.Time                  // by New; success counts from it, on the monotonic clock
+	success  atomic.Int64               // when a call or a build last succeeded (ns since made)
 	running  atomic.Bool                // Run was called
 	hung     atomic.Bool                // a call into the module was left behind: nobody may touch it any more
 	shutting sync.Once                  // shut happens once
@@ -87,6 +89,7 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 		since:  make([]atomic.Int64, cfg.Workers),
 		broken: make(chan *generation, 1),
 		ended:  make(chan struct{}),
+		made:   time.Now(),
 	}
 	for _, k := range cfg.Keys {
 		h.uses[k.Label] = k.Use
@@ -240,15 +243,20 @@ func (h *HSM) shut() error {
 	return h.shutErr
 }
 
-// supervise rebuilds broken generations until ctx is done. It is the only one that publishes after Open, so there is
-// one rebuild at a time.
+// supervise probes an idle token and rebuilds broken generations until ctx is done. It is the only one that publishes
+// after Open, so there is one rebuild at a time, and the only one that probes, so there is one probe at a time.
 func (h *HSM) supervise(ctx context.Context) {
 	wait := backoff{Backoff: h.cfg.Backoff}
+	probe := time.NewTimer(probeInterval)
+	defer probe.Stop()
 	for {
 		var old *generation
 		select {
 		case <-ctx.Done():
 			return
+		case <-probe.C:
+			probe.Reset(h.probe(ctx))
+			continue
 		case old = <-h.broken:
 		}
 		h.count(old.fault)
@@ -278,6 +286,38 @@ func (h *HSM) supervise(ctx context.Context) {
 	}
 }
 
+// probeInterval is how long no call may have succeeded before the token is asked for a sign of life. Without that an idle
+// daemon would stay ready without its token until the first transaction.
+const probeInterval = 5 * time.Second
+
+// probe uses the token key once, as any task of a worker, if no call has succeeded for probeInterval. It returns the time
+// until it wants to be called again. Its fault breaks the generation in serve, and is counted and logged with it.
+//
+// A rebuild loses nothing while supervise waits here: a probe in the queue ends at once when the generation breaks, and
+// one in the module would have to be waited for. One that hangs costs its worker, as any call does, so that in the end
+// Ready sees that all hang; from then on once admits no more.
+func (h *HSM) probe(ctx context.Context) (next time.Duration) {
+	if silent := h.silence(); silent < probeInterval {
+		return probeInterval - silent
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
+	defer cancel()
+	err := h.once(ctx, func(g *generation, worker int, _ *scratch) error {
+		_, err := checkPANToken(h.module, g.sessions[worker], g.keys[h.cfg.TokenKey].handle)
+		return err
+	})
+	if errors.Is(err, context.DeadlineExceeded) { // and not ErrBusy: a full queue is that of its callers, who count it
+		h.count(err)
+		h.log.Warn("hsm probe unanswered", "timeout", h.cfg.CallTimeout)
+	}
+	return probeInterval
+}
+
+// silence is how long ago a call or a build last succeeded.
+func (h *HSM) silence() time.Duration { return time.Since(h.made) - time.Duration(h.success.Load()) }
+
+func (h *HSM) succeeded() { h.success.Store(int64(time.Since(h.made))) }
+
 func (h *HSM) rebuild(ctx context.Context, number uint64) (*generation, error) {
 	if err := h.await(ctx, func() error { return finalize(h.module) }); err != nil {
 		return nil, err
@@ -286,6 +326,7 @@ func (h *HSM) rebuild(ctx context.Context, number uint64) (*generation, error) {
 }
 
 func (h *HSM) publish(g *generation) {
+	h.succeeded()
 	h.gen.Store(g)
 	h.metrics.generation.Set(float64(g.number))
 	h.log.Info("hsm ready", "generation", g.number, "module", g.description, "token", h.cfg.Token, "keys", len(g.keys))
@@ -482,6 +523,9 @@ func (h *HSM) serve(t *task, worker int, mem *scratch) error {
 	h.since[worker].Store(time.Now().UnixNano())
 	err := t.run(g, worker, mem)
 	h.since[worker].Store(0)
+	if err == nil {
+		h.succeeded()
+	}
 	if breaks(err) && g.condemn(err) {
 		h.gen.CompareAndSwap(g, nil)
 		h.broken <- g

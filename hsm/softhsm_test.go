@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -388,6 +389,25 @@ func until(t *testing.T, what string, done func() bool) {
 		case <-deadline.C:
 			t.Fatalf("no %s within %v", what, patience)
 		}
+	}
+}
+
+// The token of an idle HSM goes away and comes back. Nobody calls: readiness has to find out by itself.
+func TestATokenDirectoryThatIsMovedAway(t *testing.T) {
+	cfg := hsmtest.Standard(t).Config()
+	cfg.Backoff = hsm.Backoff{Min: time.Millisecond, Max: 20 * time.Millisecond}
+	h := run(t, cfg)
+	tokens := filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens")
+	if err := os.Rename(tokens, tokens+".away"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "end of readiness", func() bool { return h.Ready() != nil })
+	if err := os.Rename(tokens+".away", tokens); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "way back", func() bool { return h.Ready() == nil })
+	if _, err := h.Protect(t.Context(), hsm.Card{PAN: pan(t, "4111111111111111")}); err != nil || h.Statement().Generation != 2 {
+		t.Errorf("generation %d: %v", h.Statement().Generation, err)
 	}
 }
 
