@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"acquirerd/card"
 	"acquirerd/conn"
 	"acquirerd/hsm"
 	"acquirerd/journal"
@@ -145,7 +146,7 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 	}
 
 	// Protect: the PIN block for the processor's zone, the PAN sealed and tokenised. Never a send with a PIN block that is not one.
-	protected, err := s.protect(ctx, req, endpoint)
+	protected, err := s.protect(ctx, req, pan, endpoint)
 	if errors.Is(err, hsm.ErrPINBlock) {
 		return refuse(refusedPIN, answers.PINUntranslatable, err), nil
 	}
@@ -214,7 +215,7 @@ func (s *Switch) enter() (leave func(), reason refusal) {
 	return func() { <-s.slots; s.inFlight.Done() }, ""
 }
 
-func (s *Switch) protect(ctx context.Context, req Request, endpoint *Endpoint) (hsm.Protected, error) {
+func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoint *Endpoint) (hsm.Protected, error) {
 	block, err := req.Message.PINBlock()
 	if err != nil {
 		return hsm.Protected{}, errors.Join(hsm.ErrPINBlock, err)
@@ -223,7 +224,7 @@ func (s *Switch) protect(ctx context.Context, req Request, endpoint *Endpoint) (
 	if !block.IsZero() && (req.Upstream.PINKey == "" || endpoint.PINKey == "") {
 		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
 	}
-	return s.vault.Protect(ctx, hsm.Card{PAN: req.Message.PAN(), PINBlock: block, From: req.Upstream.PINKey, To: endpoint.PINKey})
+	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: req.Upstream.PINKey, To: endpoint.PINKey})
 }
 
 // send is the only way to a processor: nothing reaches Exchange without a ticket, and a ticket is good for one send.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -281,7 +282,7 @@ func (w *world) check(untold ...string) {
 			if hold != "held" {
 				w.t.Errorf("transaction %d is approved, the bank has %q", row.ID, hold)
 			}
-			if told != "00" && told != "10" && !contains(untold, row.UpstreamSTAN) {
+			if told != "00" && told != "10" && !slices.Contains(untold, row.UpstreamSTAN) {
 				w.t.Errorf("transaction %d is approved, the upstream was told %q", row.ID, told)
 			}
 		case debt[row.ID] == journal.StateAcknowledged:
@@ -306,20 +307,21 @@ func (w *world) check(untold ...string) {
 	}
 }
 
-func contains(list []string, s string) bool {
-	for _, item := range list {
-		if item == s {
-			return true
-		}
-	}
-	return false
+// codecs are loaded once: there is one for each request and each start.
+var codecs = map[string]func() (*messages.Codec, error){"iso87-ascii": load("iso87-ascii"), "iso87-binary": load("iso87-binary")}
+
+func load(name string) func() (*messages.Codec, error) {
+	return sync.OnceValues(func() (*messages.Codec, error) {
+		dialect, err := specs.Load(name)
+		return messages.NewCodec(dialect), err
+	})
 }
 
 func codec(t testing.TB, name string) *messages.Codec {
 	t.Helper()
-	dialect, err := specs.Load(name)
+	c, err := codecs[name]()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return messages.NewCodec(dialect)
+	return c
 }

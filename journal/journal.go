@@ -53,25 +53,22 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 	j.running.Store(true)
 	defer j.running.Store(false)
-	look := time.NewTicker(lookInterval)
-	defer look.Stop()
+	idle := time.NewTicker(lookInterval)
+	defer idle.Stop()
+	looked := time.Now()
 	for {
-		select {
-		case <-look.C:
+		if time.Since(looked) >= lookInterval {
+			looked = time.Now()
 			if err := j.inPlace(); err != nil {
 				return j.fail(nil, err)
 			}
-		default:
 		}
 		batch := j.queue.take(j.batch)
 		if len(batch) == 0 {
 			select {
 			case <-j.queue.arrived:
 				continue
-			case <-look.C:
-				if err := j.inPlace(); err != nil {
-					return j.fail(nil, err)
-				}
+			case <-idle.C:
 				continue
 			case <-ctx.Done():
 			}

@@ -1,5 +1,7 @@
 package messages
 
+import "slices"
+
 // identifying are the elements by which an answer repeats its request, so that the asker recognises it (ISO 8583:1987, table of
 // messages: "echo").
 var identifying = []Element{PAN, ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, POSConditionCode,
@@ -23,14 +25,14 @@ func NewFormatError(request *Message, responseCode string, failing Element) *Mes
 	return answer
 }
 
-// hopOwned are the elements that each hop of a transaction has for itself. They never pass from one link to another as they stand.
-var hopOwned = []Element{TransmissionTime, STAN, RRN, AcquirerID, ForwarderID, PINData, SecurityControl, MAC, MAC2}
+// cryptograms are made under the keys of one hop, and mean nothing on another.
+var cryptograms = []Element{PINData, SecurityControl, MAC, MAC2}
 
 // ForProcessor builds the processor's request from the upstream's: all that was asked, with numbers and time of our own and
-// without what belongs to the upstream's hop, its PIN block above all. transmissionTime is DE 7, MMDDhhmmss in UTC.
+// without the cryptograms of the upstream's hop, its PIN block above all. transmissionTime is DE 7, MMDDhhmmss in UTC.
 func ForProcessor(request *Message, numbers Numbers, transmissionTime string) *Message {
 	m := request.Clone()
-	for _, e := range []Element{PINData, SecurityControl, MAC, MAC2} {
+	for _, e := range cryptograms {
 		m.Delete(e)
 	}
 	m.Set(TransmissionTime, transmissionTime)
@@ -39,28 +41,18 @@ func ForProcessor(request *Message, numbers Numbers, transmissionTime string) *M
 	return m
 }
 
-// ForUpstream builds the upstream's answer from the processor's: what the processor said, with the upstream's own numbers, time
-// and card acceptor put back. An upstream that sent no RRN of its own is given ours.
+// ForUpstream builds the upstream's answer from the processor's: what the processor said, under the upstream's own numbers, time and
+// institutions. An upstream that sent no RRN of its own is given ours.
 func ForUpstream(request, answer *Message) *Message {
 	m := NewAnswer(request, answer.Get(ResponseCode))
 	for _, entry := range answer.elements {
-		if !m.Has(entry.element) || entry.element == Amount {
-			m.SetSensitive(entry.element, string(entry.value))
+		switch e := entry.element; {
+		case slices.Contains(cryptograms, e), e == TransmissionTime, e == STAN, e == AcquirerID, e == ForwarderID, e == PAN, e == Track2:
+			// The upstream's own are there already, or it sent none.
+		case !m.Has(e), e == Amount: // the amount of a partial approval is the processor's
+			m.SetSensitive(e, string(entry.value))
 		}
 	}
-	for _, e := range hopOwned {
-		if e != RRN || request.Has(RRN) {
-			m.SetSensitive(e, request.Reveal(e))
-		}
-	}
-	m.Delete(PINData)
-	m.Delete(SecurityControl)
-	m.Delete(MAC)
-	m.Delete(MAC2)
-	if !request.Has(PAN) {
-		m.Delete(PAN)
-	}
-	m.Delete(Track2)
 	return m
 }
 

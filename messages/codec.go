@@ -3,7 +3,6 @@ package messages
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"strconv"
 
 	"github.com/moov-io/iso8583"
@@ -237,5 +236,3 @@ func (c *Codec) Echoes(request, answer *Message) error {
 	}
 	return nil
 }
-
-var _ fmt.Formatter = (*Message)(nil)

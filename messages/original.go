@@ -3,7 +3,6 @@ package messages
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"acquirerd/card"
@@ -111,4 +110,4 @@ func marshalLines(mti MTI, lines []Line) ([]byte, error) {
 }
 
 // elementNumber is used where an element's number itself is the content, as in DE 44 of a format error.
-func elementNumber(e Element) string { return fmt.Sprintf("%03s", strconv.Itoa(int(e))) }
+func elementNumber(e Element) string { return fmt.Sprintf("%03d", int(e)) }

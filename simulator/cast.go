@@ -41,6 +41,7 @@ func (c *Cast) begin(ctx context.Context, stage StageConfig, processor Processor
 		return err
 	}
 	for _, listener := range listeners {
+		context.AfterFunc(playing, func() { _ = listener.Close() })
 		stage.Links = append(stage.Links, listener.Addr().String())
 	}
 	c.Links = stage.Links

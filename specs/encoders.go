@@ -25,7 +25,6 @@ type wireForm interface {
 // asciiForm is text that stands on the wire as it is.
 type asciiForm struct {
 	allowed func([]byte) bool
-	kind    string
 }
 
 func (a asciiForm) wireLength(n int) int { return n }

@@ -9,10 +9,10 @@ import (
 
 // encoders are the names that a field's enc may have.
 var encoders = map[string]wireForm{
-	"Digits":       asciiForm{allDigits, "digits"},
-	"Text":         asciiForm{allPrintable, "printable ASCII"},
-	"Track2":       asciiForm{allTrack2, "digits and separator"},
-	"SignedDigits": asciiForm{signedDigits, "C or D and digits"},
+	"Digits":       asciiForm{allDigits},
+	"Text":         asciiForm{allPrintable},
+	"Track2":       asciiForm{allTrack2},
+	"SignedDigits": asciiForm{signedDigits},
 	"HexText":      hexText{},
 	"Binary":       binaryForm{},
 	"BCDLeft":      bcd{padLeft: true},

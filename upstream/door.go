@@ -131,18 +131,18 @@ func (d *Door) accept(ctx context.Context, listener net.Listener, places chan st
 	}
 }
 
-// Bounds of a parting.
-const (
-	partingTime  = 2 * time.Second
-	partingBytes = 1 << 20
-)
+// PartingTime is the longest time that a connection takes to be closed after its last answer.
+const PartingTime = 2 * time.Second
+
+// partingBytes is the most that is read and dropped meanwhile.
+const partingBytes = 1 << 20
 
 // part closes a connection so that the answers that were written arrive. Closing with unread requests in the socket would have the
 // kernel reset the connection and throw away what the upstream has not read yet. So the end is announced, and what still comes is read
 // and dropped, for a while, until the upstream closes its side.
 func part(connection net.Conn) {
 	if half, ok := connection.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		_ = connection.SetReadDeadline(time.Now().Add(partingTime))
+		_ = connection.SetReadDeadline(time.Now().Add(PartingTime))
 		_, _ = io.Copy(io.Discard, io.LimitReader(connection, partingBytes)) // whatever ends it, it is over
 	}
 	_ = connection.Close()

@@ -149,7 +149,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			`routes[0].currencies[0]: "EUR" is not a currency number of three digits ("978")`}},
 		{"timeouts that do not nest", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    write_timeout: 10s", "in_flight: 128", "in_flight: 128, budget: 9s",
 			"environment: test", "environment: test\nshutdown: { grace: 9s }"},
-			[]string{"shutdown.grace: 9s is not longer than an upstream's budget and write_timeout, an endpoint's reply_timeout and its sign_on_timeout together (31s)", "endpoints[0].reply_timeout: 10s is not shorter than upstreams[0].budget (9s)",
+			[]string{"shutdown.grace: 9s is not longer than an upstream's budget, write_timeout and parting, an endpoint's reply_timeout and its sign_on_timeout together (33s)", "endpoints[0].reply_timeout: 10s is not shorter than upstreams[0].budget (9s)",
 				"endpoints[0].write_timeout: 10s is not shorter than reply_timeout (10s)"}},
 		{"pauses that shrink", []string{"environment: test", "environment: test\nreversals: { retry_min: 10s, retry_max: 5s }"},
 			[]string{"reversals.retry_max: 5s is shorter than retry_min (10s)"}},

@@ -16,6 +16,7 @@ import (
 	"acquirerd/hsm"
 	"acquirerd/messages"
 	"acquirerd/specs"
+	"acquirerd/upstream"
 )
 
 // A fault is one thing that is wrong with a config, and where.
@@ -247,13 +248,13 @@ func (f *faults) validateNesting(c *Config) {
 func (f *faults) validateGrace(c *Config) {
 	var drain, reversal, signOff time.Duration
 	for _, u := range c.Upstreams {
-		drain = max(drain, u.Budget+u.WriteTimeout)
+		drain = max(drain, u.Budget+u.WriteTimeout+upstream.PartingTime)
 	}
 	for _, e := range c.Endpoints {
 		reversal, signOff = max(reversal, e.ReplyTimeout), max(signOff, e.SignOnTimeout)
 	}
 	if need := drain + reversal + signOff; c.Shutdown.Grace <= need && c.Shutdown.Grace > 0 {
-		f.add("shutdown.grace", "%v is not longer than an upstream's budget and write_timeout, an endpoint's reply_timeout and its sign_on_timeout together (%v)",
+		f.add("shutdown.grace", "%v is not longer than an upstream's budget, write_timeout and parting, an endpoint's reply_timeout and its sign_on_timeout together (%v)",
 			c.Shutdown.Grace, need)
 	}
 }
