@@ -157,12 +157,13 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	if ticket.Attempt() > 1 {
 		reversal.MTI = reversal.MTI.Repeat()
 	}
-	answer, errSend := endpoint.send(ctx, ticket, reversal)
+	var trace conn.Trace
+	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, reversal)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
 	}
-	f.report(endpoint, owed, reversal, settlement, errSend)
+	f.report(attempt{owed: owed, mti: reversal.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
 	return nil
 }
 
@@ -243,12 +244,25 @@ func (f *Forwarder) pause(owed journal.Owed) time.Duration {
 	return pause/2 + time.Duration(f.random()*float64(pause/2))
 }
 
-func (f *Forwarder) report(endpoint *Endpoint, owed journal.Owed, reversal *messages.Message, s journal.Settlement, errSend error) {
-	f.owner.metrics.reversals.WithLabelValues(endpoint.Name, s.Event()).Inc()
-	attributes := []any{"owed", int64(owed.ID), "result", s.Event(), "mti", string(reversal.MTI), "stan", owed.Original.Get(messages.STAN),
-		"rrn", owed.Original.Get(messages.RRN), "endpoint", endpoint.Name, "response_code", s.ResponseCode()}
-	if errSend != nil {
-		attributes = append(attributes, "error", errSend)
+// An attempt is what the log tells of one.
+type attempt struct {
+	owed       journal.Owed
+	mti        messages.MTI
+	link       int // -1 if it was given to none
+	settlement journal.Settlement
+	errSend    error
+}
+
+func (f *Forwarder) report(a attempt) {
+	o, s := a.owed, a.settlement
+	f.owner.metrics.reversals.WithLabelValues(o.Endpoint, s.Event()).Inc()
+	attributes := []any{"owed", int64(o.ID), "result", s.Event(), "mti", string(a.mti), "stan", o.Original.Get(messages.STAN),
+		"rrn", o.Original.Get(messages.RRN), "endpoint", o.Endpoint, "response_code", s.ResponseCode()}
+	if a.link >= 0 {
+		attributes = append(attributes, "link", a.link)
+	}
+	if a.errSend != nil {
+		attributes = append(attributes, "error", a.errSend)
 	}
 	if s.State() == journal.StateParked {
 		f.log.Error("reversal parked: it needs a person", append(attributes, "reason", s.Reason())...)

@@ -76,18 +76,33 @@ func (s *Switch) refuse(req Request, reason refusal, code string, cause error, s
 	return Result{Answer: messages.NewAnswer(req.Message, code)}
 }
 
+// A line is what the log tells of a recorded transaction.
+type line struct {
+	Request
+	endpoint string
+	numbers  messages.Numbers
+	outcome  journal.Outcome
+	answer   *messages.Message // to the upstream
+	link     int               // -1 if it was given to none
+	errSend  error
+	started  time.Time
+}
+
 // report counts a recorded transaction and logs its one line.
-func (s *Switch) report(req Request, endpoint *Endpoint, numbers messages.Numbers, outcome journal.Outcome, result Result,
-	errSend error, started time.Time) {
-	elapsed := time.Since(started)
-	s.metrics.transactions.WithLabelValues(endpoint.Name, string(outcome.Kind)).Inc()
-	s.metrics.seconds.WithLabelValues(endpoint.Name).Observe(elapsed.Seconds())
-	attributes := []any{"outcome", string(outcome.Kind), "stan", numbers.STAN, "rrn", numbers.RRN, "mti", string(req.Message.MTI),
-		"endpoint", endpoint.Name, "upstream", req.Upstream.Name, "upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(),
-		"amount", req.Message.Get(messages.Amount), "currency", req.Message.Get(messages.Currency),
-		"response_code", result.Answer.Get(messages.ResponseCode), "elapsed_seconds", elapsed.Seconds()}
-	if errSend != nil {
-		attributes = append(attributes, "reason", outcome.Reason, "error", errSend)
+func (s *Switch) report(l line) {
+	elapsed := time.Since(l.started).Seconds()
+	s.metrics.transactions.WithLabelValues(l.endpoint, string(l.outcome.Kind)).Inc()
+	s.metrics.seconds.WithLabelValues(l.endpoint).Observe(elapsed)
+	request := l.Message
+	attributes := []any{"outcome", string(l.outcome.Kind), "stan", l.numbers.STAN, "rrn", l.numbers.RRN, "mti", string(request.MTI),
+		"endpoint", l.endpoint, "upstream", l.Upstream.Name, "upstream_stan", request.Get(messages.STAN), "pan", request.PAN(),
+		"amount", request.Get(messages.Amount), "currency", request.Get(messages.Currency),
+		"response_code", l.answer.Get(messages.ResponseCode), "elapsed_seconds", elapsed}
+	if l.link >= 0 {
+		attributes = append(attributes, "link", l.link)
+	}
+	if l.errSend != nil {
+		attributes = append(attributes, "reason", l.outcome.Reason, "error", l.errSend)
 	}
 	s.log.Info("transaction", attributes...)
 }

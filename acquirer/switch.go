@@ -177,9 +177,11 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 	// Send, and decide what it came to. What the upstream does not wait for any more is not sent.
 	outcome := journal.Outcome{Kind: journal.NotSent, Reason: reasonBudget}
 	var answer *messages.Message
+	var trace conn.Trace
+	sending := conn.WithTrace(ctx, &trace)
 	errSend := ctx.Err()
 	if errSend == nil {
-		answer, errSend = endpoint.send(ctx, ticket, msg)
+		answer, errSend = endpoint.send(sending, ticket, msg)
 		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
 	}
 
@@ -192,7 +194,8 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		s.forwarder.Wake()
 	}
 	result := Result{Answer: compose(req, answer, errSend, outcome), Outcome: outcome.Kind, transaction: ticket.ID()}
-	s.report(req, endpoint, numbers, outcome, result, errSend, started)
+	s.report(line{Request: req, endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: result.Answer, link: trace.Link,
+		errSend: errSend, started: started})
 	return result, nil
 }
 

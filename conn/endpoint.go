@@ -61,7 +61,8 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan *messages.Message, cfg.Unasked),
 		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
 	for i, address := range cfg.Links {
-		e.links = append(e.links, &link{endpoint: e, address: address, log: e.log.With("link", i, "address", address), state: Down, since: time.Now()})
+		e.links = append(e.links, &link{endpoint: e, number: i, address: address, log: e.log.With("link", i, "address", address),
+			state: Down, since: time.Now()})
 	}
 	m.links[Down].Set(float64(len(e.links)))
 	return e, nil
@@ -243,7 +244,9 @@ next:
 // ErrNotSent if nothing was.
 func (e *Endpoint) send(ctx context.Context, deadline time.Time, x *exchange, s *session, frame []byte) error {
 	var tried []*session
+	trace := traceOf(ctx)
 	for {
+		trace.Link = s.number
 		err := s.write(ctx, frame)
 		if !errors.Is(err, ErrNotSent) || ctx.Err() != nil || !time.Now().Before(deadline) {
 			return err

@@ -54,6 +54,34 @@ func TestAnAnswerEndsItsExchange(t *testing.T) {
 	})
 }
 
+// wantTraced checks that an exchange names the link on which the host has received its request.
+func wantTraced(t *testing.T, r *rig, h *host, a *attempt) {
+	t.Helper()
+	carried, _ := last(h, a.request.Get(messages.STAN))
+	if a.trace.Link < 0 || r.cfg.Links[a.trace.Link] != carried.address {
+		t.Errorf("traced to link %d, and received on %q", a.trace.Link, carried.address)
+	}
+}
+
+func TestATraceNamesTheLink(t *testing.T) {
+	inBubble(t, nil, func(r *rig, h *host) {
+		links := map[int]bool{}
+		for stan := 1; stan <= 4; stan++ {
+			a := r.exchange(request(stan))
+			a.want(t, nil)
+			wantTraced(t, r, h, a)
+			links[a.trace.Link] = true
+		}
+		if len(links) != 2 {
+			t.Errorf("links %v, want both", links)
+		}
+		silent(h)
+		a := r.exchange(request(5))
+		a.want(t, ErrTimeout)
+		wantTraced(t, r, h, a)
+	})
+}
+
 func TestAnswersComeInAnyOrderOverTwoLinks(t *testing.T) {
 	inBubble(t, nil, func(r *rig, h *host) {
 		type arrival struct {
@@ -362,7 +390,11 @@ func TestNotSentProvesThatNoByteLeft(t *testing.T) {
 			defer r.end()
 			synctest.Wait()
 			r.wantStates(Connected, Connected)
-			noByte(t, r, h, func() *attempt { return r.exchange(request(1)) })
+			var a *attempt
+			noByte(t, r, h, func() *attempt { a = r.exchange(request(1)); return a })
+			if a.trace.Link != -1 {
+				t.Errorf("traced to link %d", a.trace.Link)
+			}
 		})
 	})
 	t.Run("the endpoint is full", func(t *testing.T) {
@@ -612,10 +644,12 @@ func TestARequestMovesFromALinkThatCloses(t *testing.T) {
 			s := r.links[r.turn%2].session // the next to be chosen
 			r.Endpoint.mu.Unlock()
 			_ = s.wire.Close() // and nobody has noticed
-			r.exchange(request(1)).want(t, nil)
+			a := r.exchange(request(1))
+			a.want(t, nil)
 			if n := h.requests()["000001"]; n != 1 {
 				t.Errorf("received %d times", n)
 			}
+			wantTraced(t, r, h, a)
 		})
 	}
 }

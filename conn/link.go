@@ -10,6 +10,7 @@ import (
 // A link is one address and its state machine. All that it does, run does; only the fields that say so are read by others.
 type link struct {
 	endpoint *Endpoint
+	number   int // its index in Config.Links, by which logs name it
 	address  string
 	log      *slog.Logger
 	failures int // sessions in a row that were not in service for BackoffMax
@@ -68,7 +69,7 @@ func (l *link) connect(ctx context.Context) (served time.Duration, why cause) {
 		l.log.Debug("dialling failed", "error", err)
 		return 0, causeDial
 	}
-	s, err := newSession(l.endpoint, connection, l.log)
+	s, err := newSession(l, connection)
 	if err != nil {
 		_ = connection.Close()
 		l.log.Error("session not begun", "error", err)

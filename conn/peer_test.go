@@ -388,6 +388,7 @@ type attempt struct {
 	request *messages.Message
 	answer  *messages.Message
 	err     error
+	trace   Trace
 	took    time.Duration
 	done    chan struct{}
 }
@@ -397,7 +398,7 @@ func (r *rig) exchange(request *messages.Message) *attempt {
 	go func() {
 		defer close(a.done)
 		began := time.Now()
-		a.answer, a.err = r.Exchange(context.Background(), request)
+		a.answer, a.err = r.Exchange(WithTrace(context.Background(), &a.trace), request)
 		a.took = time.Since(began)
 	}()
 	return a

@@ -22,6 +22,7 @@ import (
 // through write.
 type session struct {
 	endpoint *Endpoint
+	number   int          // the link's
 	log      *slog.Logger // the link's
 	wire     *connection.Connection
 	turn     chan struct{}          // capacity 1: held by whoever writes
@@ -45,10 +46,11 @@ const requestsQueued = 8
 // never is the library's timer for what we do not have it do. It may not be 0, which would start a goroutine without a pause.
 const never = 24 * time.Hour
 
-// newSession gives the connection to the library. It is closed with the session.
-func newSession(e *Endpoint, c net.Conn, log *slog.Logger) (*session, error) {
-	s := &session{endpoint: e, log: log, turn: make(chan struct{}, 1), requests: make(chan *messages.Message, requestsQueued),
-		read: make(chan struct{}), began: time.Now(), idle: make(chan struct{})}
+// newSession gives a connection of the link to the library. It is closed with the session.
+func newSession(l *link, c net.Conn) (*session, error) {
+	e := l.endpoint
+	s := &session{endpoint: e, number: l.number, log: l.log, turn: make(chan struct{}, 1),
+		requests: make(chan *messages.Message, requestsQueued), read: make(chan struct{}), began: time.Now(), idle: make(chan struct{})}
 	stream := &stream{Conn: c, session: s}
 	var err error
 	s.wire, err = connection.NewFrom(stream, e.cfg.Codec.Dialect().Spec(), nil, nil,

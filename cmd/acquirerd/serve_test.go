@@ -428,6 +428,14 @@ func TestServeCarriesAuthorizations(t *testing.T) {
 			t.Errorf("got %q, want 92", got)
 		}
 	})
+	t.Run("the log has a line for each, with the link that carried it", func(t *testing.T) {
+		for outcome, carried := range map[string]bool{"approved": true, "declined": true, "refused": false} {
+			line := daemon.log.await(t, "transaction", func(line map[string]any) bool { return line["outcome"] == outcome })
+			if _, has := line["link"]; has != carried || line["pan"] == nil || line["elapsed_seconds"] == nil {
+				t.Errorf("%s: got %v", outcome, line)
+			}
+		}
+	})
 	t.Run("the operations port tells", func(t *testing.T) {
 		if code, body := daemon.get("/health/live"); code != 200 || strings.TrimSpace(body) != `{"status":"ok"}` {
 			t.Errorf("live: got %d %s", code, body)
