@@ -278,7 +278,8 @@ func (s *Stage) Start(ctx context.Context, ready bool) error {
 	defer func() { _ = log.Close() }()
 	p := &process{Cmd: exec.Command(s.daemon, "serve", "--config", s.Config), ended: make(chan struct{})} //nolint:gosec // the user's own binary
 	p.Env, p.Stdout, p.Stderr = s.environment(), log, log
-	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it does not outlive its stage
+	// It does not outlive its stage, and a terminal's Ctrl-C does not reach it: its stage stops it, and a second signal would cut it off.
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := p.Start(); err != nil {
 		return fmt.Errorf("starting acquirerd: %w", err)
 	}
