@@ -163,7 +163,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
 	}
-	f.report(attempt{owed: owed, mti: reversal.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
+	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: reversal.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
 	return nil
 }
 
@@ -189,12 +189,12 @@ func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journ
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("setting reversal %d aside: %w", owed.ID, err)
 	}
-	f.log.Error("reversal cannot be sent: its PAN cannot be opened", "owed", int64(owed.ID), "endpoint", endpoint.Name, "error", cause)
+	f.log.Error("reversal cannot be sent: its PAN cannot be opened", "reversal", int64(owed.ID), "transaction", int64(owed.TransactionID), "endpoint", endpoint.Name, "error", cause)
 	return nil
 }
 
 // sentOften is how often a reversal must have been sent before it is parked for its age: one whose processor was down for a day has not
-// been tried yet.
+// been tried yet. From that often on each further attempt is a warning.
 const sentOften = 6
 
 // settle says what came of an attempt. It ends a reversal only by the processor's own word.
@@ -247,6 +247,7 @@ func (f *Forwarder) pause(owed journal.Owed) time.Duration {
 // An attempt is what the log tells of one.
 type attempt struct {
 	owed       journal.Owed
+	number     int // from 1
 	mti        messages.MTI
 	link       int // -1 if it was given to none
 	settlement journal.Settlement
@@ -256,17 +257,26 @@ type attempt struct {
 func (f *Forwarder) report(a attempt) {
 	o, s := a.owed, a.settlement
 	f.owner.metrics.reversals.WithLabelValues(o.Endpoint, s.Event()).Inc()
-	attributes := []any{"owed", int64(o.ID), "result", s.Event(), "mti", string(a.mti), "stan", o.Original.Get(messages.STAN),
-		"rrn", o.Original.Get(messages.RRN), "endpoint", o.Endpoint, "response_code", s.ResponseCode()}
+	attributes := []any{"result", s.Event(), "reversal", int64(o.ID), "transaction", int64(o.TransactionID), "mti", string(a.mti),
+		"attempt", a.number, "stan", o.Original.Get(messages.STAN), "rrn", o.Original.Get(messages.RRN), "endpoint", o.Endpoint,
+		"amount", o.Original.Get(messages.Amount), "currency", o.Original.Get(messages.Currency), "age_seconds", time.Since(o.Since).Seconds(),
+		"response_code", s.ResponseCode()}
 	if a.link >= 0 {
 		attributes = append(attributes, "link", a.link)
 	}
 	if a.errSend != nil {
 		attributes = append(attributes, "error", a.errSend)
 	}
+	if s.Reason() != "" {
+		attributes = append(attributes, "reason", s.Reason())
+	}
 	if s.State() == journal.StateParked {
-		f.log.Error("reversal parked: it needs a person", append(attributes, "reason", s.Reason())...)
+		f.log.Error("reversal parked: it needs a person", attributes...)
 		return
 	}
-	f.log.Info("reversal", attributes...)
+	level := slog.LevelInfo
+	if s.State() == journal.StateOwed && a.number >= sentOften {
+		level = slog.LevelWarn
+	}
+	f.log.Log(context.Background(), level, "reversal", attributes...)
 }

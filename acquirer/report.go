@@ -38,7 +38,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		transactions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_transactions_total",
 			Help: "Transactions recorded, by endpoint and outcome."}, []string{"endpoint", "outcome"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_refusals_total",
-			Help: "Requests refused before a record was made; nothing was sent."}, []string{"reason"}),
+			Help: "Requests that were refused before a record was made; nothing was sent. What a door refuses by itself is in acquirerd_upstream_messages_total."}, []string{"reason"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "acquirerd_transaction_seconds",
 			Help:    "Time from an upstream's request to its recorded answer, in seconds.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}),
@@ -49,6 +49,9 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		undelivered: prometheus.NewCounter(prometheus.CounterOpts{Name: "acquirerd_undelivered_approvals_total",
 			Help: "Approvals whose answer could not be written to the upstream; each is reversed."}),
 	}
+	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate} {
+		m.refusals.WithLabelValues(string(reason))
+	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered)
 	return m
 }
@@ -58,13 +61,28 @@ func (m *metrics) begin(endpoint string) {
 	for _, outcome := range []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown} {
 		m.transactions.WithLabelValues(endpoint, string(outcome))
 	}
+	for _, s := range []journal.Settlement{journal.Acknowledged(""), journal.Again(time.Time{}, "", ""), journal.Unsent(time.Time{}, ""), journal.Parked("", "")} {
+		m.reversals.WithLabelValues(endpoint, s.Event())
+	}
+	for _, kind := range []string{unaskedRequest, lateApproval, lateOther} {
+		m.unasked.WithLabelValues(endpoint, kind)
+	}
 }
+
+// The kinds of acquirerd_unasked_messages_total.
+const (
+	unaskedRequest = "request"
+	lateApproval   = "late_approval"
+	lateOther      = "late_other"
+)
 
 // refuse answers a request that ended before a record was made, counts it and logs its one line.
 func (s *Switch) refuse(req Request, reason refusal, code string, cause error, started time.Time) Result {
 	s.metrics.refusals.WithLabelValues(string(reason)).Inc()
 	attributes := []any{"outcome", "refused", "reason", string(reason), "upstream", req.Upstream.Name, "mti", string(req.Message.MTI),
-		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "response_code", code, "elapsed_seconds", time.Since(started).Seconds()}
+		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "amount", req.Message.Get(messages.Amount),
+		"currency", req.Message.Get(messages.Currency), "terminal", req.Message.Get(messages.Terminal), "response_code", code,
+		"elapsed_seconds", time.Since(started).Seconds()}
 	if cause != nil {
 		attributes = append(attributes, "error", cause)
 	}
@@ -79,6 +97,7 @@ func (s *Switch) refuse(req Request, reason refusal, code string, cause error, s
 // A line is what the log tells of a recorded transaction.
 type line struct {
 	Request
+	id       journal.TransactionID
 	endpoint string
 	numbers  messages.Numbers
 	outcome  journal.Outcome
@@ -94,9 +113,9 @@ func (s *Switch) report(l line) {
 	s.metrics.transactions.WithLabelValues(l.endpoint, string(l.outcome.Kind)).Inc()
 	s.metrics.seconds.WithLabelValues(l.endpoint).Observe(elapsed)
 	request := l.Message
-	attributes := []any{"outcome", string(l.outcome.Kind), "stan", l.numbers.STAN, "rrn", l.numbers.RRN, "mti", string(request.MTI),
-		"endpoint", l.endpoint, "upstream", l.Upstream.Name, "upstream_stan", request.Get(messages.STAN), "pan", request.PAN(),
-		"amount", request.Get(messages.Amount), "currency", request.Get(messages.Currency),
+	attributes := []any{"outcome", string(l.outcome.Kind), "transaction", int64(l.id), "stan", l.numbers.STAN, "rrn", l.numbers.RRN, "mti", string(request.MTI),
+		"endpoint", l.endpoint, "upstream", l.Upstream.Name, "upstream_stan", request.Get(messages.STAN), "upstream_rrn", request.Get(messages.RRN),
+		"pan", request.PAN(), "amount", request.Get(messages.Amount), "currency", request.Get(messages.Currency), "terminal", request.Get(messages.Terminal),
 		"response_code", l.answer.Get(messages.ResponseCode), "elapsed_seconds", elapsed}
 	if l.link >= 0 {
 		attributes = append(attributes, "link", l.link)

@@ -194,7 +194,7 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		s.forwarder.Wake()
 	}
 	result := Result{Answer: compose(req, answer, errSend, outcome), Outcome: outcome.Kind, transaction: ticket.ID()}
-	s.report(line{Request: req, endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: result.Answer, link: trace.Link,
+	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: result.Answer, link: trace.Link,
 		errSend: errSend, started: started})
 	return result, nil
 }
@@ -288,7 +288,8 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 		if err := s.journal.Finish(ctx, ticket, outcome); err != nil {
 			return 0, fmt.Errorf("recovering %s: %w", ticket, err)
 		}
-		s.log.Warn("transaction recovered as unknown, reversal owed", "transaction", ticket.String())
+		s.log.Warn("transaction", "outcome", string(outcome.Kind), "reason", outcome.Reason, "transaction", int64(ticket.ID()),
+			"stan", ticket.STAN(), "endpoint", ticket.Endpoint())
 	}
 	creditors, err := s.journal.Creditors(ctx)
 	if err != nil {
@@ -306,15 +307,15 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 // reversal is owed already, and stays owed until the processor says that it is done, or NotFoundFinal has passed without the original.
 func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
 	if !msg.MTI.IsAnswer() {
-		s.metrics.unasked.WithLabelValues(endpoint, "request").Inc()
+		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
 		s.sometimes.Do(func() {
 			s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
 		})
 		return
 	}
-	kind := "late_other"
+	kind := lateOther
 	if e := s.endpoints[endpoint]; e != nil && msg.MTI.Class() != messages.Reversal && e.Codec.Dialect().Approves(msg.Get(messages.ResponseCode)) {
-		kind = "late_approval"
+		kind = lateApproval
 	}
 	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()
 	s.sometimes.Do(func() {

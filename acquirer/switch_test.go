@@ -1,7 +1,9 @@
 package acquirer_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -333,6 +335,37 @@ type slowRecorder struct{ acquirer.Recorder }
 func (r slowRecorder) Begin(ctx context.Context, intent journal.Intent) (*journal.Ticket, error) {
 	<-time.After(20 * time.Second)
 	return r.Recorder.Begin(context.WithoutCancel(ctx), intent)
+}
+
+func TestARecoveredTransactionIsLoggedAsEveryOther(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		stan, err := w.journal.Next(t.Context(), "bank", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		request := w.request().Message
+		request.Set(messages.STAN, stan.STAN)
+		if _, err := w.journal.Begin(t.Context(), journal.Intent{Upstream: "pos", Endpoint: "bank", Original: request.Original()}); err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		w.log = slog.New(slog.NewJSONHandler(&log, nil))
+		w.restart()
+		var line struct {
+			Msg, Outcome, Reason, STAN, Endpoint string
+			Transaction                          int
+		}
+		for text := range strings.Lines(log.String()) {
+			if strings.Contains(text, `"recovered"`) {
+				if err := json.Unmarshal([]byte(text), &line); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if line.Msg != "transaction" || line.Outcome != "unknown" || line.STAN != stan.STAN || line.Endpoint != "bank" || line.Transaction != 1 {
+			t.Errorf("got %+v of\n%s", line, &log)
+		}
+	})
 }
 
 func TestAnEndpointThatIsOwedToCannotBeLeftOut(t *testing.T) {

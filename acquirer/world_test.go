@@ -141,6 +141,7 @@ type world struct {
 	recorder func(acquirer.Recorder) acquirer.Recorder
 	vault    acquirer.Vault
 	forward  acquirer.Forwarding
+	log      *slog.Logger
 
 	journal *journal.Journal
 	desk    *acquirer.Switch
@@ -153,7 +154,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, path: filepath.Join(t.TempDir(), "journal.db"), bank: newBank(t), vault: &vault{},
-		recorder: func(r acquirer.Recorder) acquirer.Recorder { return r }, told: map[string]string{},
+		recorder: func(r acquirer.Recorder) acquirer.Recorder { return r }, told: map[string]string{}, log: slog.New(slog.DiscardHandler),
 		forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 8 * time.Second, ParkAfter: time.Hour, NotFoundFinal: 20 * time.Second, Poll: time.Second, Parallel: 4}}
 	if err := journal.Create(w.path, "test"); err != nil {
 		t.Fatal(err)
@@ -164,7 +165,7 @@ func newWorld(t testing.TB) *world {
 // start opens the journal, recovers, and runs the switch until stop or crash.
 func (w *world) start() {
 	w.t.Helper()
-	log := slog.New(slog.DiscardHandler)
+	log := w.log
 	registry := prometheus.NewRegistry()
 	opened, err := journal.Open(journal.Config{Path: w.path, Station: "test"}, log, registry)
 	if err != nil {

@@ -912,21 +912,26 @@ func TestMetrics(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		families, err := registry.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]float64{}
-		for _, family := range families {
-			metric := family.GetMetric()[0]
-			got[family.GetName()] = metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
-			if histogram := metric.GetHistogram(); histogram != nil {
-				got[family.GetName()] = float64(histogram.GetSampleCount())
+		gather := func() map[string]float64 {
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
 			}
+			values := map[string]float64{}
+			for _, family := range families {
+				metric := family.GetMetric()[0]
+				values[family.GetName()] = metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
+				if histogram := metric.GetHistogram(); histogram != nil {
+					values[family.GetName()] = float64(histogram.GetSampleCount())
+				}
+			}
+			return values
 		}
+		got := gather()
 		commits := got["acquirerd_journal_commit_seconds"]
 		if want := map[string]float64{
 			"acquirerd_owed_reversals": 1, "acquirerd_owed_oldest_age_seconds": 120, "acquirerd_parked_total": 1,
+			"acquirerd_parked_reversals":       1,
 			"acquirerd_journal_commit_seconds": commits, "acquirerd_journal_batch_records": commits,
 		}; commits == 0 || !maps.Equal(got, want) {
 			t.Errorf("got %v\nwant %v", got, want)
@@ -935,6 +940,9 @@ func TestMetrics(t *testing.T) {
 		again, err := Open(Config{Path: path, Station: "acq01"}, slog.New(slog.DiscardHandler), registry) // the same registry
 		if err != nil {
 			t.Fatal(err)
+		}
+		if got := gather(); got["acquirerd_parked_reversals"] != 1 || got["acquirerd_parked_total"] != 0 {
+			t.Errorf("after a restart: got %v", got)
 		}
 		if err := again.Close(); err != nil {
 			t.Error(err)

@@ -26,13 +26,16 @@ func newMetrics(reg prometheus.Registerer, j *Journal) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(1, 2, 11), // 1 to 1,024
 		}),
 		parked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "acquirerd_parked_total", Help: "Owed messages that were parked since the start and need a human.",
+			Name: "acquirerd_parked_total", Help: "Reversals that were parked since the start.",
 		}),
 	}
 	all := []prometheus.Collector{m.commitSeconds, m.batchRecords, m.parked,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "acquirerd_owed_reversals", Help: "Reversals that a processor has not acknowledged, without the parked ones.",
 		}, func() float64 { return float64(j.Exposure().Owed) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "acquirerd_parked_reversals", Help: "Reversals that wait for a person, also those of earlier runs.",
+		}, func() float64 { return float64(j.Exposure().Parked) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "acquirerd_owed_oldest_age_seconds", Help: "Age of the oldest owed reversal, 0 if none is owed.",
 		}, func() float64 {

@@ -84,6 +84,12 @@ type Ticket struct {
 // ID is the transaction's.
 func (t *Ticket) ID() TransactionID { return t.id }
 
+// Endpoint is where its message goes.
+func (t *Ticket) Endpoint() string { return t.endpoint }
+
+// STAN is that of the transaction.
+func (t *Ticket) STAN() string { return t.stan }
+
 // Owed is what the attempt pays, 0 for a transaction's own request.
 func (t *Ticket) Owed() OwedID { return t.owed }
 

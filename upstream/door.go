@@ -58,7 +58,9 @@ func New(cfg Config, desk Authorizer, log *slog.Logger, registry prometheus.Regi
 	if cfg.Budget <= 0 || cfg.IdleTimeout <= 0 || cfg.FrameTimeout <= 0 || cfg.WriteTimeout <= 0 {
 		return nil, errors.New("budget and timeouts must be positive")
 	}
-	return &Door{cfg: cfg, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: newMetrics(registry),
+	m := newMetrics(registry)
+	m.begin(cfg.Upstream.Name)
+	return &Door{cfg: cfg, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: m,
 		slots: make(chan struct{}, cfg.InFlight), failed: make(chan error, 1), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}, nil
 }
 
@@ -211,22 +213,22 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 	case request.MTI == messages.NetworkManagementRequest:
 		return s.manage(request)
 	case request.MTI.IsRequest():
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "unsupported").Inc()
-		s.refused(request, "unsupported", answers.Unsupported)
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnsupported).Inc()
+		s.refused(request, kindUnsupported, answers.Unsupported)
 		return s.write(messages.NewAnswer(request, answers.Unsupported))
 	default:
 		// An answer to a question that we never asked: nobody waits for one in return.
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "unasked").Inc()
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnasked).Inc()
 		return nil
 	}
 	select {
 	case d.slots <- struct{}{}:
 	default:
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "busy").Inc()
-		s.refused(request, "busy", answers.Busy)
+		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindBusy).Inc()
+		s.refused(request, kindBusy, answers.Busy)
 		return s.write(messages.NewAnswer(request, answers.Busy))
 	}
-	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, "taken").Inc()
+	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindTaken).Inc()
 	answering.Go(func() {
 		defer func() { <-d.slots }()
 		s.authorize(ctx, request, arrived)
@@ -275,15 +277,15 @@ func (s *session) manage(request *messages.Message) error {
 	kind, code := "", network.Accepted[0]
 	switch request.Get(messages.NetworkManagement) {
 	case network.SignOn:
-		kind = "sign_on"
+		kind = kindSignOn
 		s.log.Info("upstream signed on")
 	case network.SignOff:
-		kind = "sign_off"
+		kind = kindSignOff
 		s.log.Info("upstream signed off")
 	case network.Echo:
-		kind = "echo"
+		kind = kindEcho
 	default:
-		kind, code = "unsupported", dialect.Answers.Unsupported
+		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	}
 	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kind).Inc()
 	return s.write(messages.NewAnswer(request, code))
@@ -292,7 +294,7 @@ func (s *session) manage(request *messages.Message) error {
 // refuse answers what does not keep the format. Its error ends the connection: what was read does not say what an answer to it would be
 // an answer to.
 func (s *session) refuse(request *messages.Message, fault error) error {
-	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, "format_error").Inc()
+	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kindFormatError).Inc()
 	answers := s.door.cfg.Upstream.Codec.Dialect().Answers
 	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
 		return fmt.Errorf("unreadable message: %w", fault)

@@ -75,6 +75,8 @@ func (d *daemon) untilStopped(ctx context.Context) (err error) {
 		}
 	case err = <-d.failed:
 	}
+	// In the log for those who collect it; the command says it once more, on a line for the person who started it.
+	d.log.Error("stopping by a fault", "error", err)
 	// The parts can no longer rely on each other, the journal above all: no order, no drain, no answer that is not recorded already.
 	// The first error is the one that says why.
 	_ = d.teardown.atOnce(fatalGrace)
