@@ -7,7 +7,7 @@
 //     label and its KCV checked. Handles never outlive it: after an initialisation an old number can name another key.
 //   - worker: one of a fixed number of goroutines, each with a session of its own. It makes one call at a time.
 //   - fault: a return code that breaks the generation. The table is in fault.go; a code that is not in it is a fault.
-//   - probe: one use of the token key when no call has succeeded for 5 s.
+//   - probe: a check of one key's KCV when no call has succeeded for 5 s, and every 15 s beside calls that do.
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
 //   - token-resident, transient: see Statement.
 //
@@ -25,10 +25,11 @@
 // unavailable, and the rebuild is tried until it is right: a wrong key is never used. At Open the same refuses to start.
 //
 // While the HSM runs, ready is not just remembered: a token that nobody uses is probed, so that one that is gone breaks
-// the generation within 5 s and a CallTimeout, and the rebuild begins without waiting for a transaction. A healthy probe
-// leaves no trace, and there is none beside calls that succeed.
+// the generation within 5 s and a CallTimeout, and the rebuild begins without waiting for a transaction. Each probe checks the
+// KCV of another key, so that a handle that names another key by now is found within 15 s for each key, also under load. A healthy
+// probe leaves no trace.
 //
-// A user PIN that the token refused is not offered again before its source gives another one: a token locks after a few.
+// A user PIN that the token called wrong is not offered again before its source gives another one: a token locks after a few.
 // A token that says that the next wrong PIN locks it is not logged in to at all. The PIN is cleared after the login; the
 // PKCS#11 wrapper frees its C copy without clearing it.
 //
@@ -49,7 +50,8 @@
 //
 // Each key has one use, and the template of that use is demanded to the bit: private, sensitive, not extractable, not
 // modifiable, not copyable, the flags of its use and no other, the mechanisms of its use and no other. (A token that
-// does not know CKA_COPYABLE or CKA_ALLOWED_MECHANISMS is taken without.)
+// does not know CKA_COPYABLE or CKA_ALLOWED_MECHANISMS is taken without; one that knows the latter and gives an empty list allows
+// every mechanism, and is refused.)
 //
 //	use        key            flags             KCV: the first 3 bytes of
 //	pin-out    TDES 2, 3 key  encrypt           8 zero bytes enciphered (ANS X9.24-1)

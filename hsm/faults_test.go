@@ -285,13 +285,13 @@ func TestATokenThatIsAboutToLockIsLeftAlone(t *testing.T) {
 	})
 }
 
-// hang makes the calls of one operation block until the returned function is called.
+// hang makes the calls of one operation, or of any for "", block until the returned function is called.
 func (f *fakeModule) hang(op string, most int) (release func()) {
 	gate := make(chan struct{})
 	f.set(func() {
 		f.script = func(o string, _ pkcs11.SessionHandle) error {
 			f.mu.Lock()
-			blocks := o == op && most > 0
+			blocks := (o == op || op == "") && most > 0
 			if blocks {
 				most--
 			}
@@ -721,8 +721,8 @@ func TestAHealthyProbeLeavesNoTrace(t *testing.T) {
 		signed := f.counting("Sign", nil)
 		<-time.After(time.Minute + time.Second)
 		synctest.Wait()
-		if got := signed.Load(); got != 12 {
-			t.Errorf("%d probes in an idle minute, want 12", got)
+		if got := signed.Load(); got != 3 { // 12 probes, each of another one of the 4 keys
+			t.Errorf("%d probes of the token key in an idle minute, want 3", got)
 		}
 		if h.Ready() != nil || f.count(&f.lives) != 1 || log.String() != before {
 			t.Errorf("ready: %v, module initialised %d times, log:\n%s", h.Ready(), f.count(&f.lives), log.String())
@@ -745,13 +745,85 @@ func TestAHealthyProbeLeavesNoTrace(t *testing.T) {
 			}
 			<-time.After(probeInterval - time.Second)
 		}
-		if got := signed.Load(); got != 20 {
-			t.Errorf("%d signatures of 20 calls: there were probes beside them", got)
+		if got := signed.Load(); got < 20 || got > 22 { // 80 s have 5 probes, of another key each time
+			t.Errorf("%d signatures of 20 calls and at most 2 probes", got)
 		}
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// The hazard of modules that give a handle to another key without an error, idle and under load, for each key.
+func TestAHandleThatNamesAnotherKeyIsFound(t *testing.T) {
+	for i, label := range []string{"in", "out", "seal", "token"} {
+		for name, busy := range map[string]bool{"idle": false, "under load": true} {
+			t.Run(label+" "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFake(t)
+					h, stop := f.start(f.config(), io.Discard, nil)
+					right := f.keys[i].value
+					f.set(func() {
+						other := bytes.Clone(right)
+						other[0] ^= 0x10
+						f.keys[i].value = other
+					})
+					found := false
+					for range 70 {
+						<-time.After(time.Second)
+						if busy && !found {
+							_, _ = h.Protect(t.Context(), testCard(t))
+						}
+						found = found || h.Ready() != nil
+					}
+					if !found || h.Ready() == nil {
+						t.Error("ready with another key")
+					}
+					f.set(func() { f.keys[i].value = right })
+					<-time.After(11 * time.Second)
+					if err := h.Ready(); err != nil {
+						t.Errorf("with the key back: %v", err)
+					}
+					if err := stop(); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// What the token says of itself, and not of the PIN, passes: the daemon comes back without a restart.
+func TestATokenThatIsNotReadyForItsUserComesBack(t *testing.T) {
+	for _, code := range []pkcs11.Error{pkcs11.CKR_USER_PIN_NOT_INITIALIZED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_EXPIRED} {
+		t.Run(code.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				h, stop := f.start(f.config(), io.Discard, nil)
+				f.set(func() {
+					f.script = func(op string, _ pkcs11.SessionHandle) error {
+						if op == "Login" {
+							return code
+						}
+						return nil
+					}
+				})
+				f.loseSessions()
+				<-time.After(time.Minute)
+				if h.Ready() == nil {
+					t.Error("ready without a login")
+				}
+				f.set(func() { f.script = nil })
+				<-time.After(11 * time.Second)
+				if err := h.Ready(); err != nil {
+					t.Error(err)
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // A token that hangs takes a worker with each probe, one after the other, until Ready says so; then nothing is added.
@@ -760,7 +832,7 @@ func TestAHungTokenIsNoticedWithoutACaller(t *testing.T) {
 		f := newFake(t)
 		reg := prometheus.NewRegistry()
 		h, stop := f.start(f.config(), io.Discard, reg)
-		release := f.hang("Sign", 1000)
+		release := f.hang("", 1000)
 		for after, inside := range []int{0, 1, 2, 2, 2, 2} {
 			if got := f.count(&f.inside); got != inside {
 				t.Errorf("%d probes in the module after %d, want %d", got, after, inside)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -34,6 +35,11 @@ type module interface {
 // loadModule maps the module into the process. It is never unmapped: modules leave exit handlers and threads behind,
 // and a module that is loaded again is the same mapping.
 func loadModule(path string) (*pkcs11.Ctx, error) {
+	if about, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("loading PKCS#11 module: %w", err)
+	} else if !about.Mode().IsRegular() {
+		return nil, fmt.Errorf("loading PKCS#11 module %s: it is not a file", path)
+	}
 	if m := pkcs11.New(path); m != nil {
 		return m, nil
 	}
@@ -87,6 +93,22 @@ type key struct {
 	Key
 	handle pkcs11.ObjectHandle
 	aad    []byte // of PAN seals
+}
+
+// checkAgain fails with a code that breaks the generation if the handle does not name the key any more that was checked. Some modules
+// give the handle of a key that is gone to another one, without an error.
+func (k *key) checkAgain(m module, s pkcs11.SessionHandle) error {
+	kcv, err := recipes[k.Use].check(m, s, k.handle)
+	if _, isCode := classify(err); isCode {
+		return fmt.Errorf("checking key %q again: %w", k.Label, err)
+	}
+	if err == nil && sameKCV(kcv, k.KCV) {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("it has KCV %s, and not %s", kcv, k.KCV)
+	}
+	return fmt.Errorf("checking key %q again: %w: %w", k.Label, err, pkcs11.Error(pkcs11.CKR_KEY_CHANGED))
 }
 
 // enter lets a worker use the handles until leave. It is refused once the generation is broken.

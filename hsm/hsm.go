@@ -66,6 +66,9 @@ type HSM struct {
 	ended    chan struct{}              // closed when no worker will serve any more
 	made     time.Time                  // by New; success counts from it, on the monotonic clock
 	success  atomic.Int64               // when a call or a build last succeeded (ns since made)
+	watched  []string                   // labels of the keys in the order of their probes
+	turn     int                        // in watched; owned by supervise
+	checked  time.Time                  // when a key was last probed; owned by supervise
 	running  atomic.Bool                // Run was called
 	hung     atomic.Bool                // a call into the module was left behind: nobody may touch it any more
 	shutting sync.Once                  // shut happens once
@@ -89,10 +92,14 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 		since:  make([]atomic.Int64, cfg.Workers),
 		broken: make(chan *generation, 1),
 		ended:  make(chan struct{}),
-		made:   time.Now(),
+		made:   time.Now(), checked: time.Now(),
 	}
+	h.watched = []string{cfg.TokenKey}
 	for _, k := range cfg.Keys {
 		h.uses[k.Label] = k.Use
+		if k.Label != cfg.TokenKey {
+			h.watched = append(h.watched, k.Label)
+		}
 	}
 	var err error
 	if h.metrics, err = newMetrics(reg, h); err != nil {
@@ -287,24 +294,31 @@ func (h *HSM) supervise(ctx context.Context) {
 }
 
 // probeInterval is how long no call may have succeeded before the token is asked for a sign of life. Without that an idle
-// daemon would stay ready without its token until the first transaction.
-const probeInterval = 5 * time.Second
+// daemon would stay ready without its token until the first transaction. checkInterval is the longest time between two
+// probes, also beside calls that succeed: they do not show that a handle still names the key that was checked.
+const (
+	probeInterval = 5 * time.Second
+	checkInterval = 15 * time.Second
+)
 
-// probe uses the token key once, as any task of a worker, if no call has succeeded for probeInterval. It returns the time
-// until it wants to be called again. Its fault breaks the generation in serve, and is counted and logged with it.
+// probe checks the KCV of one key, each in its turn and the token key first, as any task of a worker, if no call has succeeded for
+// probeInterval or no key was checked for checkInterval. It returns the time until it wants to be called again. Its fault, another KCV
+// among them, breaks the generation in serve, and is counted and logged with it.
 //
 // A rebuild loses nothing while supervise waits here: a probe in the queue ends at once when the generation breaks, and
 // one in the module would have to be waited for. One that hangs costs its worker, as any call does, so that in the end
 // Ready sees that all hang; from then on once admits no more.
 func (h *HSM) probe(ctx context.Context) (next time.Duration) {
-	if silent := h.silence(); silent < probeInterval {
-		return probeInterval - silent
+	if silent, unchecked := h.silence(), time.Since(h.checked); silent < probeInterval && unchecked < checkInterval {
+		return min(probeInterval-silent, checkInterval-unchecked)
 	}
+	h.checked = time.Now()
+	label := h.watched[h.turn]
+	h.turn = (h.turn + 1) % len(h.watched)
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
 	err := h.once(ctx, func(g *generation, worker int, _ *scratch) error {
-		_, err := checkPANToken(h.module, g.sessions[worker], g.keys[h.cfg.TokenKey].handle)
-		return err
+		return g.keys[label].checkAgain(h.module, g.sessions[worker])
 	})
 	if errors.Is(err, context.DeadlineExceeded) { // and not ErrBusy: a full queue is that of its callers, who count it
 		h.count(err)

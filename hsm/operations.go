@@ -30,7 +30,7 @@ func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + ke
 
 // translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls, and in
 // a slice of the PKCS#11 wrapper that is overwritten at once.
-func translate(m module, s pkcs11.SessionHandle, from, to pkcs11.ObjectHandle, in [pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
+func translate(m module, s pkcs11.SessionHandle, from, to pkcs11.ObjectHandle, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
 	defer mem.clear()
 	clearBlock, err := decipher(m, s, from, in[:])
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -20,6 +21,9 @@ func PINFile(path string) func() ([]byte, error) {
 		about, err := os.Stat(path)
 		if err != nil {
 			return nil, err
+		}
+		if !about.Mode().IsRegular() {
+			return nil, pinSourceError(path + " is not a file") // to read a pipe could last for ever
 		}
 		if about.Mode().Perm()&0o007 != 0 {
 			return nil, pinSourceError(path + " is open to all users: take away the rights of others")
@@ -67,6 +71,10 @@ type login struct {
 	code    error             // what the token said to it
 }
 
+// wrongPIN are the codes that mean this PIN, and count. The others mean the token's state, which its security officer can mend (locked,
+// expired, not initialised yet), and then the same PIN is right.
+var wrongPIN = []pkcs11.Error{pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE}
+
 func newLogin() *login {
 	l := &login{}
 	_, _ = rand.Read(l.secret[:]) // never fails: see crypto/rand
@@ -98,7 +106,10 @@ func (l *login) do(m module, s pkcs11.SessionHandle, flags uint, source func() (
 		err = nil // some modules keep a login beyond C_Finalize
 	}
 	if c, _ := classify(err); c == classLogin {
-		l.refused, l.code = sum, err
+		l.refused, l.code = nil, nil
+		if slices.ContainsFunc(wrongPIN, func(code pkcs11.Error) bool { return errors.Is(err, code) }) {
+			l.refused, l.code = sum, err
+		}
 		return fmt.Errorf("logging in: %w: %w", ErrPINRejected, err)
 	}
 	if err != nil {

@@ -53,13 +53,20 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 		s := g.sessions[worker]
 		var p Protected
 		if withPIN {
-			block, err := translate(h.module, s, g.keys[c.From].handle, g.keys[c.To].handle, in, pan, mem)
+			block, err := translate(h.module, s, g.keys[c.From].handle, g.keys[c.To].handle, &in, pan, mem)
 			if err != nil {
 				return err
 			}
-			if p.PINBlock, err = card.NewPINBlock(block); err != nil {
+			p.PINBlock, err = card.NewPINBlock(block)
+			clear(block)
+			if err != nil {
 				return err
 			}
+			defer func() {
+				if err != nil {
+					p.PINBlock.Clear()
+				}
+			}()
 		}
 		if p.Sealed, err = sealPAN(h.module, s, g.keys[h.cfg.SealKey], pan); err != nil {
 			return err

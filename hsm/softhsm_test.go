@@ -272,6 +272,8 @@ func TestOpenRefusesWrongTemplates(t *testing.T) {
 	bad("derives", hsm.PINIn, "derive=false", value, attribute(pkcs11.CKA_DERIVE, true))
 	bad("all mechanisms", hsm.PINIn, "mechanisms", value, attribute(pkcs11.CKA_ALLOWED_MECHANISMS,
 		append(word(pkcs11.CKM_DES3_ECB), word(pkcs11.CKM_DES3_CBC)...)))
+	bad("no list of mechanisms", hsm.PANSeal, "mechanisms", bytes.Repeat(value, 2), attribute(pkcs11.CKA_ALLOWED_MECHANISMS, nil))
+	bad("a short token key", hsm.PANToken, "128 bits", value)
 	bad("AES-128", hsm.PANSeal, "128 bits", value)
 	bad("a PIN key", hsm.PANSeal, "wrong key type", value, attribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_DES2))
 	token.Keys = append(token.Keys, hsm.Key{Label: "absent", Use: hsm.PINIn, KCV: "000000"})

@@ -198,7 +198,7 @@ func (k *Token) Login(m *pkcs11.Ctx) pkcs11.SessionHandle {
 }
 
 // Create makes a key object as package hsm demands it, from a template of its own. Attributes in instead replace
-// those of the template: a test of refusals makes its bad keys so.
+// those of the template, and one without a value leaves its attribute out: a test of refusals makes its bad keys so.
 func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
 	shape := map[hsm.Use]struct{ keyType, mechanism uint }{
 		hsm.PINIn:    {pkcs11.CKK_DES2, pkcs11.CKM_DES3_ECB},
@@ -217,6 +217,9 @@ func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, va
 	}
 	for _, a := range instead {
 		template[a.Type] = a.Value
+		if a.Value == nil {
+			delete(template, a.Type)
+		}
 	}
 	var attributes []*pkcs11.Attribute
 	for which, value := range template {
