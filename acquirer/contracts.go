@@ -37,8 +37,8 @@ type Recorder interface {
 	// Unfinished returns the tickets of intents without an outcome. They cannot be spent, only finished.
 	Unfinished(ctx context.Context) ([]*journal.Ticket, error)
 
-	// Due returns what is owed to an endpoint and due at now, the longest due first.
-	Due(ctx context.Context, endpoint string, now time.Time, limit int) ([]journal.Owed, error)
+	// Due returns what is owed to an endpoint and due, the longest due first.
+	Due(ctx context.Context, turn journal.Turn) ([]journal.Owed, error)
 	// Attempt records that a reversal is about to be sent, so that the next one is known to be a repeat.
 	Attempt(ctx context.Context, owed journal.OwedID) (*journal.Ticket, error)
 	// Settle records what came of an attempt.

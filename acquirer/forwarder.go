@@ -25,8 +25,10 @@ type Forwarding struct {
 	RetryMax  time.Duration // longest pause
 	ParkAfter time.Duration // age at which a reversal that was sent often enough is parked instead of tried again
 
-	// NotFoundFinal is the age from which "the original is not there" ends a reversal. Before it, the original may still be on its
-	// way: slow at the processor, or in the buffers of a stalled link, and be held when it comes. Ten reply timeouts are good.
+	// NotFoundFinal is for how long the processor must have answered nothing but "the original is not there" before that ends a reversal.
+	// Until then the original may still be on its way: slow at the processor, queued there during an outage, or in the buffers of a
+	// stalled link, and be held when it comes. It begins again with each other outcome of an attempt and at each start, and no clock that is set
+	// shortens it. Ten reply timeouts are good.
 	NotFoundFinal time.Duration
 
 	Poll     time.Duration // how often the journal is asked for what has become due
@@ -43,13 +45,16 @@ type Forwarder struct {
 	random func() float64           // [0, 1)
 
 	sometimes rate.Sometimes // for what each poll would log again
+
+	mu       sync.Mutex
+	notFound map[journal.OwedID]time.Time // since when each attempt was answered "not there"; guarded by mu
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
 	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
 		return nil, errors.New("forwarding: pauses, ages and poll must be positive, retry_max at least retry_min, parallel at least 1")
 	}
-	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64,
+	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, notFound: map[journal.OwedID]time.Time{},
 		sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	for name := range owner.endpoints {
 		f.wake[name] = make(chan struct{}, 1)
@@ -98,7 +103,8 @@ func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
 	for {
 		// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
 		if free := f.cfg.Parallel - len(underWay); free > 0 && !held && endpoint.processor.InService() {
-			due, err := f.owner.journal.Due(ctx, endpoint.Name, time.Now(), f.cfg.Parallel+len(underWay))
+			due, err := f.owner.journal.Due(ctx, journal.Turn{Endpoint: endpoint.Name, Now: time.Now(), Farthest: f.cfg.RetryMax,
+				Limit: f.cfg.Parallel + len(underWay)})
 			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("reading what is owed to %s: %w", endpoint.Name, err)
 			}
@@ -160,6 +166,9 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	var trace conn.Trace
 	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, reversal)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
+	if settlement.State() != journal.StateOwed {
+		f.missing(owed.ID, false)
+	}
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
 	}
@@ -200,6 +209,11 @@ const sentOften = 6
 // settle says what came of an attempt. It ends a reversal only by the processor's own word.
 func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt int, answer *messages.Message, err error) journal.Settlement {
 	next, age := time.Now().Add(f.pause(owed)), time.Since(owed.Since)
+	is, code := dialect.Reversal, ""
+	if err == nil {
+		code = answer.Get(messages.ResponseCode)
+	}
+	missing := f.missing(owed.ID, slices.Contains(is.NotFound, code))
 	var format *messages.FormatError
 	switch {
 	case errors.Is(err, conn.ErrNotSent) && errors.As(err, &format):
@@ -207,26 +221,40 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	case errors.Is(err, conn.ErrNotSent):
 		return journal.Unsent(next, reasonNotSent)
 	}
-	code, reason := "", ""
-	if err != nil {
+	reason := reasonRefused
+	// An attempt that had no answer may have been done. One that was answered was not: else it would not be owed any more.
+	unheard := attempt-1 > owed.Answered
+	switch {
+	case err != nil:
 		reason = classify(dialect, nil, err).Reason
-	} else {
-		code, reason = answer.Get(messages.ResponseCode), reasonRefused
-		switch is := dialect.Reversal; {
-		case slices.Contains(is.Acknowledged, code), slices.Contains(is.Already, code) && attempt > 1:
-			return journal.Acknowledged(code)
-		case slices.Contains(is.NotFound, code) && age >= f.cfg.NotFoundFinal:
-			return journal.Acknowledged(code)
-		case slices.Contains(is.NotFound, code):
-			reason = reasonNotFound
-		case slices.Contains(is.Poison, code):
-			return journal.Parked(reasonPoison, code)
-		}
+	case slices.Contains(is.Acknowledged, code), slices.Contains(is.Already, code) && unheard:
+		return journal.Acknowledged(code)
+	case slices.Contains(is.NotFound, code) && missing >= f.cfg.NotFoundFinal && owed.Reason != reasonUndelivered:
+		return journal.Acknowledged(code)
+	case slices.Contains(is.NotFound, code):
+		reason = reasonNotFound // of an undelivered approval, which is there, it is never the end
+	case slices.Contains(is.Poison, code):
+		return journal.Parked(reasonPoison, code)
 	}
 	if age >= f.cfg.ParkAfter && attempt >= sentOften {
 		return journal.Parked(reasonExpired, code)
 	}
 	return journal.Again(next, reason, code)
+}
+
+// missing notes whether an attempt was answered "the original is not there", and returns for how long there has been no other outcome.
+func (f *Forwarder) missing(id journal.OwedID, notFound bool) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !notFound {
+		delete(f.notFound, id)
+		return 0
+	}
+	if since, before := f.notFound[id]; before {
+		return time.Since(since) // on the monotonic clock
+	}
+	f.notFound[id] = time.Now()
+	return 0
 }
 
 // pause is the time until the next attempt: RetryMin doubled for each attempt before, at most RetryMax, and of that between a half

@@ -22,6 +22,7 @@ const (
 	refusedHSM       refusal = "hsm"
 	refusedJournal   refusal = "journal"
 	refusedDuplicate refusal = "duplicate"
+	refusedInFlight  refusal = "in_flight" // its first is not answered yet; not answered itself
 )
 
 type metrics struct {
@@ -49,7 +50,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		undelivered: prometheus.NewCounter(prometheus.CounterOpts{Name: "acquirerd_undelivered_approvals_total",
 			Help: "Approvals whose answer could not be written to the upstream; each is reversed."}),
 	}
-	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate} {
+	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate, refusedInFlight} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered)

@@ -31,10 +31,14 @@ type Switch struct {
 	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
 	mu       sync.Mutex
-	draining bool           // guarded by mu
-	inFlight sync.WaitGroup // Add is called under mu, while not draining
-	slots    chan struct{}  // one for each transaction that may be in flight
+	draining bool            // guarded by mu
+	inFlight sync.WaitGroup  // Add is called under mu, while not draining
+	asked    map[asking]bool // requests in flight; guarded by mu
+	slots    chan struct{}   // one for each transaction that may be in flight
 }
+
+// An asking is a request in flight, as its upstream would name it again.
+type asking struct{ upstream, key string }
 
 // An Endpoint is a processor as the switch sees it.
 type Endpoint struct {
@@ -69,7 +73,8 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 	if cfg.InFlight < 1 {
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
-	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
+	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log, asked: map[asking]bool{},
+
 		metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
@@ -100,8 +105,8 @@ type Request struct {
 
 // A Result is what the upstream is answered.
 type Result struct {
-	Answer  *messages.Message
-	Outcome journal.Kind // "" if the request was refused before a record was made
+	Answer  *messages.Message // nil: none, because the request repeats one that is in flight
+	Outcome journal.Kind      // "" if the request was refused before a record was made
 
 	transaction journal.TransactionID
 }
@@ -117,21 +122,22 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		return s.refuse(req, reason, code, cause, started)
 	}
 
-	// Admit: a full switch says so at once, instead of making a longer queue.
-	leave, reason := s.enter()
+	// Admit: a full switch says so at once, instead of making a longer queue. What is in flight already is answered once, to the first
+	// that asked: an answer to its repeat would come before the true one, and be taken for it.
+	leave, reason := s.enter(req)
+	if reason == refusedInFlight {
+		refuse(reason, "", nil)
+		return Result{}, nil
+	}
 	if leave == nil {
 		return refuse(reason, answers.Busy, nil), nil
 	}
 	defer leave()
 
 	// Route: no endpoint, no send.
-	pan := req.Message.PAN()
-	if pan.IsZero() {
-		return refuse(refusedFormat, answers.FormatError, &messages.FormatError{Element: messages.PAN, Rule: "is not a PAN"}), nil
-	}
-	if req.Message.CardsDisagree() {
-		// Sent on, the processor would take the one and a reversal would name the other.
-		return refuse(refusedFormat, answers.FormatError, &messages.FormatError{Element: messages.Track2, Rule: "is another card's than DE 2"}), nil
+	pan, err := req.Message.Card()
+	if err != nil {
+		return refuse(refusedFormat, answers.FormatError, err), nil
 	}
 	name, found := s.routes.find(req.Upstream.Name, req.Message, pan)
 	if !found {
@@ -203,9 +209,13 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 const transmissionTime = "0102150405"
 
 // enter takes a slot, or says why there is none. The function it returns gives the slot back.
-func (s *Switch) enter() (leave func(), reason refusal) {
+func (s *Switch) enter(req Request) (leave func(), reason refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	key := asking{req.Upstream.Name, req.Key}
+	if req.Key != "" && s.asked[key] {
+		return nil, refusedInFlight
+	}
 	if s.draining {
 		return nil, refusedDraining
 	}
@@ -215,7 +225,14 @@ func (s *Switch) enter() (leave func(), reason refusal) {
 		return nil, refusedBusy
 	}
 	s.inFlight.Add(1)
-	return func() { <-s.slots; s.inFlight.Done() }, ""
+	s.asked[key] = true
+	return func() {
+		s.mu.Lock()
+		delete(s.asked, key)
+		s.mu.Unlock()
+		<-s.slots
+		s.inFlight.Done()
+	}, ""
 }
 
 func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoint *Endpoint) (hsm.Protected, error) {

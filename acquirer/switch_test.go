@@ -88,6 +88,7 @@ func TestWhatIsRefusedIsNeitherSentNorRecorded(t *testing.T) {
 	}{
 		{"no route", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.PAN, "6011111111111117") }, "92"},
 		{"two cards", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.Track2, "5555555555554444=2912") }, "30"},
+		{"another card's track that is none", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.Track2, "5555555555554444") }, "30"},
 		{"no PAN", func(_ *world, r *acquirer.Request) { r.Message.SetSensitive(messages.PAN, "41111") }, "30"},
 		{"HSM down", func(w *world, _ *acquirer.Request) { w.vault.(*vault).err = hsm.ErrUnavailable }, "96"},
 		{"PIN block that is none", func(w *world, _ *acquirer.Request) { w.vault.(*vault).err = hsm.ErrPINBlock }, "55"},
@@ -122,6 +123,28 @@ func TestAKeySeenBeforeIsNotSentAgain(t *testing.T) {
 		second, ok := w.ask(req, func(acquirer.Result) error { return nil })
 		if !ok || code(second) != "94" || len(w.bank.seen) != 1 {
 			t.Errorf("got %v, %d sent", second.Answer, len(w.bank.seen))
+		}
+	})
+}
+
+// An upstream that asks again must not take the answer to its repeat for that of the first, which may be an approval.
+func TestAKeyInFlightIsAnsweredOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		req := w.request()
+		var repeat acquirer.Result
+		var errRepeat error
+		w.bank.answer = func(*messages.Message) (string, error) {
+			repeat, errRepeat = w.desk.Authorize(t.Context(), req)
+			return "00", nil
+		}
+		if first, ok := w.ask(req, delivered); !ok || code(first) != "00" {
+			t.Fatalf("got %v", first.Answer)
+		}
+		if repeat.Answer != nil || repeat.Outcome != "" || errRepeat != nil || len(w.bank.seen) != 1 {
+			t.Errorf("the repeat got %v, %v; %d sent", repeat.Answer, errRepeat, len(w.bank.seen))
+		}
+		if after, ok := w.ask(req, delivered); !ok || code(after) != "94" {
+			t.Errorf("afterwards: %v", after.Answer)
 		}
 	})
 }
@@ -165,7 +188,10 @@ func TestReversals(t *testing.T) {
 	}{
 		{"acknowledged at once", []func() (string, error){func() (string, error) { return "00", nil }}, 1, journal.StateAcknowledged},
 		{"not found ends it when the original cannot come any more", []func() (string, error){func() (string, error) { return "25", nil }}, 0, journal.StateAcknowledged},
-		{"done before is true of a repeat", []func() (string, error){func() (string, error) { return "94", nil }}, 2, journal.StateAcknowledged},
+		{"done before is true after a send without an answer", []func() (string, error){
+			func() (string, error) { return "00", conn.ErrTimeout }, func() (string, error) { return "94", nil }}, 2, journal.StateAcknowledged},
+		{"done before is not true if each send was answered", []func() (string, error){
+			func() (string, error) { return "96", nil }, func() (string, error) { return "94", nil }}, 0, journal.StateParked},
 		{"its answer is lost twice", []func() (string, error){
 			func() (string, error) { return "00", conn.ErrTimeout }, func() (string, error) { return "", conn.ErrTimeout },
 			func() (string, error) { return "00", nil }}, 3, journal.StateAcknowledged},
@@ -177,6 +203,9 @@ func TestReversals(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+				if strings.HasPrefix(row.name, "not found") {
+					w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+				}
 				sent := 0
 				w.bank.reversal = func(*messages.Message) (string, error) {
 					sent++
@@ -192,6 +221,7 @@ func TestReversals(t *testing.T) {
 				if row.sent != 0 && sent != row.sent {
 					t.Errorf("sent %d times, want %d", sent, row.sent)
 				}
+				w.check()
 			})
 		})
 	}
@@ -309,6 +339,61 @@ func TestNotFoundIsNotTheEndWhileTheOriginalMayBeOnItsWay(t *testing.T) {
 		w.bank.mu.Unlock()
 		w.rest()
 		w.check()
+	})
+}
+
+// The request waits in a queue of the processor during an outage that is longer than NotFoundFinal. Its reversal comes first.
+func TestNotFoundAfterAnOutageIsNotTheEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.ask(w.request(), delivered)
+		w.bank.mend(false)
+		<-time.After(3 * w.forward.NotFoundFinal)
+		w.restart() // and the time of a crash counts no more than that of the outage
+		<-time.After(3 * w.forward.NotFoundFinal)
+		w.bank.mend(true)
+		<-time.After(w.forward.NotFoundFinal / 2)
+		w.bank.mu.Lock()
+		if len(w.bank.reversals) == 0 {
+			t.Error("no reversal has come: the test tests nothing")
+		}
+		for key := range w.bank.seen {
+			w.bank.holds[key] = "held" // the processor comes to it only now
+		}
+		w.bank.mu.Unlock()
+		w.rest()
+		w.check()
+	})
+}
+
+// What was approved is there: a processor that does not find it has not understood the reversal.
+func TestNotFoundNeverEndsTheReversalOfAnUndeliveredApproval(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.reversal = func(*messages.Message) (string, error) { return "25", nil }
+		w.ask(w.request(), undelivered)
+		<-time.After(2 * time.Hour)
+		synctest.Wait()
+		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{})
+		if err != nil || len(owed) != 1 || owed[0].State != journal.StateParked || owed[0].LastReason != "expired" {
+			t.Errorf("got %+v, %v", owed, err)
+		}
+	})
+}
+
+func TestAClockThatIsSetBackHoldsUpNoReversal(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		w.bank.reversal = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.ask(w.request(), delivered)
+		w.rest()
+		due, err := w.journal.Due(t.Context(), journal.Turn{Endpoint: "bank", Now: time.Now().Add(-time.Hour), Farthest: w.forward.RetryMax, Limit: 10})
+		if err != nil || len(due) != 1 {
+			t.Errorf("an hour before: %+v, %v", due, err)
+		}
+		due, err = w.journal.Due(t.Context(), journal.Turn{Endpoint: "bank", Now: time.Now().Add(-time.Second), Farthest: time.Hour, Limit: 10})
+		if err != nil || len(due) != 0 {
+			t.Errorf("a moment before: %+v, %v", due, err)
+		}
 	})
 }
 

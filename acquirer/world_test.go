@@ -51,6 +51,13 @@ func (b *bank) InService() bool {
 	return !b.down
 }
 
+// mend puts the bank's links in service, or takes them out of it.
+func (b *bank) mend(up bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.down = !up
+}
+
 func (b *bank) Exchange(_ context.Context, req *messages.Message) (*messages.Message, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -245,6 +252,8 @@ func (w *world) ask(req acquirer.Request, deliver func(acquirer.Result) error) (
 }
 
 func delivered(acquirer.Result) error { return nil }
+
+func undelivered(acquirer.Result) error { return errInjected }
 
 // rest lets time pass until all that is owed is paid or parked.
 func (w *world) rest() {

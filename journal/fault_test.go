@@ -103,7 +103,7 @@ func childWritesOne(ctx context.Context, j *Journal, key string, out Outcome) er
 		}
 		fmt.Printf("owed %d\n", ticket.ID())
 	}
-	due, err := j.Due(ctx, "processor-a", time.Now(), 1)
+	due, err := j.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 1})
 	if err != nil || len(due) == 0 {
 		return err
 	}

@@ -255,7 +255,12 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 	if j.reader.station != cfg.Station {
 		return nil, fmt.Errorf("belongs to station %q, not to %q", j.reader.station, cfg.Station)
 	}
-	if j.lock, err = takeLock(cfg.Path + ".lock"); err != nil {
+	// A symbolic link is the same journal.
+	real, err := filepath.EvalSymlinks(cfg.Path)
+	if err != nil {
+		return nil, withoutPath(err)
+	}
+	if j.lock, err = takeLock(real + ".lock"); err != nil {
 		return nil, err
 	}
 	opened = append(opened, j.lock.Close)

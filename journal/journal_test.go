@@ -242,7 +242,7 @@ func TestWhatIsOwedHoldsWhatItsReversalNeeds(t *testing.T) {
 	r.stop()
 
 	r = start(t, Config{Path: path}) // from the file, not from memory
-	due, err := r.Due(context.Background(), "processor-a", time.Now(), 10)
+	due, err := r.Due(context.Background(), Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 10})
 	if err != nil || len(due) != 1 {
 		t.Fatalf("%d due, %v", len(due), err)
 	}
@@ -297,7 +297,7 @@ func TestAReversalIsPaidInAttempts(t *testing.T) {
 		if _, err := r.Attempt(ctx, id); !errors.Is(err, ErrNotOwed) {
 			t.Errorf("a second attempt beside the first: %v", err)
 		}
-		if due, err := r.Due(ctx, "processor-a", time.Now(), 10); err != nil || len(due) != 0 {
+		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
 			t.Errorf("due while an attempt is under way: %d, %v", len(due), err)
 		}
 		if _, found, err := r.NextDue(ctx, "processor-a"); err != nil || found {
@@ -305,10 +305,10 @@ func TestAReversalIsPaidInAttempts(t *testing.T) {
 		}
 		first.Spend()
 		settle(first, Again(time.Now().Add(5*time.Second), "timeout", ""))
-		if due, err := r.Due(ctx, "processor-a", time.Now().Add(5*time.Second-time.Microsecond), 10); err != nil || len(due) != 0 {
+		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(5*time.Second - time.Microsecond), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
 			t.Errorf("due too early: %d, %v", len(due), err)
 		}
-		if due, err := r.Due(ctx, "processor-a", time.Now().Add(5*time.Second), 10); err != nil || len(due) != 1 || due[0].Attempts != 1 {
+		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(5 * time.Second), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 1 || due[0].Attempts != 1 {
 			t.Errorf("not due in time: %+v, %v", due, err)
 		}
 
@@ -353,7 +353,7 @@ func TestParkedIsKeptAndNotDue(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if due, err := r.Due(ctx, "processor-a", time.Now().Add(time.Hour), 10); err != nil || len(due) != 0 {
+		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(time.Hour), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
 			t.Errorf("parked is due: %d, %v", len(due), err)
 		}
 		if got := r.owed()[0]; got.State != StateParked || got.LastReason != "poison" || got.ResponseCode != "30" {

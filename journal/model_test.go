@@ -322,7 +322,7 @@ func (m *model) compare() {
 		!maps.Equal(got.Amounts, want.Amounts) {
 		m.t.Errorf("exposure %+v, want %+v", got, want)
 	}
-	found, err := m.r.Due(ctx, "processor-a", time.Now(), 1000)
+	found, err := m.r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 1000})
 	slices.SortFunc(due, func(a, b OwedID) int {
 		return cmp.Or(m.owed[a].dueAt.Compare(m.owed[b].dueAt), cmp.Compare(a, b))
 	})

@@ -28,6 +28,7 @@ type Owed struct {
 	Reason          string            `json:"reason"` // why it is owed
 	State           State             `json:"state"`
 	Attempts        int               `json:"attempts"` // sends that may have left this host
+	Answered        int               `json:"answered"` // of these, how many had an answer; a crash leaves one without
 	DueAt           time.Time         `json:"due_at"`
 	Since           time.Time         `json:"since"`
 	SettledAt       time.Time         `json:"settled_at,omitzero"`
@@ -101,8 +102,8 @@ func (r *oweRecord) done(j *Journal, err error) {
 	r.answer(err)
 }
 
-const insertOwedSQL = `INSERT INTO owed (id, transaction_id, kind, endpoint, reason, state, attempts, due_at, since, last_reason,
-response_code) VALUES (?1, ?2, 'reversal', ?3, ?4, 'owed', 0, ?5, ?5, '', '')
+const insertOwedSQL = `INSERT INTO owed (id, transaction_id, kind, endpoint, reason, state, attempts, answered, due_at, since,
+last_reason, response_code) VALUES (?1, ?2, 'reversal', ?3, ?4, 'owed', 0, 0, ?5, ?5, '', '')
 ON CONFLICT (transaction_id, kind) DO NOTHING RETURNING id`
 
 // owe writes a reversal that is due at once, and returns the debt; nil if it was written before.
@@ -123,11 +124,20 @@ func (j *Journal) owes(d *debt) {
 	}
 }
 
-// Due returns what is owed to an endpoint and due at now, the longest due first, without what an attempt is under way for.
+// A Turn asks for what is due.
+type Turn struct {
+	Endpoint string
+	Now      time.Time
+	Farthest time.Duration // the longest pause between two attempts: what is due later was given its time by a clock that has been set back
+	Limit    int
+}
+
+// Due returns what is owed to an endpoint and due, the longest due first, without what an attempt is under way for.
 // What it returns may be settled a moment later: Attempt then says so.
-func (j *Journal) Due(ctx context.Context, endpoint string, now time.Time, limit int) ([]Owed, error) {
-	before := j.standing.underWay()
-	owed, err := j.reader.due(ctx, endpoint, now, limit+len(before))
+func (j *Journal) Due(ctx context.Context, turn Turn) ([]Owed, error) {
+	before, limit := j.standing.underWay(), turn.Limit
+	turn.Limit += len(before)
+	owed, err := j.reader.due(ctx, turn)
 	if err != nil {
 		return nil, fmt.Errorf("reading what is due: %w", err)
 	}
@@ -284,7 +294,7 @@ type settlementRecord struct {
 	ticket *Ticket
 }
 
-const settleOwedSQL = `UPDATE owed SET state = ?, attempts = attempts - ?, due_at = coalesce(?, due_at), last_reason = ?,
+const settleOwedSQL = `UPDATE owed SET state = ?, attempts = attempts - ?, answered = answered + ?, due_at = coalesce(?, due_at), last_reason = ?,
 response_code = ?, settled_at = ? WHERE id = ? AND state = 'owed' RETURNING id`
 
 func (r *settlementRecord) write(w *writer, at time.Time) error {
@@ -298,7 +308,11 @@ func (r *settlementRecord) write(w *writer, at time.Time) error {
 	if r.unsent {
 		uncounted = 1
 	}
-	row, err := w.settleOwed.one(string(r.state), uncounted, dueAt, r.reason, r.code, settledAt, int64(r.ticket.owed))
+	answered := int64(0)
+	if r.code != "" && !r.unsent {
+		answered = 1
+	}
+	row, err := w.settleOwed.one(string(r.state), uncounted, answered, dueAt, r.reason, r.code, settledAt, int64(r.ticket.owed))
 	if err != nil {
 		return err
 	}

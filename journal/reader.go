@@ -170,11 +170,16 @@ func (r *Reader) Owed(ctx context.Context, f OwedFilter) ([]Owed, error) {
 		selectOwed+where.String()+" ORDER BY o.id DESC LIMIT ?", append(where.args, limitOr(f.Limit))...)
 }
 
-// due returns what is due to an endpoint, the longest due first.
-func (r *Reader) due(ctx context.Context, endpoint string, now time.Time, limit int) ([]Owed, error) {
-	return rows(ctx, r.db, "selecting", scanOwed,
-		selectOwed+" WHERE o.state = 'owed' AND o.endpoint = ? AND o.due_at <= ? ORDER BY o.due_at, o.id LIMIT ?",
-		endpoint, now.UnixMicro(), limit)
+// due returns what is due to an endpoint, the longest due first, and then what is due too late to be true.
+func (r *Reader) due(ctx context.Context, turn Turn) ([]Owed, error) {
+	const ofEndpoint, inOrder = " WHERE o.state = 'owed' AND o.endpoint = ? AND o.due_at", " ORDER BY o.due_at, o.id LIMIT ?"
+	due, err := rows(ctx, r.db, "selecting", scanOwed, selectOwed+ofEndpoint+" <= ?"+inOrder, turn.Endpoint, turn.Now.UnixMicro(), turn.Limit)
+	if err != nil || len(due) == turn.Limit {
+		return due, err
+	}
+	late, err := rows(ctx, r.db, "selecting", scanOwed, selectOwed+ofEndpoint+" > ?"+inOrder, turn.Endpoint,
+		turn.Now.Add(turn.Farthest).UnixMicro(), turn.Limit-len(due))
+	return append(due, late...), err
 }
 
 // nextDue returns the first IDs of an endpoint by their time.
@@ -189,7 +194,7 @@ func (r *Reader) nextDue(ctx context.Context, endpoint string, limit int) (ids [
 	return ids, times, err
 }
 
-const selectOwed = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.reason, o.state, o.attempts, o.due_at, o.since,
+const selectOwed = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.reason, o.state, o.attempts, o.answered, o.due_at, o.since,
 o.settled_at, o.last_reason, o.response_code, t.masked_pan, coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
 t.original, coalesce(t.pan_key_id, ''), t.pan_nonce, t.pan_ciphertext, t.pan_token
 FROM owed o JOIN transactions t ON t.id = o.transaction_id`
@@ -200,7 +205,7 @@ func scanOwed(scan scanner) (Owed, error) {
 	var settled sql.NullInt64
 	var original string
 	var token []byte
-	if err := scan(&o.ID, &o.TransactionID, &o.Kind, &o.Endpoint, &o.Reason, &o.State, &o.Attempts, &due, &since, &settled,
+	if err := scan(&o.ID, &o.TransactionID, &o.Kind, &o.Endpoint, &o.Reason, &o.State, &o.Attempts, &o.Answered, &due, &since, &settled,
 		&o.LastReason, &o.ResponseCode, &o.MaskedPAN, &o.AuthorizationID, &o.ApprovedAmount, &original, &o.PAN.KeyID,
 		&o.PAN.Nonce, &o.PAN.Ciphertext, &token); err != nil {
 		return Owed{}, err

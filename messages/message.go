@@ -89,11 +89,31 @@ func (m *Message) PAN() card.PAN {
 	return track.PAN()
 }
 
-// CardsDisagree reports whether DE 2 and track 2 name different cards.
-func (m *Message) CardsDisagree() bool {
-	pan, errPAN := card.ParsePAN(m.Reveal(PAN))
-	track, errTrack := m.track2()
-	return errPAN == nil && errTrack == nil && !pan.Equal(track.PAN())
+// Card returns the one card that a request is about, by DE 2, track 2 or both. Its error is a *FormatError: neither is there, one of
+// them is not well formed, or they name different cards. Sent on, the processor could take the one, and a reversal would name the other.
+func (m *Message) Card() (card.PAN, error) {
+	var pan card.PAN
+	if m.Has(PAN) {
+		var err error
+		if pan, err = card.ParsePAN(m.Reveal(PAN)); err != nil {
+			return card.PAN{}, &FormatError{PAN, "is not a PAN"}
+		}
+	}
+	if m.Has(Track2) {
+		track, err := m.track2()
+		switch {
+		case err != nil:
+			return card.PAN{}, &FormatError{Track2, "is not a track 2"}
+		case pan.IsZero():
+			pan = track.PAN()
+		case !pan.Equal(track.PAN()):
+			return card.PAN{}, &FormatError{Track2, "is another card's than DE 2"}
+		}
+	}
+	if pan.IsZero() {
+		return card.PAN{}, &FormatError{PAN, "is missing"}
+	}
+	return pan, nil
 }
 
 func (m *Message) track2() (card.Track2, error) {

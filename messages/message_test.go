@@ -210,23 +210,37 @@ func TestTheUpstreamGetsItsOwnNumbersBack(t *testing.T) {
 	}
 }
 
-func TestCardsDisagree(t *testing.T) {
-	for name, row := range map[string]struct {
-		pan, track string
-		want       bool
+func TestARequestIsAboutOneCard(t *testing.T) {
+	for _, row := range []struct {
+		name, pan, track string
+		want             string // of the card, or
+		fault            messages.Element
 	}{
-		"the same":              {testPAN, testPAN + "=2912", false},
-		"the same, D separator": {testPAN, testPAN + "D2912", false},
-		"another":               {testPAN, "5555555555554444=2912", true},
-		"no track":              {testPAN, "", false},
-		"no DE 2":               {"", testPAN + "=2912", false},
+		{"DE 2", "4111111111111111", "", "4111111111111111", 0},
+		{"track 2", "", "4111111111111111=2912", "4111111111111111", 0},
+		{"track 2 with its own separator", "", "4111111111111111D2912", "4111111111111111", 0},
+		{"both", "4111111111111111", "4111111111111111=2912", "4111111111111111", 0},
+		{"neither", "", "", "", messages.PAN},
+		{"two cards", "4111111111111111", "5500000000000004=2912", "", messages.Track2},
+		{"a short DE 2 beside a track", "411111", "5500000000000004=2912", "", messages.PAN},
+		{"letters in DE 2", "41111111111A1111", "", "", messages.PAN},
+		{"a track without a separator", "4111111111111111", "5500000000000004", "", messages.Track2},
+		{"a track that begins with its separator", "4111111111111111", "=5500000000000004=2912", "", messages.Track2},
 	} {
-		m := messages.New(messages.AuthorizationRequest)
-		m.SetSensitive(messages.PAN, row.pan)
-		m.SetSensitive(messages.Track2, row.track)
-		if got := m.CardsDisagree(); got != row.want {
-			t.Errorf("%s: got %v", name, got)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			m := messages.New(messages.AuthorizationRequest)
+			m.SetSensitive(messages.PAN, row.pan)
+			m.SetSensitive(messages.Track2, row.track)
+			pan, err := m.Card()
+			var format *messages.FormatError
+			if row.fault != 0 {
+				if !errors.As(err, &format) || format.Element != row.fault || !pan.IsZero() {
+					t.Errorf("got %v, %v", pan, err)
+				}
+			} else if err != nil || pan.Reveal() != row.want {
+				t.Errorf("got %v, %v", pan, err)
+			}
+		})
 	}
 }
 

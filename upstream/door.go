@@ -255,6 +255,9 @@ func (s *session) authorize(ctx context.Context, request *messages.Message, arri
 		s.door.fail(err) // others of this connection may still have answers that are recorded
 		return
 	}
+	if result.Answer == nil {
+		return
+	}
 	defer result.Answer.Clear()
 	if err := s.write(result.Answer); err == nil {
 		return

@@ -57,6 +57,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	at, err := d.begin(ctx)
 	switch {
 	case err == nil:
+		d.served = true
 		d.announce(at)
 	case ctx.Err() == nil, !errors.Is(err, context.Canceled): // else it was asked to stop while it began
 		d.fail(err)
@@ -75,8 +76,9 @@ func (d *daemon) untilStopped(ctx context.Context) (err error) {
 		}
 	case err = <-d.failed:
 	}
-	// In the log for those who collect it; the command says it once more, on a line for the person who started it.
-	d.log.Error("stopping by a fault", "error", err)
+	if d.served { // else whoever starts it reads the command's one line
+		d.log.Error("stopped by a fault", "error", err)
+	}
 	// The parts can no longer rely on each other, the journal above all: no order, no drain, no answer that is not recorded already.
 	// The first error is the one that says why.
 	_ = d.teardown.atOnce(fatalGrace)
@@ -93,6 +95,7 @@ type daemon struct {
 	registry *prometheus.Registry
 	failed   chan error // capacity 1: the first part that ended without being asked
 	teardown teardown
+	served   bool        // it has begun whole
 	draining atomic.Bool // it takes nothing new
 
 	journal   *journal.Journal

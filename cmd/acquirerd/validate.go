@@ -126,7 +126,7 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	f.count("hsm.sessions", c.Sessions, 1024)
 	f.count("hsm.queue", c.Queue, 1_000_000)
 	f.durations("hsm", map[string]time.Duration{"call_timeout": c.CallTimeout})
-	labels := map[string]string{}
+	labels, zones := map[string]string{}, map[string]string{}
 	for i, key := range c.Keys {
 		at := fmt.Sprintf("hsm.keys[%d]", i)
 		f.label(at+".label", key.Label)
@@ -136,6 +136,9 @@ func (f *faults) validateHSM(c *HSMConfig) {
 		}
 		if !slices.Contains(hsm.Uses, key.Use) {
 			f.add(at+".use", "%q is not one of %s", string(key.Use), oneOf(hsm.Uses))
+		}
+		if key.Use == hsm.PINIn || key.Use == hsm.PINOut { // each zone has a key of its own (PCI PIN 17)
+			f.unique(at+".kcv", strings.ToUpper(key.KCV), zones)
 		}
 	}
 	f.key(c, "hsm.seal_key", c.SealKey, hsm.PANSeal)
@@ -239,6 +242,10 @@ func (f *faults) validateNesting(c *Config) {
 			shorter(at+".reply_timeout", e.ReplyTimeout, fmt.Sprintf("upstreams[%d].budget", j), u.Budget)
 		}
 		shorter(at+".reply_timeout", e.ReplyTimeout, "reversals.not_found_final", c.Reversals.NotFoundFinal)
+		if c.Reversals.Parallel > e.InFlight/2 && e.InFlight > 0 {
+			f.add("reversals.parallel", "%d is more than half of %s.in_flight (%d): reversals without an answer would take the places of transactions",
+				c.Reversals.Parallel, at, e.InFlight)
+		}
 	}
 	f.validateGrace(c)
 }

@@ -64,6 +64,7 @@ CREATE TABLE owed (
 	reason         TEXT NOT NULL,
 	state          TEXT NOT NULL CHECK (state = 'owed' OR state = 'acknowledged' OR state = 'parked'),
 	attempts       INTEGER NOT NULL CHECK (attempts >= 0), -- sends that may have left this host
+	answered       INTEGER NOT NULL CHECK (answered >= 0 AND answered <= attempts), -- of these, how many had an answer
 	due_at         INTEGER NOT NULL,
 	since          INTEGER NOT NULL,
 	last_reason    TEXT NOT NULL, -- of the last attempt that was not acknowledged, or of the parking
