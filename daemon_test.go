@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -108,6 +109,10 @@ func TestNothingThatIsWrittenHoldsCardData(t *testing.T) {
 	// A terminal's Ctrl-C goes to a whole process group. The daemon's stage stops it; a second signal would cut that short.
 	if group, err := syscall.Getpgid(stage.PID()); err != nil || group == syscall.Getpgrp() {
 		t.Errorf("the daemon is in the group %d of its stage, %v", group, err)
+	}
+
+	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", stage.PID())); err != nil || !regexp.MustCompile(`Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("the daemon may leave a core file: %s, %v", limits, err)
 	}
 
 	var asking sync.WaitGroup

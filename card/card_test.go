@@ -125,3 +125,31 @@ func TestPINBlockIsCleared(t *testing.T) {
 		t.Error("7 bytes were taken")
 	}
 }
+
+func TestCardNumbersInTextAreHidden(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                    "",
+		"HARBOUR LIGHT BOOKS":                 "HARBOUR LIGHT BOOKS",
+		"4111111111111111":                    "411111******1111",
+		"PAID BY 4111111111111111 THANK YOU":  "PAID BY 411111******1111 THANK YOU",
+		"X5555555555554444Y378282246310005":   "X555555******4444Y378282*****0005",
+		"4111111111111112":                    "4111111111111112", // not its check digit
+		"411111111111":                        "411111111111",     // too short
+		"41111111111111114111":                "41111111111111114111",
+		"tel. 0031201234567, ref 00000000000": "tel. 0031201234567, ref 00000000000",
+	} {
+		if got := card.HidePANs(text); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	pan, err := card.ParsePAN("4000000000000003") // without its check digit
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := pan.HideIn("<4000000000000003>"); got != "<400000******0003>" {
+		t.Errorf("got %q", got)
+	}
+	if got := (card.PAN{}).HideIn("text"); got != "text" {
+		t.Errorf("got %q", got)
+	}
+}

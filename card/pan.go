@@ -69,6 +69,33 @@ func (p PAN) LuhnValid() bool {
 	return s != "" && sum%10 == 0
 }
 
+// HideIn returns the text with each occurrence of the PAN masked.
+func (p PAN) HideIn(text string) string {
+	if p.IsZero() {
+		return text
+	}
+	return strings.ReplaceAll(text, p.Reveal(), p.Mask())
+}
+
+// The shortest run of digits in a text of other purpose that is taken for a PAN: all schemes of today issue at least 13.
+const minFoundDigits = 13
+
+// HidePANs returns a text with each run of 13 to 19 digits masked that has the check digit of a PAN. One in ten such runs of another
+// meaning is masked, too.
+func HidePANs(text string) string {
+	for from := 0; from < len(text); {
+		to := from
+		for to < len(text) && text[to] >= '0' && text[to] <= '9' {
+			to++
+		}
+		if pan, err := ParsePAN(text[from:to]); err == nil && to-from >= minFoundDigits && pan.LuhnValid() {
+			text = text[:from] + pan.Mask() + text[to:]
+		}
+		from = to + 1
+	}
+	return text
+}
+
 // Format prints the mask, whatever the verb.
 func (p PAN) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(p.Mask())) }
 

@@ -98,6 +98,16 @@ const (
 	account1        Element = 102 // and all that follow: account 2, description, reserved, MAC 2
 )
 
+// freeText reports whether people or terminals write the element's text, and so may write a card number into it.
+func (e Element) freeText() bool {
+	return e == MerchantName || e == AdditionalResponse || e == AdditionalAmounts || e == payee || e == fileName
+}
+
+const (
+	payee    Element = 98
+	fileName Element = 101
+)
+
 // binary reports whether the element is bytes and not text.
 func (e Element) binary() bool {
 	return e == PINData || e == ChipData || e == MAC || e == messageSecurity || e == MAC2

@@ -216,6 +216,9 @@ func (m *Message) DescribeUnsafe() []Line {
 }
 
 func mask(e entry) string {
+	if e.element.freeText() {
+		return card.HidePANs(string(e.value))
+	}
 	if !e.element.Sensitive() {
 		return string(e.value)
 	}

@@ -418,3 +418,21 @@ func BenchmarkCodec(b *testing.B) {
 		})
 	}
 }
+
+// A terminal that writes the card number into the merchant's name must not bring it into the journal or onto a screen.
+func TestACardNumberInFreeTextIsHidden(t *testing.T) {
+	m := request(t)
+	m.Set(messages.MerchantName, "X"+testPAN+" AND 5555555555554444")
+	m.Set(messages.Merchant, testPAN[:15])
+	m.Set(messages.Terminal, "TERM0001")
+	o := m.Original()
+	if got := o.Get(messages.MerchantName); strings.Contains(got, testPAN) || strings.Contains(got, "5555555555554444") {
+		t.Errorf("the original has %q", got)
+	}
+	if got := o.Get(messages.Merchant); got != testPAN[:15] {
+		t.Errorf("a merchant's number became %q", got)
+	}
+	if text := fmt.Sprint(m); strings.Contains(text, testPAN) || strings.Contains(text, "5555555555554444") {
+		t.Errorf("it prints as %s", text)
+	}
+}

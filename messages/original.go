@@ -22,12 +22,17 @@ var originalElements = []Element{
 	POSConditionCode, AcquirerID, ForwarderID, RRN, Terminal, Merchant, MerchantName, Currency,
 }
 
-// Original takes from a request what its reversal will need.
+// Original takes from a request what its reversal will need. A card number where none belongs, typed into a merchant's name say, is
+// masked: the journal may not hold it, and no processor finds an original by it.
 func (m *Message) Original() Original {
 	o := Original{MTI: m.MTI, values: make(map[Element]string, len(originalElements))}
+	pan := m.PAN()
 	for _, e := range originalElements {
 		if value := m.Get(e); value != "" {
-			o.values[e] = value
+			o.values[e] = pan.HideIn(value)
+			if e.freeText() {
+				o.values[e] = card.HidePANs(o.values[e])
+			}
 		}
 	}
 	return o

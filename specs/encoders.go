@@ -208,7 +208,7 @@ func allPrintable(b []byte) bool {
 
 func allTrack2(b []byte) bool {
 	for _, c := range b {
-		if (c < '0' || c > '9') && c != '=' && c != 'D' {
+		if (c < '0' || c > '9') && c != '=' {
 			return false
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"acquirerd/acquirer"
 	"acquirerd/conn"
@@ -32,12 +33,26 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := forbidDumps(); err != nil {
+				return err
+			}
 			return serve(ctx, cfg, newLog(cfg, c.err))
 		})
 	command.Long = "Serve opens the journal and the HSM, gives every transaction that a crash left open its reversal, opens the links to the\n" +
 		"processors and the doors for the upstreams, and runs until SIGTERM or SIGINT. Then it takes nothing new, lets what is in\n" +
 		"flight end by its own deadlines, signs off, and exits with 0. The log goes to standard error."
 	return command
+}
+
+// forbidDumps keeps card data out of core files: those of this process's own, and those that a debugger of the same user would make.
+func forbidDumps() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbidding core dumps: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbidding core dumps: %w", err)
+	}
+	return nil
 }
 
 // addresses are where a daemon listens, with the ports that the system chose for 0.
