@@ -18,6 +18,9 @@ type Route struct {
 	Endpoint   string
 }
 
+// maxBINDigits is the longest prefix: account ranges have up to 11 digits, and more of a card number does not belong into a config.
+const maxBINDigits = 11
+
 // ParseBIN reads "4" or "51-55" as the first and the last prefix of a range.
 func ParseBIN(text string) (first, last string, err error) {
 	first, last, isRange := strings.Cut(text, "-")
@@ -25,8 +28,8 @@ func ParseBIN(text string) (first, last string, err error) {
 		last = first
 	}
 	digits := func(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
-	if !digits(first) || !digits(last) || len(first) != len(last) || len(first) > card.MaxPANDigits || last < first {
-		return "", "", fmt.Errorf("%q is neither a prefix of digits nor a rising range of prefixes of one length", text)
+	if !digits(first) || !digits(last) || len(first) != len(last) || len(first) > maxBINDigits || last < first {
+		return "", "", fmt.Errorf("%q is neither a prefix of at most %d digits nor a rising range of prefixes of one length", text, maxBINDigits)
 	}
 	return first, last, nil
 }

@@ -320,8 +320,9 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 	return len(tickets), nil
 }
 
-// Inbound takes what arrives on an endpoint's links unasked. A late answer needs no act: the outcome of its transaction is Unknown, the
-// reversal is owed already, and stays owed until the processor says that it is done, or NotFoundFinal has passed without the original.
+// Inbound takes what arrives on an endpoint's links unasked. The outcome of a late answer's transaction is Unknown, and its reversal is
+// owed already, until the processor says that it is done or has said for NotFoundFinal that there is no original. A late approval is
+// logged as an error, because after the latter it is a hold that nobody reverses.
 func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
 	if !msg.MTI.IsAnswer() {
 		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
@@ -335,8 +336,12 @@ func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Messa
 		kind = lateApproval
 	}
 	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()
+	level := slog.LevelWarn
+	if kind == lateApproval {
+		level = slog.LevelError
+	}
 	s.sometimes.Do(func() {
-		s.log.Warn("answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
+		s.log.Log(context.Background(), level, "answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
 			"stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", msg.Get(messages.ResponseCode))
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -176,6 +177,9 @@ func Create(path, station string) (err error) {
 	}
 	// CreateTemp makes the file readable and writable by its owner only.
 	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("its folder %s is not there", filepath.Dir(path))
+	}
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (f Faults) check() (Faults, error) {
 		return f, errors.New("faults: the longest delay is negative")
 	}
 	for _, p := range f.probabilities() {
-		if *p < 0 || *p > 1 {
+		if !(*p >= 0 && *p <= 1) { // nor NaN
 			return f, fmt.Errorf("faults: a probability of %g is not within 0 to 1", *p)
 		}
 	}

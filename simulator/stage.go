@@ -234,7 +234,7 @@ endpoints:
     echo_interval: 5s
 routes:
   - { bins: ["4", "51-55", "2221-2720"], endpoint: processor-a }
-reversals: { retry_min: {{.RetryMin}}, retry_max: {{.RetryMax}}, not_found_final: {{.NotFoundFinal}}, poll: 100ms }
+reversals: { retry_min: {{.RetryMin}}, retry_max: {{.RetryMax}}, not_found_final: {{.NotFoundFinal}}, poll: 100ms, parallel: {{.Parallel}} }
 limits: { in_flight: {{.InFlight}} }
 operations: { listen: "{{.Operations}}" }
 shutdown: { grace: 60s }
@@ -246,7 +246,7 @@ func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) err
 		"Station": stageStation, "Dir": s.Dir, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
 		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
-		"NotFoundFinal": 10 * cfg.ReplyTimeout, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
+		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": 10 * cfg.ReplyTimeout, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
 	}); err != nil {
 		return err
 	}

@@ -163,18 +163,27 @@ func Parse(text []byte) (*Dialect, error) {
 	return &d, nil
 }
 
-// quotation matches the value that an error of yaml quotes.
-var quotation = regexp.MustCompile("(?s)`.*`")
+// What errors of yaml say: the value that one quotes, a key that is not known, a value that does not fit its place.
+var (
+	quotation  = regexp.MustCompile("(?s)`.*`|'.*'|\".*\"")
+	unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+	misfit     = regexp.MustCompile(`(?s)cannot unmarshal .* into \S+`)
+)
 
 // misread makes an error of yaml into one line for each fault, without the values: the file may be another than was meant.
 func misread(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("reading: it is empty")
+	}
 	texts := []string{err.Error()}
 	if form, ok := errors.AsType[*yaml.TypeError](err); ok {
 		texts = form.Errors
 	}
 	var faults []error
 	for _, text := range texts {
-		faults = append(faults, fmt.Errorf("reading: %s", strings.Join(strings.Fields(quotation.ReplaceAllString(text, "`...`")), " ")))
+		text = unknownKey.ReplaceAllString(text, "unknown key $1")
+		text = misfit.ReplaceAllString(text, "does not have the form that a dialect has here")
+		faults = append(faults, fmt.Errorf("reading: %s", strings.Join(strings.Fields(quotation.ReplaceAllString(text, "...")), " ")))
 	}
 	return errors.Join(faults...)
 }

@@ -90,8 +90,11 @@ func TestAnUnknownKeyOfADialectIsRefused(t *testing.T) {
 
 func TestWhatIsNoDialectIsNotQuoted(t *testing.T) {
 	_, err := specs.Parse([]byte("s3`cr`et\n"))
-	if want := "reading: line 1: cannot unmarshal !!str `...` into specs.Dialect"; err == nil || err.Error() != want {
+	if want := "reading: line 1: does not have the form that a dialect has here"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
+	}
+	if _, err := specs.Parse(nil); err == nil || err.Error() != "reading: it is empty" {
+		t.Errorf("an empty one: got %v", err)
 	}
 	_, err = specs.Parse([]byte("name: [s3cret]\nfields: s3cret\nechoes: [2]\n"))
 	if err == nil || strings.Contains(err.Error(), "s3") || strings.Count(err.Error(), "\n") != 2 || strings.Count(err.Error(), "reading: line ") != 3 {

@@ -411,7 +411,7 @@ func TestWhatIsNoDialectIsNotQuoted(t *testing.T) {
 				got := command(t, args...)
 				// The path is the caller's own word, and its random digits are no part of what is looked for.
 				told := strings.ReplaceAll(got.err, path, "")
-				if got.code != 1 || got.out != "" || strings.Count(told, "\n") != 1 || !strings.Contains(told, "reading: line 1: cannot unmarshal") ||
+				if got.code != 1 || got.out != "" || strings.Count(told, "\n") != 1 || !strings.Contains(told, "reading: line 1: does not have the form") ||
 					strings.Contains(told, "s3") || strings.Contains(told, "root:") {
 					t.Errorf("%v: got %+v", args, got)
 				}
@@ -538,5 +538,23 @@ func TestAFatalFaultStopsAtOnceAndDrainsNothing(t *testing.T) {
 				close(drained)
 			})
 		})
+	}
+}
+
+func TestHelpAboutWhatIsNotThereIsAFault(t *testing.T) {
+	if got := command(t, "help", "bogus"); got != (result{exitUsage, "", "acquirerd: help: unknown command \"bogus\" (see acquirerd --help)\n"}) {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "help", "keys", "import"); got.code != 0 || !strings.Contains(got.out, "--component") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestAnOddNumberOfDigitsIsNamed(t *testing.T) {
+	for source, want := range map[string]string{"08003": "decode: the number of hexadecimal digits is odd", "": "decode: no message was given",
+		written(t, "0800 3\n"): "reading message: the number of its hexadecimal digits is odd"} {
+		if got := command(t, "decode", source); got.code == 0 || got.out != "" || !strings.Contains(got.err, want) {
+			t.Errorf("%q: got %+v", source, got)
+		}
 	}
 }

@@ -123,7 +123,8 @@ type ReversalsConfig struct {
 	RetryMin  time.Duration `mapstructure:"retry_min"`  // after the first attempt; it doubles
 	RetryMax  time.Duration `mapstructure:"retry_max"`  // longest pause
 	ParkAfter time.Duration `mapstructure:"park_after"` // age at which one is parked for a person
-	// NotFoundFinal is the age from which a processor that does not have the original ends its reversal: ten reply timeouts are good.
+	// NotFoundFinal is for how long a processor must say that it does not have the original before that ends the reversal. Longer than a
+	// stalled link lives until its echoes are missed, and than the processor may be slow: see acquirer.Forwarding.
 	NotFoundFinal time.Duration `mapstructure:"not_found_final"`
 	Poll          time.Duration `mapstructure:"poll"`     // how often the journal is asked what is due
 	Parallel      int           `mapstructure:"parallel"` // in flight at once for each endpoint
@@ -180,7 +181,7 @@ var defaults = map[string]any{
 	"reversals.retry_min":         "5s",
 	"reversals.retry_max":         "300s",
 	"reversals.park_after":        "24h",
-	"reversals.not_found_final":   "100s",
+	"reversals.not_found_final":   "180s",
 	"reversals.poll":              "500ms",
 	"reversals.parallel":          16,
 	"limits.in_flight":            1024,
@@ -453,11 +454,7 @@ func (f *faults) addDecoding(err error) {
 		f.add("", "%s", withoutValues(err))
 		return
 	}
-	origin := ""
-	if name := variable(named.Name()); os.Getenv(name) != "" {
-		origin = " (from " + name + ")"
-	}
-	f.add(named.Name(), "%s%s", oneLine(named.Unwrap()), origin)
+	f.add(named.Name(), "%s", oneLine(named.Unwrap()))
 }
 
 // node gives the effective config as YAML, in the order of the struct. There is no secret in a Config.
@@ -504,14 +501,16 @@ func join(path, key string) string {
 }
 
 // oneLine is an error's text for one line of a terminal.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")), " ")
+}
 
 // quotation matches the value that an error of yaml quotes.
-var quotation = regexp.MustCompile("(?s)`.*`")
+var quotation = regexp.MustCompile("(?s)`.*`|'.*'|\".*\"")
 
 // withoutValues is the text of an error of yaml for one line of a terminal, without what it quotes of the file.
 func withoutValues(err error) string {
-	return strings.Join(strings.Fields(quotation.ReplaceAllString(err.Error(), "`...`")), " ")
+	return strings.Join(strings.Fields(quotation.ReplaceAllString(err.Error(), "...")), " ")
 }
 
 // readFile reads a file, or a device or pipe up to its end, of at most so many bytes. It holds them in one place, so that a caller

@@ -61,7 +61,7 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
 		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", InFlight: 128,
 			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
-		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: 500 * time.Millisecond, Parallel: 16}},
+		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16}},
 		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
@@ -161,6 +161,8 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"the token's PIN", []string{"sessions: 8", "sessions: 8\n  pin: s3cret"},
 			[]string{"hsm.pin: a secret may not stand in this file: give hsm.pin_file, or ACQUIRERD_HSM_PIN in the environment"}},
 		{"a key's value", []string{`kcv: "08D7B4"`, `kcv: "08D7B4", value: s3cret`}, []string{"hsm.keys[0].value: unknown key, and no secret may stand in this file"}},
+		{"the PIN for its file", []string{"pin_file: /etc/acquirerd/token.pin", `pin_file: "s3cret"`},
+			[]string{"hsm.pin_file: is not the path of a file, such as /etc/acquirerd/token.pin: the PIN itself may not stand here"}},
 		{"no PIN at all", []string{"  pin_file: /etc/acquirerd/token.pin\n", ""}, []string{"hsm.pin_file: missing, and ACQUIRERD_HSM_PIN is not set in the environment"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -177,7 +179,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 
 func TestWhatIsNotYAMLIsOneLine(t *testing.T) {
 	for name, text := range map[string]string{"a broken bracket": "a: [", "a tab": "a:\n\t- b", "two documents": "a: 1\n---\nb: 2", "a list": "- s3cret\n- b", "text": "s3cret\nb",
-		"a tag that does not fit": "station: !!int s3cret"} {
+		"a tag that does not fit": "station: !!int s3cret", "an alias to nothing": "station: *s3cret"} {
 		t.Run(name, func(t *testing.T) {
 			code, faults := checked(t, written(t, text))
 			if code != 1 || strings.Count(faults, "\n") != 1 || strings.Contains(faults, "s3cret") {
@@ -222,10 +224,12 @@ func TestFaultsOfTheEnvironmentAreNamed(t *testing.T) {
 	t.Setenv("ACQUIRERD_JOURNAL_BATCH", "many")
 	t.Setenv("ACQUIRERD_JOURNAL_PTH", "/tmp/other.db")
 	t.Setenv("ACQUIRERD_UPSTREAMS", "[]")
+	t.Setenv("ACQUIRERD_STATION", "a b")
 	_, faults := checked(t, goodConfig)
 	want := `ACQUIRERD_JOURNAL_PTH: is set in the environment, and overrides no key
 ACQUIRERD_UPSTREAMS: is set in the environment, and overrides no key
 journal.batch: is not a whole number (from ACQUIRERD_JOURNAL_BATCH)
+station: "a b" is not a name of 1 to 64 letters, digits, dots, hyphens and underscores (from ACQUIRERD_STATION)
 `
 	if got := strings.Join(sortedLines(faults), ""); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

@@ -81,7 +81,10 @@ func (c *cli) printYAML(node *yaml.Node) error {
 	}
 	encoder := yaml.NewEncoder(c.out)
 	encoder.SetIndent(2)
-	return errors.Join(encoder.Encode(node), encoder.Close())
+	if err := encoder.Encode(node); err != nil {
+		return err
+	}
+	return encoder.Close()
 }
 
 // textKeys makes what YAML gives into what JSON takes: keys of mappings are text.

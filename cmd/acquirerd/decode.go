@@ -137,8 +137,15 @@ func (d decoding) read(codec *messages.Codec, raw []byte) decoded {
 
 // readHex reads a message from hexadecimal digits, standard input or a file. Its errors quote nothing of it.
 func (c *cli) readHex(source string) ([]byte, error) {
-	if raw, err := unhex([]byte(source)); err == nil {
+	raw, err := unhex([]byte(source))
+	if err == nil {
 		return raw, nil
+	}
+	if errors.Is(err, hex.ErrLength) { // digits, but for their number
+		return nil, usagef("decode: the number of hexadecimal digits is odd")
+	}
+	if source == "" {
+		return nil, usagef("decode: no message was given")
 	}
 	in := c.in
 	if source != "-" {
@@ -156,8 +163,9 @@ func (c *cli) readHex(source string) ([]byte, error) {
 	if len(text) > mostDecodeText {
 		return nil, fmt.Errorf("reading message: it is longer than %d characters", mostDecodeText)
 	}
-	raw, err := unhex(text)
-	if err != nil {
+	if raw, err = unhex(text); errors.Is(err, hex.ErrLength) {
+		return nil, errors.New("reading message: the number of its hexadecimal digits is odd")
+	} else if err != nil {
 		return nil, errors.New("reading message: it is not hexadecimal digits")
 	}
 	return raw, nil

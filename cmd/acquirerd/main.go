@@ -92,6 +92,14 @@ func (c *cli) root() *cobra.Command {
 		}
 		return err
 	})
+	root.SetHelpCommand(&cobra.Command{Use: "help [COMMAND]", Short: "Help about a command", Example: "  acquirerd help keys import",
+		RunE: func(_ *cobra.Command, args []string) error {
+			found, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("help: unknown command %q", strings.Join(args, " "))
+			}
+			return found.Help()
+		}})
 	root.AddCommand(c.initCommand(), c.serveCommand(), c.configCommands(), c.journalCommands(), c.keysCommands(), c.hsmCommands(),
 		c.decodeCommand(), c.dialectCommands(), c.versionCommand())
 	return root

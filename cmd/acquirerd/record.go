@@ -101,16 +101,17 @@ func (c *cli) journalList(ctx context.Context, filter journal.Filter) error {
 		if err != nil {
 			return err
 		}
+		for i := range transactions {
+			if transactions[i].Outcome == "" {
+				transactions[i].Outcome = journal.StillOpen
+			}
+		}
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Transaction{}, transactions...))
 		}
 		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED")
 		for _, t := range transactions {
-			outcome := t.Outcome
-			if outcome == "" {
-				outcome = journal.StillOpen
-			}
-			table.row(t.ID, clock(t.BegunAt), t.Upstream, t.Endpoint, t.MTI, t.STAN, t.RRN, t.Amount, t.Currency, t.MaskedPAN, outcome,
+			table.row(t.ID, clock(t.BegunAt), t.Upstream, t.Endpoint, t.MTI, t.STAN, t.RRN, t.Amount, t.Currency, t.MaskedPAN, t.Outcome,
 				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed)
 		}
 		return table.Flush()
@@ -144,13 +145,17 @@ func (c *cli) journalOwed(ctx context.Context, filter journal.OwedFilter) error 
 
 // readJournal lets read work on the journal of the config, whoever holds it.
 func (c *cli) readJournal(read func(*journal.Reader) error) error {
-	cfg, err := c.loadParts("journal")
+	cfg, err := c.loadParts("station", "journal")
 	if err != nil {
 		return err
 	}
 	reader, err := journal.OpenReadOnly(cfg.Journal.Path)
 	if err != nil {
 		return err
+	}
+	if reader.Station() != cfg.Station {
+		err := fmt.Errorf("reading journal %s: it belongs to station %q, not to %q", cfg.Journal.Path, reader.Station(), cfg.Station)
+		return errors.Join(err, reader.Close())
 	}
 	return errors.Join(read(reader), reader.Close())
 }

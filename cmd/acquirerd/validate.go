@@ -67,7 +67,11 @@ type faults struct {
 // add notes a fault, unless there is one at that place or above it: what follows from a fault is not another one.
 func (f *faults) add(path, format string, args ...any) {
 	if !slices.ContainsFunc(f.list, func(known fault) bool { return known.path != "" && within(path, known.path) }) {
-		f.list = append(f.list, fault{path, fmt.Sprintf(format, args...)})
+		text := fmt.Sprintf(format, args...)
+		if name := variable(path); os.Getenv(name) != "" {
+			text += " (from " + name + ")"
+		}
+		f.list = append(f.list, fault{path, text})
 	}
 }
 
@@ -122,6 +126,9 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	f.given("hsm.token", c.Token)
 	if c.PINFile == "" && os.Getenv(pinVariable) == "" {
 		f.add("hsm.pin_file", "missing, and %s is not set in the environment", pinVariable)
+	}
+	if c.PINFile != "" && !strings.ContainsRune(c.PINFile, '/') {
+		f.add("hsm.pin_file", "is not the path of a file, such as /etc/acquirerd/token.pin: the PIN itself may not stand here") // and is not quoted
 	}
 	f.count("hsm.sessions", c.Sessions, 1024)
 	f.count("hsm.queue", c.Queue, 1_000_000)

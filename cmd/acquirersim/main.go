@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,8 +58,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFault
 }
 
-// digitRuns are what a mistyped flag could hold of a card number or a key: the flag parser quotes what it cannot read.
-var digitRuns = regexp.MustCompile(`[0-9A-Fa-f]*[0-9]{7,}[0-9A-Fa-f]*`)
+// digitRuns are what a mistyped flag could hold of a card number or a key: the flag parser quotes what it cannot read. Amounts and times
+// are shorter.
+var digitRuns = regexp.MustCompile(`[0-9]{13,}|[0-9A-Fa-f]{16,}`)
 
 func oneLine(err error) string {
 	return digitRuns.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "****")
@@ -103,6 +105,14 @@ func (c *cli) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "form of the result: text or json")
+	root.SetHelpCommand(&cobra.Command{Use: "help [COMMAND]", Short: "Help about a command", Example: "  acquirersim help processor",
+		RunE: func(_ *cobra.Command, args []string) error {
+			found, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("help: unknown command %q", strings.Join(args, " "))
+			}
+			return found.Help()
+		}})
 	root.AddCommand(c.processorCommand(), c.upstreamCommand(), c.benchCommand(), c.keysCommand(), c.demoCommand(), c.chaosCommand(), c.measureCommand())
 	return root
 }
@@ -122,8 +132,10 @@ func (c *cli) command(use, short, long, example string, do func(ctx context.Cont
 // print writes a result: its JSON form, or what text writes.
 func (c *cli) print(result any, text func(w io.Writer)) error {
 	if c.output != "json" {
-		text(c.out)
-		return nil
+		var whole bytes.Buffer
+		text(&whole)
+		_, err := c.out.Write(whole.Bytes())
+		return err
 	}
 	encoder := json.NewEncoder(c.out)
 	encoder.SetIndent("", "  ")

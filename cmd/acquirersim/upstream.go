@@ -123,7 +123,7 @@ func (c *cli) upstreamCommand() *cobra.Command {
 		})
 	f.add(command)
 	flags := command.Flags()
-	flags.StringVar(&one.MTI, "mti", "0100", "message type: 0100 or 0200")
+	flags.StringVar(&one.MTI, "mti", "0100", "message type, as 0100, 0200 or 0420")
 	flags.StringVar(&one.Card, "card", "", "test card number")
 	flags.StringVar(&one.Track2, "track2", "", "track 2 of a test card, with =, instead of or beside its number")
 	flags.StringVar(&one.Expiry, "expiry", "", "DE 14, YYMM")
