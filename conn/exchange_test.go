@@ -532,6 +532,11 @@ func TestAPeerThatStopsReadingIsCutAndTheRequestMayHaveBeenSent(t *testing.T) {
 					}
 				}
 				r.wantStates(InService, InService)
+				h.script(func(h *host) {
+					if h.dropped != 1 {
+						t.Errorf("%d connections were closed with what stood in their buffers, want the stuck one", h.dropped)
+					}
+				})
 			})
 		})
 	}

@@ -47,6 +47,7 @@ type host struct {
 	handle  func(l *hostLink, m *messages.Message)   // nil: approves
 	deaf    func(l *hostLink) (stop int, block bool) // nil: reads all; else reads stop bytes and then blocks
 	dials   int
+	dropped int // connections that were closed with what stood in their buffers
 	dialled []time.Time
 	running sync.WaitGroup
 	stopped chan struct{}
@@ -87,7 +88,22 @@ func (h *host) dial(_ context.Context, address string) (net.Conn, error) {
 	}
 	ours, theirs := net.Pipe()
 	h.serve(ours, address)
-	return theirs, nil
+	return lingering{theirs, h}, nil
+}
+
+// A lingering pipe counts how often what stands in the buffers of a connection was to be dropped.
+type lingering struct {
+	net.Conn
+	host *host
+}
+
+func (c lingering) SetLinger(seconds int) error {
+	c.host.mu.Lock()
+	defer c.host.mu.Unlock()
+	if seconds == 0 {
+		c.host.dropped++
+	}
+	return nil
 }
 
 // listen serves real connections on a free port and returns its address.

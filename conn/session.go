@@ -332,6 +332,17 @@ func (c *stream) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Close drops what the processor has not taken from a link that it has stopped reading: a request that it got after its sender had given
+// up would be one more hold, and its reversal may have come before it.
+func (c *stream) Close() error {
+	if why := c.session.why.Load(); why != nil && (*why == causeWrite || *why == causeEchoMissed || *why == causeSilence) {
+		if tcp, is := c.Conn.(interface{ SetLinger(seconds int) error }); is {
+			_ = tcp.SetLinger(0) // if it cannot, the close below is what is left
+		}
+	}
+	return c.Conn.Close()
+}
+
 // whyRead is the class of an error of reading.
 func (c *stream) whyRead(err error) cause {
 	var frame *messages.FrameError

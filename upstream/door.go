@@ -207,6 +207,12 @@ func (s *session) read(ctx context.Context, answering *sync.WaitGroup) error {
 // take answers a well-formed request, or starts a transaction for it.
 func (s *session) take(ctx context.Context, request *messages.Message, arrived time.Time, answering *sync.WaitGroup) error {
 	d := s.door
+	begun := false
+	defer func() {
+		if !begun { // else it is cleared at its end
+			request.Clear()
+		}
+	}()
 	answers := d.cfg.Upstream.Codec.Dialect().Answers
 	switch {
 	case request.MTI == messages.AuthorizationRequest, request.MTI == messages.FinancialRequest:
@@ -229,6 +235,7 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 		return s.write(messages.NewAnswer(request, answers.Busy))
 	}
 	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindTaken).Inc()
+	begun = true
 	answering.Go(func() {
 		defer func() { <-d.slots }()
 		s.authorize(ctx, request, arrived)
@@ -302,6 +309,7 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
 		return fmt.Errorf("unreadable message: %w", fault)
 	}
+	defer request.Clear()
 	s.door.sometimes.Do(func() {
 		s.log.Warn("message refused", "mti", string(request.MTI), "upstream_stan", request.Get(messages.STAN), "error", fault)
 	})
