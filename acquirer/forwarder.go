@@ -27,8 +27,7 @@ type Forwarding struct {
 
 	// NotFoundFinal is for how long the processor must have answered nothing but "the original is not there" before that ends a reversal.
 	// Until then the original may still be on its way: slow at the processor, queued there during an outage, or in the buffers of a
-	// stalled link, and be held when it comes. It begins again with each other outcome of an attempt and at each start, and no clock that is set
-	// shortens it. Ten reply timeouts are good.
+	// stalled link, and be held when it comes. See absences for what interrupts it.
 	NotFoundFinal time.Duration
 
 	Poll     time.Duration // how often the journal is asked for what has become due
@@ -46,18 +45,18 @@ type Forwarder struct {
 
 	sometimes rate.Sometimes // for what each poll would log again
 
-	mu       sync.Mutex
-	notFound map[journal.OwedID]time.Time // since when each attempt was answered "not there"; guarded by mu
+	absences map[string]*absences // by endpoint
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
 	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
 		return nil, errors.New("forwarding: pauses, ages and poll must be positive, retry_max at least retry_min, parallel at least 1")
 	}
-	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, notFound: map[journal.OwedID]time.Time{},
+	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
 		sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	for name := range owner.endpoints {
 		f.wake[name] = make(chan struct{}, 1)
+		f.absences[name] = newAbsences(cfg.NotFoundFinal)
 	}
 	return f, nil
 }
@@ -102,7 +101,11 @@ func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
 	held := false // the HSM or the journal had no room: nothing more before the next poll
 	for {
 		// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
-		if free := f.cfg.Parallel - len(underWay); free > 0 && !held && endpoint.processor.InService() {
+		inService := endpoint.processor.InService()
+		if !inService {
+			f.absences[endpoint.Name].interrupt()
+		}
+		if free := f.cfg.Parallel - len(underWay); free > 0 && !held && inService {
 			due, err := f.owner.journal.Due(ctx, journal.Turn{Endpoint: endpoint.Name, Now: time.Now(), Farthest: f.cfg.RetryMax,
 				Limit: f.cfg.Parallel + len(underWay)})
 			if err != nil && ctx.Err() == nil {
@@ -167,7 +170,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, reversal)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if settlement.State() != journal.StateOwed {
-		f.missing(owed.ID, false)
+		f.absences[owed.Endpoint].note(owed.ID, false, false)
 	}
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
@@ -208,12 +211,18 @@ const sentOften = 6
 
 // settle says what came of an attempt. It ends a reversal only by the processor's own word.
 func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt int, answer *messages.Message, err error) journal.Settlement {
-	next, age := time.Now().Add(f.pause(owed)), time.Since(owed.Since)
-	is, code := dialect.Reversal, ""
+	is, code, pause := dialect.Reversal, "", f.pause(owed)
 	if err == nil {
 		code = answer.Get(messages.ResponseCode)
 	}
-	missing := f.missing(owed.ID, slices.Contains(is.NotFound, code))
+	// What was approved and not delivered is there: a processor that does not find it has not understood the reversal.
+	absent := slices.Contains(is.NotFound, code) && owed.Reason != reasonUndelivered
+	absences := f.absences[owed.Endpoint]
+	missing := absences.note(owed.ID, err == nil, absent)
+	if absent {
+		pause = min(pause, absences.nextAttempt())
+	}
+	next, age := time.Now().Add(pause), time.Since(owed.Since)
 	var format *messages.FormatError
 	switch {
 	case errors.Is(err, conn.ErrNotSent) && errors.As(err, &format):
@@ -222,39 +231,27 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 		return journal.Unsent(next, reasonNotSent)
 	}
 	reason := reasonRefused
-	// An attempt that had no answer may have been done. One that was answered was not: else it would not be owed any more.
+	// "Done before" can be true only if an earlier attempt had no answer. If each had one that refused it, the processor may take the
+	// reversal for the duplicate of its original, whose numbers it bears.
 	unheard := attempt-1 > owed.Answered
 	switch {
 	case err != nil:
 		reason = classify(dialect, nil, err).Reason
 	case slices.Contains(is.Acknowledged, code), slices.Contains(is.Already, code) && unheard:
 		return journal.Acknowledged(code)
-	case slices.Contains(is.NotFound, code) && missing >= f.cfg.NotFoundFinal && owed.Reason != reasonUndelivered:
+	case absent && missing >= f.cfg.NotFoundFinal:
 		return journal.Acknowledged(code)
 	case slices.Contains(is.NotFound, code):
-		reason = reasonNotFound // of an undelivered approval, which is there, it is never the end
+		reason = reasonNotFound
+	case slices.Contains(is.Already, code) && attempt >= sentOften:
+		return journal.Parked(reasonAlready, code)
 	case slices.Contains(is.Poison, code):
 		return journal.Parked(reasonPoison, code)
 	}
-	if age >= f.cfg.ParkAfter && attempt >= sentOften {
+	if age >= f.cfg.ParkAfter && attempt >= sentOften && !absent { // one that is absent ends soon by itself
 		return journal.Parked(reasonExpired, code)
 	}
 	return journal.Again(next, reason, code)
-}
-
-// missing notes whether an attempt was answered "the original is not there", and returns for how long there has been no other outcome.
-func (f *Forwarder) missing(id journal.OwedID, notFound bool) time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !notFound {
-		delete(f.notFound, id)
-		return 0
-	}
-	if since, before := f.notFound[id]; before {
-		return time.Since(since) // on the monotonic clock
-	}
-	f.notFound[id] = time.Now()
-	return 0
 }
 
 // pause is the time until the next attempt: RetryMin doubled for each attempt before, at most RetryMax, and of that between a half

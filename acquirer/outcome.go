@@ -19,8 +19,9 @@ const (
 	reasonUndelivered = "undelivered"
 	reasonRecovered   = "recovered"
 	reasonBudget      = "budget_ended"
-	reasonRefused     = "refused"   // the processor answered a reversal with a code that neither ends nor poisons it
-	reasonNotFound    = "not_found" // it does not have the original, which may still be on its way
+	reasonRefused     = "refused"         // the processor answered a reversal with a code that neither ends nor poisons it
+	reasonNotFound    = "not_found"       // it does not have the original, which may still be on its way
+	reasonAlready     = "already_refused" // it says that the reversal is done, and has refused each attempt before
 	reasonPoison      = "poison"
 	reasonFormat      = "format" // the reversal does not fit the processor's dialect
 	reasonSealedPAN   = "sealed_pan"

@@ -366,6 +366,97 @@ func TestNotFoundAfterAnOutageIsNotTheEnd(t *testing.T) {
 	})
 }
 
+// "Not found" was heard before the outage, too: the time of the outage is still none in which the original could have come.
+func TestAnOutageInterruptsTheRunOfNotFound(t *testing.T) {
+	for name, cut := range map[string]func(w *world, up bool){
+		"links down": func(w *world, up bool) { w.bank.mend(up) },
+		"HSM down": func(w *world, up bool) {
+			var fault error
+			if !up {
+				fault = hsm.ErrUnavailable
+			}
+			w.vault.(*deafVault).fault.Store(&fault)
+		},
+		"reversals unanswered": func(w *world, up bool) {
+			w.bank.mu.Lock()
+			defer w.bank.mu.Unlock()
+			w.bank.reversal = func(*messages.Message) (string, error) {
+				if up {
+					return "00", nil // 25, while the bank does not know the original
+				}
+				return "", conn.ErrTimeout
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.vault = &deafVault{}
+				w.start()
+				w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+				w.ask(w.request(), delivered)
+				<-time.After(100 * time.Millisecond)
+				cut(w, false)
+				<-time.After(10 * w.forward.NotFoundFinal)
+				cut(w, true)
+				<-time.After(w.forward.NotFoundFinal / 2)
+				w.bank.mu.Lock()
+				for key := range w.bank.seen {
+					w.bank.holds[key] = "held" // the processor comes to it only now
+				}
+				w.bank.mu.Unlock()
+				w.rest()
+				w.check()
+				w.stop()
+			})
+		})
+	}
+}
+
+// A deafVault protects, and opens while there is no fault.
+type deafVault struct {
+	vault
+	fault atomic.Pointer[error]
+}
+
+func (v *deafVault) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error) {
+	if fault := v.fault.Load(); fault != nil && *fault != nil {
+		return card.PAN{}, *fault
+	}
+	return v.vault.OpenPAN(ctx, sealed)
+}
+
+// With the pauses and ages that the config has by default, a day's outage between two attempts parks nothing that the processor ends.
+func TestNotFoundAfterADayEndsAndIsNotParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.forward = acquirer.Forwarding{RetryMin: 5 * time.Second, RetryMax: 300 * time.Second, ParkAfter: 24 * time.Hour,
+			NotFoundFinal: 180 * time.Second, Poll: 500 * time.Millisecond, Parallel: 16}
+		w.start()
+		w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.bank.reversal = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.ask(w.request(), delivered)
+		<-time.After(5 * time.Minute) // some attempts without an answer
+		w.bank.mend(false)
+		<-time.After(25 * time.Hour)
+		w.bank.mu.Lock()
+		w.bank.reversal = func(*messages.Message) (string, error) { return "25", nil }
+		w.bank.mu.Unlock()
+		w.bank.mend(true)
+		<-time.After(2 * time.Minute)
+		synctest.Wait()
+		if owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{}); err != nil || len(owed) != 1 || owed[0].State != journal.StateOwed {
+			t.Errorf("too early: %+v, %v", owed, err)
+		}
+		<-time.After(3 * time.Minute)
+		synctest.Wait()
+		if owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{}); err != nil || len(owed) != 1 || owed[0].State != journal.StateAcknowledged {
+			t.Errorf("got %+v, %v", owed, err)
+		}
+		w.stop()
+	})
+}
+
 // What was approved is there: a processor that does not find it has not understood the reversal.
 func TestNotFoundNeverEndsTheReversalOfAnUndeliveredApproval(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -246,9 +246,12 @@ func (e *Endpoint) send(ctx context.Context, deadline time.Time, x *exchange, s 
 	var tried []*session
 	trace := traceOf(ctx)
 	for {
-		trace.Link = s.number
 		err := s.write(ctx, frame)
-		if !errors.Is(err, ErrNotSent) || ctx.Err() != nil || !time.Now().Before(deadline) {
+		if !errors.Is(err, ErrNotSent) {
+			trace.Link = s.number
+			return err
+		}
+		if ctx.Err() != nil || !time.Now().Before(deadline) {
 			return err
 		}
 		tried = append(tried, s)

@@ -4,7 +4,7 @@ import "context"
 
 // A Trace is what an Exchange tells of its way beside the answer, for the log of its caller. It is written until Exchange returns.
 type Trace struct {
-	Link int // index in Config.Links of the link that the request was given to, the last one if there were several; -1 if to none
+	Link int // index in Config.Links of the link that the request was written to; -1 if to none
 }
 
 type traceKey struct{}

@@ -99,7 +99,7 @@ type key struct {
 // give the handle of a key that is gone to another one, without an error.
 func (k *key) checkAgain(m module, s pkcs11.SessionHandle) error {
 	kcv, err := recipes[k.Use].check(m, s, k.handle)
-	if _, isCode := classify(err); isCode {
+	if breaks(err) {
 		return fmt.Errorf("checking key %q again: %w", k.Label, err)
 	}
 	if err == nil && sameKCV(kcv, k.KCV) {

@@ -299,6 +299,7 @@ func (h *HSM) supervise(ctx context.Context) {
 const (
 	probeInterval = 5 * time.Second
 	checkInterval = 15 * time.Second
+	busyProbe     = time.Second // until a probe that found no room is tried again
 )
 
 // probe checks the KCV of one key, each in its turn and the token key first, as any task of a worker, if no call has succeeded for
@@ -312,15 +313,17 @@ func (h *HSM) probe(ctx context.Context) (next time.Duration) {
 	if silent, unchecked := h.silence(), time.Since(h.checked); silent < probeInterval && unchecked < checkInterval {
 		return min(probeInterval-silent, checkInterval-unchecked)
 	}
-	h.checked = time.Now()
 	label := h.watched[h.turn]
-	h.turn = (h.turn + 1) % len(h.watched)
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
 	err := h.once(ctx, func(g *generation, worker int, _ *scratch) error {
 		return g.keys[label].checkAgain(h.module, g.sessions[worker])
 	})
-	if errors.Is(err, context.DeadlineExceeded) { // and not ErrBusy: a full queue is that of its callers, who count it
+	if errors.Is(err, ErrBusy) {
+		return busyProbe // its turn is not over
+	}
+	h.checked, h.turn = time.Now(), (h.turn+1)%len(h.watched)
+	if errors.Is(err, context.DeadlineExceeded) {
 		h.count(err)
 		h.log.Warn("hsm probe unanswered", "timeout", h.cfg.CallTimeout)
 	}

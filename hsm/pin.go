@@ -106,7 +106,6 @@ func (l *login) do(m module, s pkcs11.SessionHandle, flags uint, source func() (
 		err = nil // some modules keep a login beyond C_Finalize
 	}
 	if c, _ := classify(err); c == classLogin {
-		l.refused, l.code = nil, nil
 		if slices.ContainsFunc(wrongPIN, func(code pkcs11.Error) bool { return errors.Is(err, code) }) {
 			l.refused, l.code = sum, err
 		}

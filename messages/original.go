@@ -29,10 +29,13 @@ func (m *Message) Original() Original {
 	pan := m.PAN()
 	for _, e := range originalElements {
 		if value := m.Get(e); value != "" {
-			o.values[e] = pan.HideIn(value)
-			if e.freeText() {
-				o.values[e] = card.HidePANs(o.values[e])
+			if e == Merchant || e.freeText() { // the others are too short for one, or ours
+				value = pan.HideIn(value)
 			}
+			if e.freeText() {
+				value = card.HidePANs(value)
+			}
+			o.values[e] = value
 		}
 	}
 	return o

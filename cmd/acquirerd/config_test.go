@@ -154,6 +154,8 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"one key for two zones", []string{`kcv: "12E345"`, `kcv: "08d7b4"`}, []string{`hsm.keys[1].kcv: "08D7B4" is hsm.keys[0].kcv already`}},
 		{"reversals that could take every place", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: 16"},
 			[]string{"reversals.parallel: 16 is more than half of endpoints[0].in_flight (16): reversals without an answer would take the places of transactions"}},
+		{"an end that comes after parking", []string{"environment: test", "environment: test\nreversals: { not_found_final: 48h }"},
+			[]string{"reversals.not_found_final: 48h0m0s is not shorter than park_after (24h0m0s)"}},
 		{"pauses that shrink", []string{"environment: test", "environment: test\nreversals: { retry_min: 10s, retry_max: 5s }"},
 			[]string{"reversals.retry_max: 5s is shorter than retry_min (10s)"}},
 		{"a bad log", []string{"environment: test", "environment: test\nlog: { level: loud, format: xml }"},

@@ -249,11 +249,12 @@ func (f *faults) validateNesting(c *Config) {
 			shorter(at+".reply_timeout", e.ReplyTimeout, fmt.Sprintf("upstreams[%d].budget", j), u.Budget)
 		}
 		shorter(at+".reply_timeout", e.ReplyTimeout, "reversals.not_found_final", c.Reversals.NotFoundFinal)
-		if c.Reversals.Parallel > e.InFlight/2 && e.InFlight > 0 {
+		if c.Reversals.Parallel > max(1, e.InFlight/2) && e.InFlight > 0 {
 			f.add("reversals.parallel", "%d is more than half of %s.in_flight (%d): reversals without an answer would take the places of transactions",
 				c.Reversals.Parallel, at, e.InFlight)
 		}
 	}
+	shorter("reversals.not_found_final", c.Reversals.NotFoundFinal, "park_after", c.Reversals.ParkAfter)
 	f.validateGrace(c)
 }
 
