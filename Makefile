@@ -45,5 +45,5 @@ bench: build ## CPU of the daemon per transaction at 64 in flight, without and w
 	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .demo/bench --in-flight 64
 	go test -run '^$$' -bench . -benchmem ./...
 
-clean: ## remove what was built and the demo's files
-	rm -rf bin .demo
+clean: ## remove what was built and the files of the demo and of the README
+	rm -rf bin .demo .try
