@@ -56,6 +56,13 @@ func (a *absences) note(id journal.OwedID, answered, absent bool) time.Duration 
 	return now.Sub(since)
 }
 
+// forget ends the run of a reversal that is not owed any more.
+func (a *absences) forget(id journal.OwedID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.since, id)
+}
+
 // interrupt says that the processor cannot be reached.
 func (a *absences) interrupt() {
 	a.mu.Lock()

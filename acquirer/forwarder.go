@@ -170,7 +170,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Ow
 	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, reversal)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if settlement.State() != journal.StateOwed {
-		f.absences[owed.Endpoint].note(owed.ID, false, false)
+		f.absences[owed.Endpoint].forget(owed.ID)
 	}
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)

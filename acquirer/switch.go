@@ -73,9 +73,8 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 	if cfg.InFlight < 1 {
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
-	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log, asked: map[asking]bool{},
-
-		metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
+	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
+		asked: map[asking]bool{}, metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
 		s.metrics.begin(endpoint.Name)

@@ -371,11 +371,9 @@ func TestAnOutageInterruptsTheRunOfNotFound(t *testing.T) {
 	for name, cut := range map[string]func(w *world, up bool){
 		"links down": func(w *world, up bool) { w.bank.mend(up) },
 		"HSM down": func(w *world, up bool) {
-			var fault error
-			if !up {
-				fault = hsm.ErrUnavailable
+			if w.vault.(*blindVault).fault.Store(nil); !up {
+				w.vault.(*blindVault).fault.Store(&hsm.ErrUnavailable)
 			}
-			w.vault.(*deafVault).fault.Store(&fault)
 		},
 		"reversals unanswered": func(w *world, up bool) {
 			w.bank.mu.Lock()
@@ -391,7 +389,7 @@ func TestAnOutageInterruptsTheRunOfNotFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				w.vault = &deafVault{}
+				w.vault = &blindVault{}
 				w.start()
 				w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
 				w.ask(w.request(), delivered)
@@ -411,19 +409,6 @@ func TestAnOutageInterruptsTheRunOfNotFound(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A deafVault protects, and opens while there is no fault.
-type deafVault struct {
-	vault
-	fault atomic.Pointer[error]
-}
-
-func (v *deafVault) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error) {
-	if fault := v.fault.Load(); fault != nil && *fault != nil {
-		return card.PAN{}, *fault
-	}
-	return v.vault.OpenPAN(ctx, sealed)
 }
 
 // With the pauses and ages that the config has by default, a day's outage between two attempts parks nothing that the processor ends.
@@ -515,12 +500,12 @@ func (r slowRecorder) Begin(ctx context.Context, intent journal.Intent) (*journa
 
 func TestARecoveredTransactionIsLoggedAsEveryOther(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		stan, err := w.journal.Next(t.Context(), "bank", time.Now())
+		numbers, err := w.journal.Next(t.Context(), "bank", time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		request := w.request().Message
-		request.Set(messages.STAN, stan.STAN)
+		request.Set(messages.STAN, numbers.STAN)
 		if _, err := w.journal.Begin(t.Context(), journal.Intent{Upstream: "pos", Endpoint: "bank", Original: request.Original()}); err != nil {
 			t.Fatal(err)
 		}
@@ -538,7 +523,7 @@ func TestARecoveredTransactionIsLoggedAsEveryOther(t *testing.T) {
 				}
 			}
 		}
-		if line.Msg != "transaction" || line.Outcome != "unknown" || line.STAN != stan.STAN || line.Endpoint != "bank" || line.Transaction != 1 {
+		if line.Msg != "transaction" || line.Outcome != "unknown" || line.STAN != numbers.STAN || line.Endpoint != "bank" || line.Transaction != 1 {
 			t.Errorf("got %+v of\n%s", line, &log)
 		}
 	})

@@ -27,8 +27,7 @@
 // While the HSM runs, ready is not just remembered: a token that nobody uses is probed, so that one that is gone breaks
 // the generation within 5 s and a CallTimeout, and the rebuild begins without waiting for a transaction. Each probe checks the
 // KCV of another key, so that a handle that names another key by now is found within 5 s times the number of keys, under load
-// within 15 s times it, and later only while there is no room for a probe. A healthy
-// probe leaves no trace.
+// within 15 s times it, and later only while there is no room for a probe. A healthy probe leaves no trace.
 //
 // A user PIN that the token called wrong is not offered again before its source gives another one: a token locks after a few.
 // A token that says that the next wrong PIN locks it is not logged in to at all. The PIN is cleared after the login; the

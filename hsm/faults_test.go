@@ -894,6 +894,10 @@ func TestAFullQueueNeedsNoProbe(t *testing.T) {
 		if got := h.inflight.Load(); got != 4 {
 			t.Errorf("%d in flight, want 4", got)
 		}
+		synctest.Wait()
+		if h.turn != 0 {
+			t.Errorf("the probes that found no room used up %d turns", h.turn)
+		}
 		release()
 		callers.Wait()
 		for _, class := range classes {

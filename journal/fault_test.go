@@ -482,6 +482,13 @@ func write(t *testing.T, path string, content []byte) {
 	}
 }
 
+func TestAJournalNeedsItsFolder(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "none")
+	if err := Create(filepath.Join(folder, "journal.db"), "acq01"); err == nil || !strings.HasSuffix(err.Error(), "its folder "+folder+" is not there") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestOneProcessHoldsAJournal(t *testing.T) {
 	path := create(t)
 	r := start(t, Config{Path: path})
@@ -492,6 +499,14 @@ func TestOneProcessHoldsAJournal(t *testing.T) {
 	out, err := child(t, "JOURNAL_CHILD_OPENS="+path).Output()
 	if err != nil || strings.TrimSpace(string(out)) != want {
 		t.Errorf("another process: %s, %v", out, err)
+	}
+	alias := filepath.Join(t.TempDir(), "alias.db")
+	if err := os.Symlink(path, alias); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(Config{Path: alias, Station: "acq01"}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err == nil || !strings.Contains(err.Error(), "in use by process") {
+		t.Errorf("by a symbolic link: %v", err)
 	}
 	r.begin("") // the first has not noticed
 	r.stop()

@@ -304,12 +304,14 @@ func (s *session) manage(request *messages.Message) error {
 // refuse answers what does not keep the format. Its error ends the connection: what was read does not say what an answer to it would be
 // an answer to.
 func (s *session) refuse(request *messages.Message, fault error) error {
+	if request != nil {
+		defer request.Clear()
+	}
 	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kindFormatError).Inc()
 	answers := s.door.cfg.Upstream.Codec.Dialect().Answers
 	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
 		return fmt.Errorf("unreadable message: %w", fault)
 	}
-	defer request.Clear()
 	s.door.sometimes.Do(func() {
 		s.log.Warn("message refused", "mti", string(request.MTI), "upstream_stan", request.Get(messages.STAN), "error", fault)
 	})

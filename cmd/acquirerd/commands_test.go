@@ -138,6 +138,12 @@ func TestInitCreatesAJournalOnce(t *testing.T) {
 	if got := command(t, "journal", "owed", "--config", path); got.code != 0 || !strings.HasPrefix(got.out, "ID  TRANSACTION  ENDPOINT") {
 		t.Errorf("owed: got %+v", got)
 	}
+	other := changed(t, "/var/lib/acquirerd/journal.db", journal, "station: acq01", "station: acq02")
+	for _, what := range []string{"list", "owed"} {
+		if got := command(t, "journal", what, "--config", other); got.code != 1 || got.out != "" || !strings.Contains(got.err, `it belongs to station "acq01", not to "acq02"`) {
+			t.Errorf("%s with another station's config: got %+v", what, got)
+		}
+	}
 	if got := command(t, "init", "--config", changed(t, "journal: { path: /var/lib/acquirerd/journal.db, queue: 2048 }", "journal: 1")); got.code != 1 ||
 		got.err != "journal: is not a mapping of keys to values\n" {
 		t.Errorf("got %+v", got)
