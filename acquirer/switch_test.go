@@ -411,6 +411,30 @@ func TestAnOutageInterruptsTheRunOfNotFound(t *testing.T) {
 	}
 }
 
+// An outage that is short beside NotFoundFinal, and ends the run when it would be long enough: the first answer after it proves nothing.
+func TestAShortOutageInterruptsTheRunOfNotFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.forward.NotFoundFinal = time.Minute
+		w.start()
+		w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
+		w.ask(w.request(), delivered)
+		<-time.After(52 * time.Second)
+		w.bank.mend(false)
+		<-time.After(10 * time.Second)
+		w.bank.mend(true)
+		<-time.After(10 * time.Second)
+		w.bank.mu.Lock()
+		for key := range w.bank.seen {
+			w.bank.holds[key] = "held" // the processor comes to it only now
+		}
+		w.bank.mu.Unlock()
+		w.rest()
+		w.check()
+		w.stop()
+	})
+}
+
 // With the pauses and ages that the config has by default, a day's outage between two attempts parks nothing that the processor ends.
 func TestNotFoundAfterADayEndsAndIsNotParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
