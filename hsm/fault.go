@@ -20,7 +20,7 @@ var (
 	ErrPINBlock = errors.New("PIN block cannot be translated")
 	// ErrNoPAN: there is no PAN to protect.
 	ErrNoPAN = errors.New("no PAN to protect")
-	// ErrSealedPAN: a sealed PAN is damaged, was sealed under another key, or its key is not in the configuration.
+	// ErrSealedPAN: a sealed PAN, or the sealed rest of an advice, is damaged, was sealed under another key, or its key is not in the configuration.
 	ErrSealedPAN = errors.New("sealed PAN cannot be opened")
 	// ErrKeyCheck: at least one key is missing, is not what its use demands, or has another KCV. See KeyError.
 	ErrKeyCheck = errors.New("keys in the token are not those of the configuration")

@@ -27,7 +27,7 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 	for _, c := range classes {
 		m.errors[c] = faults.WithLabelValues(string(c))
 	}
-	for _, o := range []string{protectPlain, protectPIN, openOne} {
+	for _, o := range []string{protectPlain, protectPIN, openOne, sealRest, openRest} {
 		m.seconds[o] = seconds.WithLabelValues(o)
 	}
 	m.generation = prometheus.NewGauge(prometheus.GaugeOpts{

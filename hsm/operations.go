@@ -21,6 +21,7 @@ const (
 // Purposes bind what a key makes to what it is for. kcvPurpose has letters: no PAN is ever the same bytes.
 const (
 	sealPurpose = "acquirerd pan-seal 1"
+	restPurpose = "acquirerd advice-seal 1"
 	kcvPurpose  = "acquirerd key check 1"
 )
 
@@ -70,34 +71,52 @@ func desECB() []*pkcs11.Mechanism {
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES3_ECB, nil)}
 }
 
-// sealPAN seals under a random nonce. Random ones must not be used more than 2^32 times under one key (SP 800-38D, 8.3).
-func sealPAN(m module, s pkcs11.SessionHandle, k *key, pan string) (card.SealedPAN, error) {
+// sealUnder seals under a random nonce. Random ones must not be used more than 2^32 times under one key (SP 800-38D, 8.3).
+func sealUnder(m module, s pkcs11.SessionHandle, k *key, aad, clearText []byte) (card.SealedPAN, error) {
 	nonce := make([]byte, nonceBytes)
 	_, _ = rand.Read(nonce) // never fails: see crypto/rand
-	digits := []byte(pan)
-	defer clear(digits)
-	sealed, err := seal(m, s, k.handle, nonce, k.aad, digits)
+	sealed, err := seal(m, s, k.handle, nonce, aad, clearText)
 	if err != nil {
-		return card.SealedPAN{}, fmt.Errorf("sealing PAN: %w", err)
+		return card.SealedPAN{}, err
 	}
 	return card.SealedPAN{KeyID: k.Label, Nonce: nonce, Ciphertext: sealed}, nil
 }
 
-// openPAN opens what sealPAN made. A token should answer CKR_ENCRYPTED_DATA_INVALID to a wrong tag, but SoftHSM 2.6.1
-// answers CKR_GENERAL_ERROR, as to real trouble. So if the key still passes its check, the data was at fault.
-func openPAN(m module, s pkcs11.SessionHandle, k *key, sealed card.SealedPAN) (card.PAN, error) {
-	digits, err := open(m, s, k.handle, sealed.Nonce, k.aad, sealed.Ciphertext)
-	defer clear(digits)
+// openUnder opens what sealUnder made. A token should answer CKR_ENCRYPTED_DATA_INVALID to a wrong tag, but SoftHSM 2.6.1
+// answers CKR_GENERAL_ERROR, as to real trouble. So if the key still passes its check, the data was at fault. Its caller clears the
+// result.
+func openUnder(m module, s pkcs11.SessionHandle, k *key, aad []byte, sealed card.SealedPAN) ([]byte, error) {
+	clearText, err := open(m, s, k.handle, sealed.Nonce, aad, sealed.Ciphertext)
 	switch c, _ := classify(err); {
 	case err == nil:
+		return clearText, nil
 	case c == classData:
-		return card.PAN{}, ErrSealedPAN
+		return nil, ErrSealedPAN
 	case errors.Is(err, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED)):
 		if kcv, checkErr := checkPANSeal(m, s, k.handle); checkErr == nil && sameKCV(kcv, k.KCV) {
-			return card.PAN{}, ErrSealedPAN
+			return nil, ErrSealedPAN
 		}
-		fallthrough
-	default:
+	}
+	return nil, err
+}
+
+func sealPAN(m module, s pkcs11.SessionHandle, k *key, pan string) (card.SealedPAN, error) {
+	digits := []byte(pan)
+	defer clear(digits)
+	sealed, err := sealUnder(m, s, k, k.aad, digits)
+	if err != nil {
+		return card.SealedPAN{}, fmt.Errorf("sealing PAN: %w", err)
+	}
+	return sealed, nil
+}
+
+func openPAN(m module, s pkcs11.SessionHandle, k *key, sealed card.SealedPAN) (card.PAN, error) {
+	digits, err := openUnder(m, s, k, k.aad, sealed)
+	defer clear(digits)
+	if errors.Is(err, ErrSealedPAN) {
+		return card.PAN{}, ErrSealedPAN
+	}
+	if err != nil {
 		return card.PAN{}, fmt.Errorf("opening PAN: %w", err)
 	}
 	pan, err := card.ParsePAN(string(digits))

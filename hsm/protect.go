@@ -1,7 +1,9 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"acquirerd/card"
@@ -26,6 +28,8 @@ const (
 	protectPlain = "protect"
 	protectPIN   = "protect_pin"
 	openOne      = "open_pan"
+	sealRest     = "seal_rest"
+	openRest     = "open_rest"
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
@@ -93,11 +97,8 @@ func (h *HSM) checkPair(from, to string) error {
 
 // OpenPAN opens a sealed PAN with the key that it names. Errors: ErrUnavailable, ErrSealedPAN.
 func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error) {
-	if len(sealed.Nonce) != nonceBytes || len(sealed.Ciphertext) <= tagBits/8 {
-		return card.PAN{}, ErrSealedPAN
-	}
-	if h.uses[sealed.KeyID] != PANSeal {
-		return card.PAN{}, fmt.Errorf("%w: its key %q is not in the configuration", ErrSealedPAN, sealed.KeyID)
+	if err := h.checkSealed(sealed); err != nil {
+		return card.PAN{}, err
 	}
 	var out card.PAN
 	err := h.call(ctx, openOne, func(g *generation, worker int, _ *scratch) error {
@@ -107,6 +108,59 @@ func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, err
 	})
 	if err != nil {
 		return card.PAN{}, err
+	}
+	return out, nil
+}
+
+// checkSealed refuses what cannot be opened before a worker takes it.
+func (h *HSM) checkSealed(sealed card.SealedPAN) error {
+	if len(sealed.Nonce) != nonceBytes || len(sealed.Ciphertext) <= tagBits/8 {
+		return ErrSealedPAN
+	}
+	if h.uses[sealed.KeyID] != PANSeal {
+		return fmt.Errorf("%w: its key %q is not in the configuration", ErrSealedPAN, sealed.KeyID)
+	}
+	return nil
+}
+
+// SealRest seals the sensitive part of an advice, at least one byte. Error: ErrUnavailable. The caller may clear rest as soon as it
+// returns.
+func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error) {
+	held := bytes.Clone(rest) // after a timeout the task may still run when the caller clears his
+	var out card.SealedRest
+	err := h.call(ctx, sealRest, func(g *generation, worker int, _ *scratch) error {
+		defer clear(held)
+		k := g.keys[h.cfg.SealKey]
+		sealed, err := sealUnder(h.module, g.sessions[worker], k, sealAAD(restPurpose, k.Label), held)
+		if err != nil {
+			return fmt.Errorf("sealing the rest of an advice: %w", err)
+		}
+		out = card.SealedRest(sealed)
+		return nil
+	})
+	if err != nil {
+		return card.SealedRest{}, err
+	}
+	return out, nil
+}
+
+// OpenRest opens what SealRest made. Errors: ErrUnavailable, ErrSealedPAN. Its caller clears the result.
+func (h *HSM) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error) {
+	sealed := card.SealedPAN(rest)
+	if err := h.checkSealed(sealed); err != nil {
+		return nil, err
+	}
+	var out []byte
+	err := h.call(ctx, openRest, func(g *generation, worker int, _ *scratch) error {
+		opened, err := openUnder(h.module, g.sessions[worker], g.keys[sealed.KeyID], sealAAD(restPurpose, sealed.KeyID), sealed)
+		if err != nil && !errors.Is(err, ErrSealedPAN) {
+			return fmt.Errorf("opening the rest of an advice: %w", err)
+		}
+		out = opened
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }

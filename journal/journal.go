@@ -287,6 +287,9 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 		return nil, err
 	}
 	opened[len(opened)-1] = j.writer.close
+	if j.reader.finding, err = j.reader.db.Prepare(findSQL); err != nil {
+		return nil, err
+	}
 	if err := j.load(); err != nil {
 		return nil, err
 	}

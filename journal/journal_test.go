@@ -242,11 +242,14 @@ func TestWhatIsOwedHoldsWhatItsReversalNeeds(t *testing.T) {
 	r.stop()
 
 	r = start(t, Config{Path: path}) // from the file, not from memory
-	due, err := r.Due(context.Background(), Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 10})
-	if err != nil || len(due) != 1 {
-		t.Fatalf("%d due, %v", len(due), err)
+	due := r.Incurred("processor-a")
+	if len(due) != 1 || due[0].Card != in.Token || due[0].Transaction != ticket.ID() || due[0].Kind != KindReversal || due[0].Attempts != 0 {
+		t.Fatalf("incurred: %+v", due)
 	}
-	o := due[0]
+	o, err := r.Owing(context.Background(), due[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if o.TransactionID != ticket.ID() || o.Kind != "reversal" || o.Endpoint != "processor-a" || o.Reason != "timeout" ||
 		o.State != StateOwed || o.Attempts != 0 || o.MaskedPAN != in.MaskedPAN || o.Token != in.Token ||
 		o.PAN.KeyID != in.PAN.KeyID || !bytes.Equal(o.PAN.Nonce, in.PAN.Nonce) || !bytes.Equal(o.PAN.Ciphertext, in.PAN.Ciphertext) {
@@ -271,13 +274,16 @@ func TestAReversalIsPaidInAttempts(t *testing.T) {
 		ticket := r.begin("")
 		r.finish(ticket, Outcome{Kind: Unknown, Reason: "timeout"})
 		id := r.owed()[0].ID
-		if at, found, err := r.NextDue(ctx, "processor-a"); err != nil || !found || !at.Equal(time.Now()) {
-			t.Fatalf("next due %v %v %v", at, found, err)
+		if incurred := r.Incurred("processor-a"); len(incurred) != 1 || incurred[0].ID != id || !incurred[0].DueAt.Equal(time.Now()) {
+			t.Fatalf("incurred %+v", incurred)
+		}
+		if incurred := r.Incurred("processor-a"); len(incurred) != 0 {
+			t.Fatalf("incurred twice: %+v", incurred)
 		}
 
 		attempt := func(wantAttempt int) *Ticket {
 			t.Helper()
-			ticket, err := r.Attempt(ctx, id)
+			ticket, err := r.Attempt(ctx, id, Numbers{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -294,22 +300,13 @@ func TestAReversalIsPaidInAttempts(t *testing.T) {
 		}
 
 		first := attempt(1)
-		if _, err := r.Attempt(ctx, id); !errors.Is(err, ErrNotOwed) {
+		if _, err := r.Attempt(ctx, id, Numbers{}); !errors.Is(err, ErrNotOwed) {
 			t.Errorf("a second attempt beside the first: %v", err)
-		}
-		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now(), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
-			t.Errorf("due while an attempt is under way: %d, %v", len(due), err)
-		}
-		if _, found, err := r.NextDue(ctx, "processor-a"); err != nil || found {
-			t.Errorf("next due while an attempt is under way: %v, %v", found, err)
 		}
 		first.Spend()
 		settle(first, Again(time.Now().Add(5*time.Second), "timeout", ""))
-		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(5*time.Second - time.Microsecond), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
-			t.Errorf("due too early: %d, %v", len(due), err)
-		}
-		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(5 * time.Second), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 1 || due[0].Attempts != 1 {
-			t.Errorf("not due in time: %+v, %v", due, err)
+		if o := r.owed()[0]; !o.DueAt.Equal(time.Now().Add(5*time.Second)) || o.Attempts != 1 {
+			t.Errorf("got %+v", o)
 		}
 
 		unsent := attempt(2)
@@ -321,10 +318,13 @@ func TestAReversalIsPaidInAttempts(t *testing.T) {
 		r.stop()
 
 		r = start(t, Config{Path: path})
+		if incurred := r.Incurred("processor-a"); len(incurred) != 1 || incurred[0].ID != id || incurred[0].Attempts != 2 {
+			t.Errorf("incurred %+v", incurred)
+		}
 		third := attempt(3)
 		third.Spend()
 		settle(third, Acknowledged("00"))
-		if _, err := r.Attempt(ctx, id); !errors.Is(err, ErrNotOwed) {
+		if _, err := r.Attempt(ctx, id, Numbers{}); !errors.Is(err, ErrNotOwed) {
 			t.Errorf("attempt of what is acknowledged: %v", err)
 		}
 		got := r.owed()[0]
@@ -344,7 +344,7 @@ func TestParkedIsKeptAndNotDue(t *testing.T) {
 	path := create(t)
 	r := start(t, Config{Path: path})
 	r.finish(r.begin(""), Outcome{Kind: Unknown, Reason: "timeout"})
-	ticket, err := r.Attempt(ctx, r.owed()[0].ID)
+	ticket, err := r.Attempt(ctx, r.owed()[0].ID, Numbers{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,8 +353,8 @@ func TestParkedIsKeptAndNotDue(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if due, err := r.Due(ctx, Turn{Endpoint: "processor-a", Now: time.Now().Add(time.Hour), Farthest: time.Hour, Limit: 10}); err != nil || len(due) != 0 {
-			t.Errorf("parked is due: %d, %v", len(due), err)
+		if incurred := r.Incurred("processor-a"); len(incurred) != 0 {
+			t.Errorf("parked is to be paid: %+v", incurred)
 		}
 		if got := r.owed()[0]; got.State != StateParked || got.LastReason != "poison" || got.ResponseCode != "30" {
 			t.Errorf("got %+v", got)
@@ -378,12 +378,15 @@ func TestOwe(t *testing.T) {
 	}
 	open := r.begin("").ID()
 	for range 2 {
-		if err := r.Owe(ctx, ids[Approved], "undelivered"); err != nil {
+		if _, err := r.Owe(ctx, Reversing{Transaction: ids[Approved], Reason: "undelivered"}); err != nil {
 			t.Errorf("an approved transaction: %v", err)
 		}
 	}
-	for _, id := range []TransactionID{ids[Declined], ids[NotSent], ids[Unknown], open, 4711} {
-		if err := r.Owe(ctx, id, "undelivered"); !errors.Is(err, ErrNotApproved) {
+	if stands, err := r.Owe(ctx, Reversing{Transaction: ids[Unknown], Reason: "upstream"}); err != nil || stands.State != StateOwed {
+		t.Errorf("an unknown transaction: %+v, %v", stands, err)
+	}
+	for _, id := range []TransactionID{ids[Declined], ids[NotSent], open, 4711} {
+		if _, err := r.Owe(ctx, Reversing{Transaction: id, Reason: "undelivered"}); !errors.Is(err, ErrNotApproved) {
 			t.Errorf("transaction %d: %v", id, err)
 		}
 	}
@@ -458,7 +461,7 @@ func TestATicketIsForOneSendAndOneEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	unspent, lost := r.begin(""), r.begin("")
-	attempt, err := r.Attempt(ctx, r.owed()[0].ID)
+	attempt, err := r.Attempt(ctx, r.owed()[0].ID, Numbers{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -686,10 +689,10 @@ func TestNumbers(t *testing.T) {
 		r.finish(owed, Outcome{Kind: Unknown})
 		r.finish(parked, Outcome{Kind: Unknown})
 		r.finish(undelivered, Outcome{Kind: Approved})
-		if err := r.Owe(ctx, undelivered.ID(), "undelivered"); err != nil {
+		if _, err := r.Owe(ctx, Reversing{Transaction: undelivered.ID(), Reason: "undelivered"}); err != nil {
 			t.Fatal(err)
 		}
-		attempt, err := r.Attempt(ctx, 2)
+		attempt, err := r.Attempt(ctx, 2, Numbers{})
 		if err != nil || attempt.ID() != parked.ID() {
 			t.Fatal(attempt, err)
 		}
@@ -746,7 +749,7 @@ func TestAFullQueueRefusesNewWorkAndNoOutcome(t *testing.T) {
 		r := start(t, Config{Path: path})
 		ticket, debt := r.begin(""), r.begin("")
 		r.finish(debt, Outcome{Kind: Unknown})
-		attempt, err := r.Attempt(ctx, 1)
+		attempt, err := r.Attempt(ctx, 1, Numbers{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -779,7 +782,7 @@ func TestAFullQueueRefusesNewWorkAndNoOutcome(t *testing.T) {
 		if _, err := r.Begin(ctx, intentOf(numbers, "refused")); !errors.Is(err, ErrBusy) {
 			t.Errorf("Begin on a full queue: %v", err)
 		}
-		if _, err := r.Attempt(ctx, 1); !errors.Is(err, ErrNotOwed) {
+		if _, err := r.Attempt(ctx, 1, Numbers{}); !errors.Is(err, ErrNotOwed) {
 			t.Errorf("Attempt: %v", err)
 		}
 		// What has happened must be recorded, whatever the queue and the context say.
@@ -805,7 +808,7 @@ func TestAFullQueueRefusesNewWorkAndNoOutcome(t *testing.T) {
 		if err != nil || len(found) != 6 {
 			t.Errorf("%d transactions, %v", len(found), err)
 		}
-		if attempt, err := r.Attempt(ctx, 1); err != nil || attempt.Attempt() != 1 {
+		if attempt, err := r.Attempt(ctx, 1, Numbers{}); err != nil || attempt.Attempt() != 1 {
 			t.Errorf("after a refused attempt: %v, %v", attempt, err)
 		}
 	})
@@ -903,7 +906,7 @@ func TestMetrics(t *testing.T) {
 			<-time.After(time.Minute)
 		}
 		for id, settlement := range map[OwedID]Settlement{1: Acknowledged("00"), 3: Parked("poison", "12")} {
-			ticket, err := r.Attempt(ctx, id)
+			ticket, err := r.Attempt(ctx, id, Numbers{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -931,7 +934,7 @@ func TestMetrics(t *testing.T) {
 		commits := got["acquirerd_journal_commit_seconds"]
 		if want := map[string]float64{
 			"acquirerd_owed_reversals": 1, "acquirerd_owed_oldest_age_seconds": 120, "acquirerd_parked_total": 1,
-			"acquirerd_parked_reversals":       1,
+			"acquirerd_parked_reversals": 1, "acquirerd_owed_minor_units": 12345,
 			"acquirerd_journal_commit_seconds": commits, "acquirerd_journal_batch_records": commits,
 		}; commits == 0 || !maps.Equal(got, want) {
 			t.Errorf("got %v\nwant %v", got, want)

@@ -26,18 +26,18 @@ func newMetrics(reg prometheus.Registerer, j *Journal) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(1, 2, 11), // 1 to 1,024
 		}),
 		parked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "acquirerd_parked_total", Help: "Reversals that were parked since the start.",
+			Name: "acquirerd_parked_total", Help: "Reversals and advices that were parked since the start.",
 		}),
 	}
 	all := []prometheus.Collector{m.commitSeconds, m.batchRecords, m.parked,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "acquirerd_owed_reversals", Help: "Reversals that a processor has not acknowledged, without the parked ones.",
+			Name: "acquirerd_owed_reversals", Help: "Reversals and advices that a processor has not acknowledged, without the parked ones.",
 		}, func() float64 { return float64(j.Exposure().Owed) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "acquirerd_parked_reversals", Help: "Reversals that wait for a person, also those of earlier runs.",
+			Name: "acquirerd_parked_reversals", Help: "Reversals and advices that wait for a person, also those of earlier runs.",
 		}, func() float64 { return float64(j.Exposure().Parked) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "acquirerd_owed_oldest_age_seconds", Help: "Age of the oldest owed reversal, 0 if none is owed.",
+			Name: "acquirerd_owed_oldest_age_seconds", Help: "Age of the oldest owed reversal or advice, 0 if none is owed.",
 		}, func() float64 {
 			if oldest := j.Exposure().Oldest; !oldest.IsZero() {
 				return max(0, time.Since(oldest).Seconds())
@@ -45,6 +45,7 @@ func newMetrics(reg prometheus.Registerer, j *Journal) (*metrics, error) {
 			return 0
 		}),
 	}
+	all = append(all, owedMoney{j})
 	var registered []prometheus.Collector
 	m.unregister = func() {
 		for _, c := range registered {
@@ -59,4 +60,21 @@ func newMetrics(reg prometheus.Registerer, j *Journal) (*metrics, error) {
 		registered = append(registered, c)
 	}
 	return m, nil
+}
+
+// owedMoney is the gauge of the money that is owed, by currency.
+type owedMoney struct{ journal *Journal }
+
+var owedMoneyMetric = prometheus.NewDesc("acquirerd_owed_minor_units",
+	"Money that owed reversals and advices are about, in minor units of the currency (ISO 4217 number), without the parked ones.",
+	[]string{"currency"}, nil)
+
+// Describe is for the registry.
+func (owedMoney) Describe(metrics chan<- *prometheus.Desc) { metrics <- owedMoneyMetric }
+
+// Collect is for the registry.
+func (m owedMoney) Collect(metrics chan<- prometheus.Metric) {
+	for currency, amount := range m.journal.Exposure().Amounts {
+		metrics <- prometheus.MustNewConstMetric(owedMoneyMetric, prometheus.GaugeValue, float64(amount), currency)
+	}
 }

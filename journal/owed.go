@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"database/sql/driver"
 	"fmt"
 	"time"
 
@@ -19,79 +20,104 @@ const (
 	StateParked       State = "parked"       // needs a human; kept for ever
 )
 
+// A DebtKind is what kind of message is owed.
+type DebtKind string
+
+// The kinds of what is owed.
+const (
+	KindReversal DebtKind = "reversal"
+	KindAdvice   DebtKind = "advice"
+)
+
 // An Owed is a message that a processor must acknowledge.
 type Owed struct {
 	ID              OwedID            `json:"id"`
 	TransactionID   TransactionID     `json:"transaction_id"`
-	Kind            string            `json:"kind"` // "reversal"
+	Kind            DebtKind          `json:"kind"`
 	Endpoint        string            `json:"endpoint"`
-	Reason          string            `json:"reason"` // why it is owed
+	Reason          string            `json:"reason"`                       // why it is owed
+	Replacement     string            `json:"replacement_amount,omitempty"` // minor units that a partial reversal leaves
+	Own             Numbers           `json:"-"`                            // of its message, zero if they are its original's
 	State           State             `json:"state"`
 	Attempts        int               `json:"attempts"` // sends that may have left this host
 	Answered        int               `json:"answered"` // of these, how many had an answer; a crash leaves one without
 	DueAt           time.Time         `json:"due_at"`
-	Since           time.Time         `json:"since"`
+	Since           time.Time         `json:"since"` // or since it was released
 	SettledAt       time.Time         `json:"settled_at,omitzero"`
 	LastReason      string            `json:"last_reason,omitempty"`   // of the last attempt that failed, or of the parking
 	ResponseCode    string            `json:"response_code,omitempty"` // of the last answer to it
 	MaskedPAN       string            `json:"masked_pan"`
+	Outcome         Kind              `json:"outcome"`                    // of the transaction
 	AuthorizationID string            `json:"authorization_id,omitempty"` // of the transaction's answer
 	ApprovedAmount  string            `json:"approved_amount,omitempty"`  // of the transaction's answer, if it differs
 	Original        messages.Original `json:"original"`
 	PAN             card.SealedPAN    `json:"-"`
+	Rest            card.SealedRest   `json:"-"`
 	Token           card.PANToken     `json:"-"`
 }
 
-// Owe records that an approved transaction must be reversed, because its answer could not be delivered. A second call for the
-// same transaction changes nothing. It waits for its batch whatever becomes of ctx.
+// A Reversing is a reversal that is to be owed.
+type Reversing struct {
+	Transaction TransactionID
+	Reason      string // from a closed set
+	Replacement string // minor units that a partial reversal leaves, twelve digits; "" for a full one
+}
+
+// A Reversal is where the reversal of a transaction stands.
+type Reversal struct {
+	ID           OwedID // 0: there is none
+	State        State
+	Replacement  string
+	ResponseCode string // of the processor's last answer to it
+}
+
+// Owe records that an approved transaction or an advice must be reversed. There is at most one reversal of a transaction: a second call
+// changes nothing, and returns the one that there is. It waits for its batch whatever becomes of ctx.
 //
-// An error wrapping ErrNotApproved means that there was no such transaction or that its outcome is another one (an unknown one
-// is owed already).
-func (j *Journal) Owe(_ context.Context, id TransactionID, reason string) error {
-	if !isReason(reason) {
-		panic("journal: reason is not of a closed set")
+// An error wrapping ErrNotApproved means that there is no reversal and nothing that one could undo.
+func (j *Journal) Owe(_ context.Context, of Reversing) (Reversal, error) {
+	if !isReason(of.Reason) || !isReplacement(of.Replacement) {
+		panic("journal: reason is not of a closed set, or replacement is not an amount")
 	}
-	r := &oweRecord{call: newCall(), id: id, reason: reason}
+	r := &oweRecord{call: newCall(), Reversing: of}
 	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("recording reversal owed for transaction %d: %w", id, err)
+		return Reversal{}, fmt.Errorf("recording reversal owed for transaction %d: %w", of.Transaction, err)
 	}
 	if err := <-r.reply; err != nil {
-		return fmt.Errorf("recording reversal owed for transaction %d: %w", id, err)
+		return Reversal{}, fmt.Errorf("recording reversal owed for transaction %d: %w", of.Transaction, err)
 	}
-	return nil
+	return r.stands, nil
 }
+
+func isReplacement(s string) bool { return s == "" || len(s) == maxAmountDigits && digitsOnly(s) }
 
 type oweRecord struct {
 	call
-	id     TransactionID
-	reason string
-	debt   *debt // nil if it was owed before
+	Reversing
+	stands Reversal
+	debt   *Debt // nil if it was owed before
 }
 
-const approvalSQL = `SELECT outcome, endpoint, stan, amount, currency, approved_amount FROM transactions WHERE id = ?`
+const approvalSQL = `SELECT outcome, endpoint, stan, amount, currency, coalesce(approved_amount, ''), pan_token FROM transactions WHERE id = ?`
+
+const reversalSQL = `SELECT id, state, replacement, response_code FROM owed WHERE transaction_id = ? AND kind = 'reversal'`
 
 func (r *oweRecord) write(w *writer, at time.Time) error {
-	row, err := w.approval.one(int64(r.id))
+	var err error
+	if r.stands, err = w.reversalOf(r.Transaction); err != nil || r.stands.ID != 0 {
+		return err
+	}
+	d, outcome, err := w.approved(r.Transaction, r.Replacement)
 	if err != nil {
 		return err
 	}
-	if row == nil || row[0] != string(Approved) {
+	if outcome != Approved && outcome != Accepted {
 		r.refused = ErrNotApproved
 		return nil
 	}
-	text := make([]string, len(row))
-	for i, value := range row {
-		text[i], _ = value.(string)
+	if r.debt, err = w.owe(d, owing{reason: r.Reason, replacement: r.Replacement}, at); err == nil {
+		r.stands = Reversal{ID: r.debt.ID, State: StateOwed, Replacement: r.Replacement}
 	}
-	amount := text[3]
-	if text[5] != "" {
-		amount = text[5]
-	}
-	due, err := parseMoney(amount, text[4])
-	if err != nil {
-		return err
-	}
-	r.debt, err = w.owe(&debt{transaction: r.id, endpoint: text[1], stan: text[2], money: due}, nextEvent, r.reason, at)
 	return err
 }
 
@@ -102,68 +128,73 @@ func (r *oweRecord) done(j *Journal, err error) {
 	r.answer(err)
 }
 
-const insertOwedSQL = `INSERT INTO owed (id, transaction_id, kind, endpoint, reason, state, attempts, answered, due_at, since,
-last_reason, response_code) VALUES (?1, ?2, 'reversal', ?3, ?4, 'owed', 0, 0, ?5, ?5, '', '')
-ON CONFLICT (transaction_id, kind) DO NOTHING RETURNING id`
-
-// owe writes a reversal that is due at once, and returns the debt; nil if it was written before.
-func (w *writer) owe(d *debt, event int64, reason string, at time.Time) (*debt, error) {
-	d.id, d.since = w.lastOwed+1, at
-	row, err := w.insertOwed.one(int64(d.id), int64(d.transaction), d.endpoint, reason, at.UnixMicro())
+// reversalOf returns the reversal of a transaction, the zero Reversal if there is none.
+func (w *writer) reversalOf(id TransactionID) (Reversal, error) {
+	row, err := w.reversal.one(int64(id))
 	if err != nil || row == nil {
+		return Reversal{}, err
+	}
+	number, _ := row[0].(int64)
+	return Reversal{ID: OwedID(number), State: State(textOf(row[1])), Replacement: textOf(row[2]), ResponseCode: textOf(row[3])}, nil
+}
+
+// approved returns what a reversal of a transaction is about, and the transaction's outcome: "" if there is none.
+func (w *writer) approved(id TransactionID, replacement string) (*Debt, Kind, error) {
+	row, err := w.approval.one(int64(id))
+	if err != nil || row == nil {
+		return nil, "", err
+	}
+	d := &Debt{Transaction: id, Kind: KindReversal, Endpoint: textOf(row[1]), stan: textOf(row[2])}
+	outcome := Kind(textOf(row[0]))
+	token, _ := row[6].([]byte)
+	copy(d.Card[:], token)
+	d.money, err = atStake(textOf(row[3]), textOf(row[5]), replacement, textOf(row[4]))
+	return d, outcome, err
+}
+
+func textOf(value driver.Value) string {
+	text, _ := value.(string)
+	return text
+}
+
+const insertOwedSQL = `INSERT INTO owed (id, transaction_id, kind, endpoint, reason, replacement, stan, transmission_time, state, attempts,
+answered, due_at, since, last_reason, response_code) VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', '', 'owed', 0, 0, ?7, ?7, '', '') RETURNING id`
+
+// An owing is how something comes to be owed.
+type owing struct {
+	event       int64 // number of the event, if it is known
+	reason      string
+	replacement string
+}
+
+// owe writes a debt that is due at once, and returns it.
+func (w *writer) owe(d *Debt, how owing, at time.Time) (*Debt, error) {
+	d.ID, d.Since, d.DueAt = w.lastOwed+1, at, at
+	if _, err := w.insertOwed.one(int64(d.ID), int64(d.Transaction), string(d.Kind), d.Endpoint, how.reason, how.replacement, at.UnixMicro()); err != nil {
 		return nil, err
 	}
-	w.lastOwed = d.id
-	return d, w.note(d.transaction, event, d.id, string(StateOwed), reason, at)
+	w.lastOwed = d.ID
+	return d, w.note(d.Transaction, how.event, d.ID, string(StateOwed), how.reason, at)
 }
 
 // owes takes a debt that is durable now into memory.
-func (j *Journal) owes(d *debt) {
+func (j *Journal) owes(d *Debt) {
 	if d != nil {
 		j.standing.incur(d)
 	}
 }
 
-// A Turn asks for what is due.
-type Turn struct {
-	Endpoint string
-	Now      time.Time
-	Farthest time.Duration // the longest pause between two attempts: what is due later was given its time by a clock that has been set back
-	Limit    int
-}
+// Incurred returns what has come to be owed to an endpoint since the last call, and at the first call what was owed when the journal was
+// opened. It is for the one who pays it.
+func (j *Journal) Incurred(endpoint string) []Debt { return j.standing.incurred(endpoint) }
 
-// Due returns what is owed to an endpoint and due, the longest due first, without what an attempt is under way for.
-// What it returns may be settled a moment later: Attempt then says so.
-func (j *Journal) Due(ctx context.Context, turn Turn) ([]Owed, error) {
-	before, limit := j.standing.underWay(), turn.Limit
-	turn.Limit += len(before)
-	owed, err := j.reader.due(ctx, turn)
+// Owing returns one thing that is or was owed.
+func (j *Journal) Owing(ctx context.Context, id OwedID) (Owed, error) {
+	found, err := j.reader.owing(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("reading what is due: %w", err)
+		return Owed{}, fmt.Errorf("reading owed %d: %w", id, err)
 	}
-	free := owed[:0]
-	for _, o := range owed {
-		if !before[o.ID] && len(free) < limit {
-			free = append(free, o)
-		}
-	}
-	return free, nil
-}
-
-// NextDue returns when the next item of an endpoint is due for which no attempt is under way; false if nothing is owed but
-// those.
-func (j *Journal) NextDue(ctx context.Context, endpoint string) (time.Time, bool, error) {
-	underWay := j.standing.underWay()
-	ids, times, err := j.reader.nextDue(ctx, endpoint, 1+len(underWay))
-	if err != nil {
-		return time.Time{}, false, fmt.Errorf("reading what is due: %w", err)
-	}
-	for i, id := range ids {
-		if !underWay[id] {
-			return times[i], true, nil
-		}
-	}
-	return time.Time{}, false, nil
+	return found, nil
 }
 
 // Creditors returns the endpoints to which something is owed, in the order of their names.
@@ -175,10 +206,11 @@ func (j *Journal) Creditors(ctx context.Context) ([]string, error) {
 }
 
 // Attempt records that something owed is about to be sent, and returns the Ticket for that. It is durable before a byte goes
-// out, so that the next send after a crash is known to be a repeat. It waits for its batch even if ctx ends meanwhile.
+// out, so that the next send after a crash is known to be a repeat. The first attempt gives the message numbers of its own, unless they
+// are zero; from then on they stay, and are the Ticket's. It waits for its batch even if ctx ends meanwhile.
 //
 // An error wrapping ErrNotOwed, ErrBusy, ErrClosed or ctx.Err() means that nothing was written.
-func (j *Journal) Attempt(ctx context.Context, id OwedID) (*Ticket, error) {
+func (j *Journal) Attempt(ctx context.Context, id OwedID, own Numbers) (*Ticket, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("recording attempt of owed %d: %w", id, err)
 	}
@@ -187,7 +219,7 @@ func (j *Journal) Attempt(ctx context.Context, id OwedID) (*Ticket, error) {
 		return nil, fmt.Errorf("recording attempt of owed %d: %w", id, ErrNotOwed)
 	}
 	r := &attemptRecord{call: newCall(), ticket: &Ticket{
-		id: d.transaction, owed: d.id, endpoint: d.endpoint, stan: d.stan, money: d.money,
+		id: d.Transaction, owed: d.ID, endpoint: d.Endpoint, stan: d.stan, token: d.Card, money: d.money, own: own,
 	}}
 	if err := j.queue.put(r, false); err != nil {
 		j.standing.again(id)
@@ -204,10 +236,12 @@ type attemptRecord struct {
 	ticket *Ticket
 }
 
-const attemptOwedSQL = `UPDATE owed SET attempts = attempts + 1 WHERE id = ? AND state = 'owed' RETURNING attempts`
+const attemptOwedSQL = `UPDATE owed SET attempts = attempts + 1, stan = iif(attempts = 0 AND stan = '', ?2, stan),
+transmission_time = iif(attempts = 0 AND stan = '', ?3, transmission_time) WHERE id = ?1 AND state = 'owed'
+RETURNING attempts, stan, transmission_time`
 
 func (r *attemptRecord) write(w *writer, at time.Time) error {
-	row, err := w.attemptOwed.one(int64(r.ticket.owed))
+	row, err := w.attemptOwed.one(int64(r.ticket.owed), r.ticket.own.STAN, r.ticket.own.TransmissionTime)
 	if err != nil {
 		return err
 	}
@@ -215,11 +249,16 @@ func (r *attemptRecord) write(w *writer, at time.Time) error {
 		return errInvariant
 	}
 	attempts, _ := row[0].(int64)
-	r.ticket.attempt = int(attempts)
+	r.ticket.attempt, r.ticket.own = int(attempts), Numbers{textOf(row[1]), textOf(row[2])}
 	return w.note(r.ticket.id, nextEvent, r.ticket.owed, "attempted", fmt.Sprintf("attempt_%d", attempts), at)
 }
 
-func (r *attemptRecord) done(_ *Journal, err error) { r.answer(err) }
+func (r *attemptRecord) done(j *Journal, err error) {
+	if err == nil {
+		j.standing.number(r.ticket.owed, r.ticket.own.STAN)
+	}
+	r.answer(err)
+}
 
 // A Settlement is what came of an attempt. It is made by Acknowledged, Again, Unsent and Parked.
 type Settlement struct {
@@ -239,6 +278,9 @@ func (s Settlement) Event() string { return s.event }
 
 // ResponseCode is that of the answer, "" without one.
 func (s Settlement) ResponseCode() string { return s.code }
+
+// DueAt is when it is due again, zero if it is not.
+func (s Settlement) DueAt() time.Time { return s.dueAt }
 
 // Reason is why it is not acknowledged, "" if it is.
 func (s Settlement) Reason() string { return s.reason }

@@ -21,7 +21,8 @@ const mostReaders = 4
 type Reader struct {
 	db      *sql.DB
 	station string
-	version int // of the schema
+	version int       // of the schema
+	finding *sql.Stmt // findSQL, once the schema has its columns
 }
 
 // OpenReadOnly opens a journal for reading, whoever holds it.
@@ -62,7 +63,12 @@ func openReader(path string) (_ *Reader, err error) {
 }
 
 // Close ends reading.
-func (r *Reader) Close() error { return r.db.Close() }
+func (r *Reader) Close() error {
+	if r.finding != nil {
+		return errors.Join(r.finding.Close(), r.db.Close())
+	}
+	return r.db.Close()
+}
 
 // Station is whose journal it is.
 func (r *Reader) Station() string { return r.station }
@@ -92,7 +98,9 @@ type Transaction struct {
 	Reason           string        `json:"reason,omitempty"`
 	BegunAt          time.Time     `json:"begun_at"`
 	FinishedAt       time.Time     `json:"finished_at,omitzero"`
-	Owed             State         `json:"owed,omitempty"` // of its reversal, "" if none is or was owed
+	Owed             State         `json:"owed,omitempty"`               // of its reversal, "" if none is or was owed
+	Replacement      string        `json:"replacement_amount,omitempty"` // what a partial reversal leaves, minor units
+	Advice           State         `json:"advice,omitempty"`             // of an advice, "" for a request
 }
 
 // StillOpen is a Filter's Outcome for transactions without one.
@@ -134,14 +142,16 @@ func (r *Reader) Transactions(ctx context.Context, f Filter) ([]Transaction, err
 		var finished sql.NullInt64
 		err := scan(&t.ID, &t.Upstream, &t.UpstreamKey, &t.UpstreamSTAN, &t.UpstreamRRN, &t.Endpoint, &t.MTI, &t.STAN, &t.RRN,
 			&t.TransmissionTime, &t.AcquirerID, &t.Terminal, &t.Merchant, &t.Amount, &t.Currency, &t.MaskedPAN, &t.Outcome,
-			&t.ResponseCode, &t.AuthorizationID, &t.ApprovedAmount, &t.Reason, &begun, &finished, &t.Owed)
+			&t.ResponseCode, &t.AuthorizationID, &t.ApprovedAmount, &t.Reason, &begun, &finished, &t.Owed,
+			&t.Replacement, &t.Advice)
 		t.BegunAt, t.FinishedAt = fromMicros(begun), fromNullMicros(finished)
 		return t, err
 	}, `SELECT t.id, t.upstream, coalesce(t.upstream_key, ''), t.upstream_stan, t.upstream_rrn, t.endpoint, t.mti, t.stan, t.rrn,
 		t.transmission_time, t.acquirer_id, t.terminal, t.merchant, t.amount, t.currency, t.masked_pan, coalesce(t.outcome, ''),
 		coalesce(t.response_code, ''), coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
-		coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, '')
-		FROM transactions t LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal'`+
+		coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, ''), coalesce(o.replacement, ''), coalesce(a.state, '')
+		FROM transactions t LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal'
+		LEFT JOIN owed a ON a.transaction_id = t.id AND a.kind = 'advice'`+
 		where.String()+" ORDER BY t.id DESC LIMIT ?", append(where.args, limitOr(f.Limit))...)
 }
 
@@ -170,33 +180,22 @@ func (r *Reader) Owed(ctx context.Context, f OwedFilter) ([]Owed, error) {
 		selectOwed+where.String()+" ORDER BY o.id DESC LIMIT ?", append(where.args, limitOr(f.Limit))...)
 }
 
-// due returns what is due to an endpoint, the longest due first, and then what is due too late to be true.
-func (r *Reader) due(ctx context.Context, turn Turn) ([]Owed, error) {
-	const ofEndpoint, inOrder = " WHERE o.state = 'owed' AND o.endpoint = ? AND o.due_at", " ORDER BY o.due_at, o.id LIMIT ?"
-	due, err := rows(ctx, r.db, "selecting", scanOwed, selectOwed+ofEndpoint+" <= ?"+inOrder, turn.Endpoint, turn.Now.UnixMicro(), turn.Limit)
-	if err != nil || len(due) == turn.Limit {
-		return due, err
+// owing returns one row.
+func (r *Reader) owing(ctx context.Context, id OwedID) (Owed, error) {
+	found, err := rows(ctx, r.db, "selecting", scanOwed, selectOwed+" WHERE o.id = ?", int64(id))
+	if err == nil && len(found) == 0 {
+		err = errors.New("there is none")
 	}
-	late, err := rows(ctx, r.db, "selecting", scanOwed, selectOwed+ofEndpoint+" > ?"+inOrder, turn.Endpoint,
-		turn.Now.Add(turn.Farthest).UnixMicro(), turn.Limit-len(due))
-	return append(due, late...), err
+	if err != nil {
+		return Owed{}, err
+	}
+	return found[0], nil
 }
 
-// nextDue returns the first IDs of an endpoint by their time.
-func (r *Reader) nextDue(ctx context.Context, endpoint string, limit int) (ids []OwedID, times []time.Time, err error) {
-	_, err = rows(ctx, r.db, "selecting", func(scan scanner) (struct{}, error) {
-		var id OwedID
-		var at int64
-		err := scan(&id, &at)
-		ids, times = append(ids, id), append(times, fromMicros(at))
-		return struct{}{}, err
-	}, "SELECT id, due_at FROM owed WHERE state = 'owed' AND endpoint = ? ORDER BY due_at, id LIMIT ?", endpoint, limit)
-	return ids, times, err
-}
-
-const selectOwed = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.reason, o.state, o.attempts, o.answered, o.due_at, o.since,
-o.settled_at, o.last_reason, o.response_code, t.masked_pan, coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
-t.original, coalesce(t.pan_key_id, ''), t.pan_nonce, t.pan_ciphertext, t.pan_token
+const selectOwed = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.reason, o.replacement, o.stan, o.transmission_time, o.state,
+o.attempts, o.answered, o.due_at, o.since, o.settled_at, o.last_reason, o.response_code, t.masked_pan, coalesce(t.outcome, ''),
+coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''), t.original, coalesce(t.pan_key_id, ''), t.pan_nonce, t.pan_ciphertext,
+coalesce(t.rest_key_id, ''), t.rest_nonce, t.rest_ciphertext, t.pan_token
 FROM owed o JOIN transactions t ON t.id = o.transaction_id`
 
 func scanOwed(scan scanner) (Owed, error) {
@@ -205,9 +204,10 @@ func scanOwed(scan scanner) (Owed, error) {
 	var settled sql.NullInt64
 	var original string
 	var token []byte
-	if err := scan(&o.ID, &o.TransactionID, &o.Kind, &o.Endpoint, &o.Reason, &o.State, &o.Attempts, &o.Answered, &due, &since, &settled,
-		&o.LastReason, &o.ResponseCode, &o.MaskedPAN, &o.AuthorizationID, &o.ApprovedAmount, &original, &o.PAN.KeyID,
-		&o.PAN.Nonce, &o.PAN.Ciphertext, &token); err != nil {
+	if err := scan(&o.ID, &o.TransactionID, &o.Kind, &o.Endpoint, &o.Reason, &o.Replacement, &o.Own.STAN, &o.Own.TransmissionTime, &o.State,
+		&o.Attempts, &o.Answered, &due, &since, &settled, &o.LastReason, &o.ResponseCode, &o.MaskedPAN, &o.Outcome, &o.AuthorizationID,
+		&o.ApprovedAmount, &original, &o.PAN.KeyID, &o.PAN.Nonce, &o.PAN.Ciphertext, &o.Rest.KeyID, &o.Rest.Nonce, &o.Rest.Ciphertext,
+		&token); err != nil {
 		return Owed{}, err
 	}
 	o.DueAt, o.Since, o.SettledAt = fromMicros(due), fromMicros(since), fromNullMicros(settled)
@@ -255,13 +255,15 @@ func (r *Reader) unfinished(ctx context.Context, last TransactionID) ([]*Ticket,
 	return rows(ctx, r.db, "selecting unfinished", func(scan scanner) (*Ticket, error) {
 		t := &Ticket{recovered: true}
 		var amount, currency string
-		if err := scan(&t.id, &t.endpoint, &t.stan, &amount, &currency); err != nil {
+		var token []byte
+		if err := scan(&t.id, &t.endpoint, &t.stan, &token, &amount, &currency); err != nil {
 			return nil, err
 		}
+		copy(t.token[:], token)
 		var err error
 		t.money, err = parseMoney(amount, currency)
 		return t, err
-	}, `SELECT id, endpoint, stan, amount, currency FROM transactions WHERE outcome IS NULL AND id <= ? ORDER BY id`, int64(last))
+	}, `SELECT id, endpoint, stan, pan_token, amount, currency FROM transactions WHERE outcome IS NULL AND id <= ? ORDER BY id`, int64(last))
 }
 
 // lastIDs returns the newest IDs, 0 if there is none.
@@ -281,27 +283,41 @@ func (r *Reader) standing(ctx context.Context, s *standing) error {
 		s.open(t)
 	}
 	_, err = rows(ctx, r.db, "loading what is owed", func(scan scanner) (struct{}, error) {
-		d := &debt{}
-		var since int64
-		var amount, currency string
-		var state State
-		if err := scan(&d.id, &d.transaction, &d.endpoint, &state, &since, &d.stan, &amount, &currency); err != nil {
-			return struct{}{}, err
-		}
-		d.since = fromMicros(since)
-		var err error
-		if d.money, err = parseMoney(amount, currency); err != nil {
+		d, state, err := scanDebt(scan)
+		if err != nil {
 			return struct{}{}, err
 		}
 		s.incur(d)
 		if state == StateParked {
-			s.settle(d.id, true)
+			s.settle(d.ID, true)
 		}
 		return struct{}{}, nil
-	}, `SELECT o.id, o.transaction_id, o.endpoint, o.state, o.since, t.stan,
-		coalesce(nullif(t.approved_amount, ''), t.amount), t.currency
-		FROM owed o JOIN transactions t ON t.id = o.transaction_id WHERE o.state IN ('owed', 'parked') ORDER BY o.id`)
+	}, debtSQL+" WHERE o.state <> 'acknowledged' ORDER BY o.id")
 	return err
+}
+
+// debtSQL selects what memory keeps of something owed.
+const debtSQL = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.state, o.attempts, o.due_at, o.since, o.stan, o.replacement, t.stan,
+t.pan_token, t.amount, coalesce(t.approved_amount, ''), t.currency FROM owed o JOIN transactions t ON t.id = o.transaction_id`
+
+// debtColumns are those of debtSQL.
+const debtColumns = 15
+
+func scanDebt(scan scanner) (*Debt, State, error) {
+	d := &Debt{}
+	var due, since int64
+	var replacement, amount, approved, currency string
+	var token []byte
+	var state State
+	if err := scan(&d.ID, &d.Transaction, &d.Kind, &d.Endpoint, &state, &d.Attempts, &due, &since, &d.own, &replacement, &d.stan, &token,
+		&amount, &approved, &currency); err != nil {
+		return nil, "", err
+	}
+	d.DueAt, d.Since = fromMicros(due), fromMicros(since)
+	copy(d.Card[:], token)
+	var err error
+	d.money, err = atStake(amount, approved, replacement, currency)
+	return d, state, err
 }
 
 // A scanner reads the columns of the present row.

@@ -27,6 +27,7 @@ type Intent struct {
 	Original     messages.Original // of the request as it will be sent; MTI and STAN are mandatory
 	PAN          card.SealedPAN    // zero if the request has no PAN
 	Token        card.PANToken     // zero if the request has no PAN
+	Rest         card.SealedRest   // of an advice; zero if nothing else of it is sensitive
 	MaskedPAN    string
 	At           time.Time // zero: now
 }
@@ -40,15 +41,17 @@ const (
 	Declined Kind = "declined"
 	NotSent  Kind = "not_sent" // proven: no byte left this host
 	Unknown  Kind = "unknown"  // the processor may have acted: a reversal is owed
+	Accepted Kind = "accepted" // an advice: it is owed to the processor
 )
 
 // An Outcome is what came of a request.
 type Outcome struct {
 	Kind            Kind
-	ResponseCode    string // DE 39 of the answer
-	AuthorizationID string // DE 38 of the answer
-	ApprovedAmount  string // DE 4 of the answer in minor units, "" if it is the amount that was asked for
-	Reason          string // why, from a closed set: lower-case letters, digits and underscores
+	ResponseCode    string         // DE 39 of the answer
+	AuthorizationID string         // DE 38 of the answer
+	ApprovedAmount  string         // DE 4 of the answer in minor units, "" if it is the amount that was asked for
+	Reason          string         // why, from a closed set: lower-case letters, digits and underscores
+	Answer          messages.Reply // what the upstream is told; zero if nobody can be
 }
 
 // What a caller may branch on.
@@ -61,11 +64,19 @@ var (
 	ErrBusy = errors.New("journal is busy")
 	// ErrDuplicate: the upstream has used this key before. Nothing was written.
 	ErrDuplicate = errors.New("duplicate of an earlier transaction")
-	// ErrNotApproved: only an approved transaction can be owed by Owe. Nothing was written.
-	ErrNotApproved = errors.New("transaction is not approved")
+	// ErrNotApproved: there is nothing that a reversal could undo, or be owed by Owe. Nothing was written.
+	ErrNotApproved = errors.New("transaction is neither approved nor an advice")
 	// ErrNotOwed: it was settled meanwhile, or another attempt is under way. Nothing was written.
 	ErrNotOwed = errors.New("not owed, or an attempt is under way")
+	// ErrNotParked: only what is parked can be released. Nothing was written.
+	ErrNotParked = errors.New("not parked")
 )
+
+// Numbers are those of a reversal that does not have its original's: the same at each attempt.
+type Numbers struct {
+	STAN             string // DE 11
+	TransmissionTime string // DE 7
+}
 
 // A Ticket allows one message to be sent, once. Only Begin, Attempt and Unfinished make one.
 type Ticket struct {
@@ -75,7 +86,9 @@ type Ticket struct {
 	recovered bool
 	endpoint  string
 	stan      string
-	money     money // what a reversal would be about
+	token     card.PANToken
+	money     money   // what a reversal would be about
+	own       Numbers // of an attempt's message
 
 	spent    atomic.Bool
 	finished atomic.Bool
@@ -96,6 +109,9 @@ func (t *Ticket) Owed() OwedID { return t.owed }
 // Attempt is 1 for the first send of something owed. From 2 on an earlier one may have reached the processor, perhaps before
 // a crash, and the message must be marked as a repeat.
 func (t *Ticket) Attempt() int { return t.attempt }
+
+// Own are the numbers of an attempt's message, if it does not have those of its original.
+func (t *Ticket) Own() Numbers { return t.own }
 
 // Recovered reports whether the Ticket is of an earlier run: it can be finished, as Unknown, and not spent.
 func (t *Ticket) Recovered() bool { return t.recovered }
@@ -152,8 +168,8 @@ func (in Intent) check() error {
 		return errors.New("intent whose STAN is not six digits")
 	case longestDigitRun(in.MaskedPAN) > 6:
 		return errors.New("intent whose masked PAN is not masked")
-	case (in.PAN.KeyID == "") != (len(in.PAN.Ciphertext) == 0):
-		return errors.New("intent whose sealed PAN is incomplete")
+	case (in.PAN.KeyID == "") != (len(in.PAN.Ciphertext) == 0), (in.Rest.KeyID == "") != (len(in.Rest.Ciphertext) == 0):
+		return errors.New("intent whose sealed PAN or rest is incomplete")
 	}
 	return nil
 }

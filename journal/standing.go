@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"acquirerd/card"
 )
 
 // money is an amount in minor units of a currency by its ISO 4217 number.
@@ -33,14 +35,34 @@ func parseMoney(amount, currency string) (money, error) {
 	return money{value, currency}, nil
 }
 
-// A debt is something owed, as memory has it.
-type debt struct {
-	id          OwedID
-	transaction TransactionID
-	endpoint    string
-	stan        string
-	money       money
-	since       time.Time
+// atStake is the money that a reversal is about: what was approved, without what a partial reversal leaves.
+func atStake(amount, approved, replacement, currency string) (money, error) {
+	if approved != "" {
+		amount = approved
+	}
+	whole, err := parseMoney(amount, currency)
+	if err != nil || replacement == "" {
+		return whole, err
+	}
+	left, err := parseMoney(replacement, currency)
+	whole.amount -= min(left.amount, whole.amount)
+	return whole, err
+}
+
+// A Debt is something owed, as memory has it.
+type Debt struct {
+	ID          OwedID
+	Transaction TransactionID
+	Kind        DebtKind
+	Endpoint    string
+	Card        card.PANToken // zero if it is not known
+	Attempts    int           // before it was taken into memory
+	DueAt       time.Time
+	Since       time.Time
+
+	stan  string
+	own   string // STAN of its message, "" if that is its original's
+	money money
 }
 
 // A standing is what the journal keeps in memory of its records that are not at rest, true after each commit and loaded at
@@ -48,15 +70,16 @@ type debt struct {
 type standing struct {
 	mu       sync.Mutex
 	inUse    map[string]map[string]int // endpoint, STAN: how many records hold it
-	debts    map[OwedID]*debt
-	attempts map[OwedID]bool // those of debts for which a Ticket is out
-	ages     []*debt         // by ID, and so by age; settled ones are dropped later
+	debts    map[OwedID]*Debt
+	fresh    map[string][]*Debt // by endpoint, those that its payer has not been told of
+	attempts map[OwedID]bool    // those of debts for which a Ticket is out
+	ages     []*Debt            // by ID, and so by age; settled ones are dropped later
 	amounts  map[string]uint64
 	parked   int
 }
 
 func newStanding() *standing {
-	return &standing{inUse: map[string]map[string]int{}, debts: map[OwedID]*debt{}, attempts: map[OwedID]bool{},
+	return &standing{inUse: map[string]map[string]int{}, debts: map[OwedID]*Debt{}, fresh: map[string][]*Debt{}, attempts: map[OwedID]bool{},
 		amounts: map[string]uint64{}}
 }
 
@@ -96,18 +119,46 @@ func (s *standing) close(t *Ticket) {
 	s.release(t.endpoint, t.stan)
 }
 
-// incur adds a debt. IDs ascend.
-func (s *standing) incur(d *debt) {
+// incur adds a debt. IDs ascend, but for one that is owed again.
+func (s *standing) incur(d *Debt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.debts[d.id] = d
+	s.debts[d.ID] = d
+	s.fresh[d.Endpoint] = append(s.fresh[d.Endpoint], d)
 	s.ages = append(s.ages, d)
 	s.amounts[d.money.currency] += d.money.amount
-	s.hold(d.endpoint, d.stan)
+	s.hold(d.Endpoint, d.stan)
+	if d.own != "" {
+		s.hold(d.Endpoint, d.own)
+	}
+}
+
+// incurred gives an endpoint's fresh debts out, once.
+func (s *standing) incurred(endpoint string) []Debt {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []Debt
+	for _, d := range s.fresh[endpoint] {
+		if s.debts[d.ID] == d {
+			list = append(list, *d)
+		}
+	}
+	delete(s.fresh, endpoint)
+	return list
+}
+
+// number keeps the STAN of a debt's own message from being given out.
+func (s *standing) number(id OwedID, own string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.debts[id]; d != nil && own != "" && d.own == "" {
+		d.own = own
+		s.hold(d.Endpoint, own)
+	}
 }
 
 // attempt marks a debt as being paid and returns it; nil if it is not owed or an attempt is under way.
-func (s *standing) attempt(id OwedID) *debt {
+func (s *standing) attempt(id OwedID) *Debt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.debts[id]
@@ -138,24 +189,33 @@ func (s *standing) settle(id OwedID, parked bool) {
 	if s.amounts[d.money.currency] -= d.money.amount; s.amounts[d.money.currency] == 0 {
 		delete(s.amounts, d.money.currency)
 	}
-	for len(s.ages) > 0 && s.debts[s.ages[0].id] == nil {
+	for len(s.ages) > 0 && s.debts[s.ages[0].ID] != s.ages[0] {
 		s.ages = s.ages[1:]
 	}
 	if len(s.ages) > 2*len(s.debts)+64 { // an old debt stands before many that were settled
-		s.ages = slices.DeleteFunc(s.ages, func(d *debt) bool { return s.debts[d.id] == nil })
+		s.ages = slices.DeleteFunc(s.ages, func(d *Debt) bool { return s.debts[d.ID] != d })
 	}
 	if parked {
 		s.parked++
 		return
 	}
-	s.release(d.endpoint, d.stan)
+	s.free(d)
 }
 
-// underWay returns what is being paid now.
-func (s *standing) underWay() map[OwedID]bool {
+// free gives the numbers of a debt back.
+func (s *standing) free(d *Debt) {
+	s.release(d.Endpoint, d.stan)
+	if d.own != "" {
+		s.release(d.Endpoint, d.own)
+	}
+}
+
+// unpark takes back what a parked debt keeps, because it is owed again.
+func (s *standing) unpark(d *Debt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.attempts)
+	s.parked--
+	s.free(d)
 }
 
 // An Exposure is what stands open with processors. Parked items are not part of the first three.
@@ -173,7 +233,7 @@ func (j *Journal) Exposure() Exposure {
 	defer s.mu.Unlock()
 	e := Exposure{Owed: len(s.debts), Amounts: maps.Clone(s.amounts), Parked: s.parked}
 	if len(s.ages) > 0 {
-		e.Oldest = s.ages[0].since
+		e.Oldest = s.ages[0].Since
 	}
 	return e
 }

@@ -3,18 +3,21 @@ package journal
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"acquirerd/card"
 	"acquirerd/messages"
 )
 
-// Begin records what is about to be sent and returns the Ticket that allows it. It waits for its batch even if ctx ends
-// meanwhile, because a Ticket that nobody holds would be an intent without an end.
+// Begin records what is about to be sent and returns the Ticket that allows it. It waits for its batch as long as ctx does. If ctx ends
+// first, nobody holds the Ticket: what is written then is ended as not sent.
 //
-// An error wrapping ErrDuplicate, ErrBusy, ErrClosed or ctx.Err() means that nothing was written.
+// An error wrapping ErrDuplicate, ErrBusy or ErrClosed means that nothing was written; one wrapping ctx.Err(), that nothing was, or that
+// it says of itself that nothing was sent.
 func (j *Journal) Begin(ctx context.Context, in Intent) (*Ticket, error) {
 	r, err := newIntentRecord(in)
 	if err != nil {
@@ -26,17 +29,29 @@ func (j *Journal) Begin(ctx context.Context, in Intent) (*Ticket, error) {
 	if err := j.queue.put(r, false); err != nil {
 		return nil, fmt.Errorf("recording intent: %w", err)
 	}
-	if err := <-r.reply; err != nil {
+	select {
+	case err = <-r.reply:
+	case <-ctx.Done():
+		if r.left.CompareAndSwap(false, true) {
+			return nil, fmt.Errorf("recording intent: %w", ctx.Err())
+		}
+		err = <-r.reply // it was being answered at this moment
+	}
+	if err != nil {
 		return nil, fmt.Errorf("recording intent: %w", err)
 	}
 	return r.ticket, nil
 }
+
+// reasonLeft is why an intent was not sent whose caller did not wait for it.
+const reasonLeft = "budget_ended"
 
 type intentRecord struct {
 	call
 	Intent
 	original string // JSON
 	ticket   *Ticket
+	left     atomic.Bool // its caller has left, or it was answered: whoever sets it
 }
 
 func newIntentRecord(in Intent) (*intentRecord, error) {
@@ -56,25 +71,43 @@ func newIntentRecord(in Intent) (*intentRecord, error) {
 		return nil, err
 	}
 	return &intentRecord{call: newCall(), Intent: in, original: string(original), ticket: &Ticket{
-		endpoint: in.Endpoint, stan: in.Original.Get(messages.STAN), money: due,
+		endpoint: in.Endpoint, stan: in.Original.Get(messages.STAN), token: in.Token, money: due,
 	}}, nil
 }
 
 const insertTransactionSQL = `INSERT INTO transactions (id, upstream, upstream_key, upstream_stan, upstream_rrn, endpoint, mti, stan,
 rrn, transmission_time, acquirer_id, terminal, merchant, amount, currency, masked_pan, pan_token, pan_key_id, pan_nonce,
-pan_ciphertext, original, begun_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+pan_ciphertext, rest_key_id, rest_nonce, rest_ciphertext, original, begun_at, outcome, reason, answer, finished_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (upstream, upstream_key) WHERE upstream_key IS NOT NULL DO NOTHING RETURNING id`
 
 func (r *intentRecord) write(w *writer, at time.Time) error {
 	if !r.At.IsZero() {
 		at = r.At
 	}
+	return r.insert(w, at, ending{})
+}
+
+// An ending is the outcome of a transaction that has one from the beginning. The zero ending is none.
+type ending struct {
+	kind   Kind
+	reason string
+	answer any // JSON, or nil
+}
+
+// insert writes the transaction, or refuses its key.
+func (r *intentRecord) insert(w *writer, at time.Time, end ending) error {
 	id, o := w.lastTransaction+1, r.Original
+	var finishedAt any
+	if end.kind != "" {
+		finishedAt = at.UnixMicro()
+	}
 	row, err := w.insertTransaction.one(int64(id), r.Upstream, orNull(r.UpstreamKey), r.UpstreamSTAN, r.UpstreamRRN, r.Endpoint,
 		string(o.MTI), r.ticket.stan, o.Get(messages.RRN), o.Get(messages.TransmissionTime), o.Get(messages.AcquirerID),
 		o.Get(messages.Terminal), o.Get(messages.Merchant), o.Get(messages.Amount), o.Get(messages.Currency), r.MaskedPAN,
-		tokenOrNull(r.Token), orNull(r.PAN.KeyID), bytesOrNull(r.PAN.Nonce), bytesOrNull(r.PAN.Ciphertext), r.original,
-		at.UnixMicro())
+		tokenOrNull(r.Token), orNull(r.PAN.KeyID), bytesOrNull(r.PAN.Nonce), bytesOrNull(r.PAN.Ciphertext), orNull(r.Rest.KeyID),
+		bytesOrNull(r.Rest.Nonce), bytesOrNull(r.Rest.Ciphertext), r.original, at.UnixMicro(), orNull(string(end.kind)), orNull(end.reason),
+		end.answer, finishedAt)
 	if err != nil {
 		return err
 	}
@@ -87,11 +120,109 @@ func (r *intentRecord) write(w *writer, at time.Time) error {
 }
 
 func (r *intentRecord) done(j *Journal, err error) {
-	if err == nil && r.refused == nil {
+	begun := err == nil && r.refused == nil
+	if begun {
 		j.standing.open(r.ticket)
+	}
+	if r.left.CompareAndSwap(false, true) {
+		r.answer(err)
+		return
+	}
+	if !begun {
+		return
+	}
+	// Nobody will send it. If the journal is closed or has failed meanwhile, recovery decides.
+	r.ticket.finish()
+	_ = j.queue.put(&outcomeRecord{call: newCall(), Outcome: Outcome{Kind: NotSent, Reason: reasonLeft}, ticket: r.ticket}, true)
+}
+
+// Accept records an advice of an upstream, what the upstream is told, and that it is owed to the processor, in one record. Its errors
+// are those of Begin; it waits for its batch whatever becomes of ctx.
+func (j *Journal) Accept(ctx context.Context, in Intent, answer messages.Reply) (TransactionID, error) {
+	intent, err := newIntentRecord(in)
+	if err != nil {
+		return 0, fmt.Errorf("recording advice: %w", err)
+	}
+	r := &adviceRecord{intentRecord: intent}
+	if r.told, err = json.Marshal(answer); err != nil {
+		return 0, fmt.Errorf("recording advice: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("recording advice: %w", err)
+	}
+	if err := j.queue.put(r, false); err != nil {
+		return 0, fmt.Errorf("recording advice: %w", err)
+	}
+	if err := <-r.reply; err != nil {
+		return 0, fmt.Errorf("recording advice: %w", err)
+	}
+	return r.ticket.id, nil
+}
+
+type adviceRecord struct {
+	*intentRecord
+	told []byte // JSON
+	debt *Debt
+}
+
+func (r *adviceRecord) write(w *writer, at time.Time) error {
+	if err := r.insert(w, at, ending{kind: Accepted, answer: string(r.told)}); err != nil || r.refused != nil {
+		return err
+	}
+	if err := w.note(r.ticket.id, finishedEvent, 0, string(Accepted), "", at); err != nil {
+		return err
+	}
+	var err error
+	r.debt, err = w.owe(r.ticket.debt(KindAdvice), owing{event: owedEvent, reason: string(Accepted)}, at)
+	return err
+}
+
+func (r *adviceRecord) done(j *Journal, err error) {
+	if err == nil && r.refused == nil {
+		j.owes(r.debt)
 	}
 	r.answer(err)
 }
+
+// A Barred names a request that has not come.
+type Barred struct {
+	Upstream, UpstreamKey string
+	MTI                   messages.MTI
+	UpstreamSTAN          string
+	MaskedPAN             string
+}
+
+// ReasonBarred is why a barred request is not sent: its reversal came first.
+const ReasonBarred = "reversed_first"
+
+// Bar records that a request which has not come must not be sent any more, because its reversal was answered: it takes the request's
+// key. An error wrapping ErrDuplicate means that it has come meanwhile. It waits for its batch whatever becomes of ctx.
+func (j *Journal) Bar(_ context.Context, b Barred) error {
+	original, err := messages.New(b.MTI).Original().MarshalJSON()
+	if err != nil {
+		return fmt.Errorf("barring a request: %w", err)
+	}
+	r := &barRecord{&intentRecord{call: newCall(), original: string(original), ticket: &Ticket{}, Intent: Intent{Upstream: b.Upstream,
+		UpstreamKey: b.UpstreamKey, UpstreamSTAN: b.UpstreamSTAN, MaskedPAN: b.MaskedPAN, Original: messages.New(b.MTI).Original()}}}
+	if err := j.queue.put(r, true); err != nil {
+		return fmt.Errorf("barring a request: %w", err)
+	}
+	if err := <-r.reply; err != nil {
+		return fmt.Errorf("barring a request: %w", err)
+	}
+	return nil
+}
+
+type barRecord struct{ *intentRecord }
+
+func (r *barRecord) write(w *writer, at time.Time) error {
+	if err := r.insert(w, at, ending{kind: NotSent, reason: ReasonBarred}); err != nil || r.refused != nil {
+		return err
+	}
+	return w.note(r.ticket.id, finishedEvent, 0, string(NotSent), ReasonBarred, at)
+}
+
+func (r *barRecord) done(_ *Journal, err error) { r.answer(err) }
 
 // Finish records what came of a Ticket's request; for Unknown, in the same record, that a reversal is owed, due at once. It
 // takes the Ticket, and does not end before the outcome is durable or the journal has failed, whatever becomes of ctx: the
@@ -103,6 +234,13 @@ func (j *Journal) Finish(_ context.Context, t *Ticket, out Outcome) error {
 	t.refuseOutcome(out)
 	t.finish()
 	r := &outcomeRecord{call: newCall(), Outcome: out, ticket: t}
+	if !out.Answer.IsZero() {
+		told, err := out.Answer.MarshalJSON()
+		if err != nil {
+			return fmt.Errorf("recording outcome of %s: %w", t, err)
+		}
+		r.told = string(told)
+	}
 	if err := j.queue.put(r, true); err != nil {
 		return fmt.Errorf("recording outcome of %s: %w", t, err)
 	}
@@ -116,16 +254,17 @@ type outcomeRecord struct {
 	call
 	Outcome
 	ticket *Ticket
-	debt   *debt // what is owed since, nil if nothing
+	told   string // JSON, "" if nothing
+	debt   *Debt  // what is owed since, nil if nothing
 }
 
 const finishTransactionSQL = `UPDATE transactions SET outcome = ?, response_code = ?, authorization_id = ?, approved_amount = ?,
-reason = ?, finished_at = ? WHERE id = ? AND outcome IS NULL RETURNING id`
+reason = ?, answer = ?, finished_at = ? WHERE id = ? AND outcome IS NULL RETURNING id`
 
 func (r *outcomeRecord) write(w *writer, at time.Time) error {
 	t := r.ticket
 	row, err := w.finishTransaction.one(string(r.Kind), r.ResponseCode, r.AuthorizationID, r.ApprovedAmount, r.Reason,
-		at.UnixMicro(), int64(t.id))
+		orNull(r.told), at.UnixMicro(), int64(t.id))
 	if err != nil {
 		return err
 	}
@@ -142,7 +281,7 @@ func (r *outcomeRecord) write(w *writer, at time.Time) error {
 	if r.Kind != Unknown {
 		return nil
 	}
-	r.debt, err = w.owe(&debt{transaction: t.id, endpoint: t.endpoint, stan: t.stan, money: t.money}, unknownEvent, r.Reason, at)
+	r.debt, err = w.owe(t.debt(KindReversal), owing{event: owedEvent, reason: r.Reason}, at)
 	if err == nil && r.debt == nil {
 		return errInvariant
 	}
@@ -169,6 +308,11 @@ func (j *Journal) Unfinished(ctx context.Context) ([]*Ticket, error) {
 		return nil, fmt.Errorf("recovering: %w", err)
 	}
 	return tickets, nil
+}
+
+// debt is what is owed for a Ticket's transaction.
+func (t *Ticket) debt(kind DebtKind) *Debt {
+	return &Debt{Transaction: t.id, Kind: kind, Endpoint: t.endpoint, Card: t.token, stan: t.stan, money: t.money}
 }
 
 // Absent values of columns that may be NULL.

@@ -116,6 +116,8 @@ type writer struct {
 	insertTransaction, finishTransaction, approval *statement
 	insertEvent, lastEvent                         *statement
 	insertOwed, attemptOwed, settleOwed            *statement
+	reversal, reopenOwed, debtOf                   *statement
+	answered                                       *statement
 	reserve                                        *statement
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
@@ -136,12 +138,16 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.rollback, 0, "ROLLBACK"},
 		{&w.insertTransaction, 1, insertTransactionSQL},
 		{&w.finishTransaction, 1, finishTransactionSQL},
-		{&w.approval, 6, approvalSQL},
+		{&w.approval, 7, approvalSQL},
 		{&w.insertEvent, 0, insertEventSQL},
 		{&w.lastEvent, 1, lastEventSQL},
 		{&w.insertOwed, 1, insertOwedSQL},
-		{&w.attemptOwed, 1, attemptOwedSQL},
+		{&w.attemptOwed, 3, attemptOwedSQL},
 		{&w.settleOwed, 1, settleOwedSQL},
+		{&w.reversal, 4, reversalSQL},
+		{&w.reopenOwed, 1, reopenOwedSQL},
+		{&w.debtOf, debtColumns, debtSQL + " WHERE o.id = ?"},
+		{&w.answered, 2, answeredSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {
 		prepared, err := conn.prepare(s.query, s.columns)
@@ -156,7 +162,7 @@ func newWriter(conn *connection) (*writer, error) {
 // statements returns those that were prepared.
 func (w *writer) statements() []*statement {
 	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
-		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reserve}
+		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.reserve}
 }
 
 func (w *writer) finalize() error {
@@ -214,7 +220,7 @@ const lastEventSQL = `SELECT max(number) FROM events WHERE transaction_id = ?`
 const (
 	begunEvent    = 1
 	finishedEvent = 2
-	unknownEvent  = 3 // that the unknown transaction is owed
+	owedEvent     = 3 // that the unknown transaction, or the advice, is owed
 	nextEvent     = 0 // the next after the last one
 )
 

@@ -7,6 +7,9 @@ type MTI string
 const (
 	AuthorizationRequest     MTI = "0100"
 	FinancialRequest         MTI = "0200"
+	AuthorizationAdvice      MTI = "0120"
+	FinancialAdvice          MTI = "0220"
+	ReversalRequest          MTI = "0400"
 	ReversalAdvice           MTI = "0420"
 	NetworkManagementRequest MTI = "0800"
 )
@@ -44,6 +47,9 @@ func (t MTI) IsAnswer() bool { return t.function() == '1' || t.function() == '3'
 // IsRequest reports whether the message is a request or an advice, which wants an answer.
 func (t MTI) IsRequest() bool { return t.function() == '0' || t.function() == '2' }
 
+// IsAdvice reports whether the message tells of something that has happened: it cannot be refused.
+func (t MTI) IsAdvice() bool { return t.function() == '2' }
+
 // IsRepeat reports whether the message was sent before: an odd origin (0421 repeats 0420).
 func (t MTI) IsRepeat() bool { return len(t) == 4 && (t[3]-'0')%2 == 1 }
 
@@ -53,6 +59,14 @@ func (t MTI) Answer() MTI {
 		return t
 	}
 	return MTI([]byte{t[0], t[1], t[2] + 1, t[3] - (t[3]-'0')%2})
+}
+
+// First returns the type of the first sending: 0420 for 0421 and for 0420.
+func (t MTI) First() MTI {
+	if !t.IsRepeat() {
+		return t
+	}
+	return t[:3] + MTI(t[3]-1)
 }
 
 // Repeat returns the type of a resend: 0421 for 0420 and for 0421.

@@ -51,13 +51,8 @@ type Dialect struct {
 	Approving []string `yaml:"approving"` // response codes that approve
 	Partial   []string `yaml:"partial"`   // those of them that approve less than was asked
 
-	// Reversal says which answers to a reversal settle it. Every code in none of the lists is tried again.
-	Reversal struct {
-		Acknowledged []string `yaml:"acknowledged"` // done
-		NotFound     []string `yaml:"not_found"`    // the original is not there; it may still be on its way
-		Already      []string `yaml:"already"`      // done before: true of a repeat
-		Poison       []string `yaml:"poison"`       // it will never be taken as it is
-	} `yaml:"reversal"`
+	// Reversal says how reversals and advices go to this party and which answers settle them, and what becomes of those that it sends.
+	Reversal Reversal `yaml:"reversal"`
 
 	// Answers are the response codes of answers that acquirerd gives itself, when this party is the one that asked.
 	Answers Answers `yaml:"answers"`
@@ -66,6 +61,38 @@ type Dialect struct {
 
 	spec *iso8583.MessageSpec
 }
+
+// Reversal is a party's way with reversals and advices. A response code in none of its lists is tried again.
+type Reversal struct {
+	Type    string  `yaml:"type"`    // of the first sending of a reversal: "0420" or "0400"
+	Numbers Numbers `yaml:"numbers"` // STAN and DE 7 of a reversal
+
+	Acknowledged []string `yaml:"acknowledged"` // done; the first of them is what this party is answered
+	NotFound     []string `yaml:"not_found"`    // the original is not there; it may still be on its way
+	Already      []string `yaml:"already"`      // done before: true of a repeat
+	Retry        []string `yaml:"retry"`        // not now
+	Poison       []string `yaml:"poison"`       // it will never be taken as it is
+
+	UnknownOriginal UnknownOriginal `yaml:"unknown_original"` // what becomes of this party's reversal of something that is not on record
+}
+
+// Numbers say which STAN and DE 7 a reversal has.
+type Numbers string
+
+// The numbers of a reversal.
+const (
+	OriginalNumbers Numbers = "original" // those of its original
+	NewNumbers      Numbers = "new"      // its own; those of the original are in DE 90 alone
+)
+
+// UnknownOriginal says what becomes of an upstream's reversal whose original is not on record.
+type UnknownOriginal string
+
+// What becomes of a reversal without an original.
+const (
+	AnswerUnknown  UnknownOriginal = "answer"  // it is answered that there is none
+	ForwardUnknown UnknownOriginal = "forward" // it is recorded and forwarded as it came, under numbers of its own
+)
 
 // Presence says what a message of one type must carry.
 type Presence struct {
@@ -83,7 +110,8 @@ type Answers struct {
 	Malfunction       string `yaml:"malfunction"`        // HSM or journal
 	Busy              string `yaml:"busy"`               // a limit is reached
 	PINUntranslatable string `yaml:"pin_untranslatable"` // the PIN block does not decipher to a PIN block
-	Duplicate         string `yaml:"duplicate"`          // the key was seen before
+	Duplicate         string `yaml:"duplicate"`          // the key was seen before, with other content
+	OriginalNotFound  string `yaml:"original_not_found"` // the original of a reversal is not on record
 }
 
 // A Field is the wire form of one data element.
@@ -267,7 +295,8 @@ func (d *Dialect) lint() []error {
 	for _, list := range []struct {
 		path  string
 		codes []string
-	}{{"reversal.not_found", d.Reversal.NotFound}, {"reversal.already", d.Reversal.Already}, {"reversal.poison", d.Reversal.Poison}} {
+	}{{"reversal.not_found", d.Reversal.NotFound}, {"reversal.already", d.Reversal.Already}, {"reversal.retry", d.Reversal.Retry},
+		{"reversal.poison", d.Reversal.Poison}} {
 		for _, c := range list.codes {
 			if code(list.path, c, 2); slices.Contains(settled, c) {
 				fault(list.path, "%q means something else already", c)
@@ -284,10 +313,20 @@ func (d *Dialect) lint() []error {
 	code("answers.busy", d.Answers.Busy, 2)
 	code("answers.pin_untranslatable", d.Answers.PINUntranslatable, 2)
 	code("answers.duplicate", d.Answers.Duplicate, 2)
+	code("answers.original_not_found", d.Answers.OriginalNotFound, 2)
+	if is := d.Reversal.Type; is != "0420" && is != "0400" {
+		fault("reversal.type", "%q is not 0420 or 0400", is)
+	}
+	if is := d.Reversal.Numbers; is != OriginalNumbers && is != NewNumbers {
+		fault("reversal.numbers", "%q is not original or new", is)
+	}
+	if is := d.Reversal.UnknownOriginal; is != AnswerUnknown && is != ForwardUnknown {
+		fault("reversal.unknown_original", "%q is not answer or forward", is)
+	}
 	for number, f := range d.Fields {
 		faults = append(faults, f.lint(number)...)
 	}
-	for _, number := range []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49, 70, 90} { // what acquirerd itself writes
+	for _, number := range []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49, 70, 90, 95} { // what acquirerd itself writes
 		if _, known := d.Fields[number]; !known {
 			fault("fields", "%d is missing", number)
 		}

@@ -1,0 +1,145 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A Hearing is an answer of a processor to a request that has ended.
+type Hearing struct {
+	Endpoint, STAN, TransmissionTime string // of the request
+	Second                           bool   // it was answered before; else it had been given up
+	ResponseCode                     string
+	Approves                         bool
+
+	// NotFound are the codes by which the processor says that it does not have an original. A reversal that ended by one of them did not
+	// undo what a late approval tells of.
+	NotFound []string
+}
+
+// A Heard is what a Hearing came to.
+type Heard struct {
+	Transaction TransactionID // 0: nobody knows the request
+	Outcome     Kind
+	Owed        OwedID // the reversal that is owed now and was not before, 0 if there is none
+}
+
+// Hear records an answer to a request that has ended, and that a reversal is owed if it approves what nobody was told of: an unknown
+// transaction whose reversal has ended without being found, or one that was taken for declined or not sent. It waits for its batch
+// whatever becomes of ctx.
+func (j *Journal) Hear(_ context.Context, h Hearing) (Heard, error) {
+	r := &hearingRecord{call: newCall(), Hearing: h}
+	if err := j.queue.put(r, true); err != nil {
+		return Heard{}, fmt.Errorf("recording a late answer: %w", err)
+	}
+	if err := <-r.reply; err != nil {
+		return Heard{}, fmt.Errorf("recording a late answer: %w", err)
+	}
+	return r.heard, nil
+}
+
+// The events of late answers.
+const (
+	eventLate   = "late_answer"
+	eventSecond = "second_answer"
+)
+
+// reasonHeard is why a reversal is owed that was not, or not any more.
+const reasonHeard = "late_approval"
+
+type hearingRecord struct {
+	call
+	Hearing
+	heard Heard
+	debt  *Debt // nil if nothing is owed by it
+}
+
+const answeredSQL = `SELECT id, coalesce(outcome, '') FROM transactions WHERE stan = ? AND endpoint = ? AND transmission_time = ?
+ORDER BY id DESC LIMIT 1`
+
+func (r *hearingRecord) write(w *writer, at time.Time) error {
+	row, err := w.answered.one(r.STAN, r.Endpoint, r.TransmissionTime)
+	if err != nil || row == nil {
+		return err
+	}
+	number, _ := row[0].(int64)
+	r.heard = Heard{Transaction: TransactionID(number), Outcome: Kind(textOf(row[1]))}
+	event := eventLate
+	if r.Second {
+		event = eventSecond
+	}
+	if err := w.note(r.heard.Transaction, nextEvent, 0, event, r.ResponseCode, at); err != nil || !r.Approves {
+		return err
+	}
+	return r.owe(w, at)
+}
+
+// owe writes the reversal of an approval that nobody was told of.
+func (r *hearingRecord) owe(w *writer, at time.Time) error {
+	stands, err := w.reversalOf(r.heard.Transaction)
+	if err != nil {
+		return err
+	}
+	switch {
+	case stands.ID != 0:
+		if r.heard.Outcome != Unknown || stands.State != StateAcknowledged || !slices.Contains(r.NotFound, stands.ResponseCode) {
+			return nil
+		}
+		r.debt, err = w.reopen(stands.ID, reopening{event: string(StateOwed), reason: reasonHeard, at: at})
+	case r.heard.Outcome == Declined, r.heard.Outcome == NotSent:
+		var d *Debt
+		if d, _, err = w.approved(r.heard.Transaction, ""); err == nil {
+			r.debt, err = w.owe(d, owing{reason: reasonHeard}, at)
+		}
+	default:
+		return nil
+	}
+	if err == nil {
+		r.heard.Owed = r.debt.ID
+	}
+	return err
+}
+
+func (r *hearingRecord) done(j *Journal, err error) {
+	if err == nil {
+		j.owes(r.debt)
+	}
+	r.answer(err)
+}
+
+const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, last_reason = ?3
+WHERE id = ?1 AND state <> 'owed' RETURNING id`
+
+// A reopening is why something is owed again.
+type reopening struct {
+	event  string
+	reason string
+	at     time.Time
+}
+
+// reopen makes something owed again that was settled, due at once. Its attempts stay: the next one is a repeat.
+func (w *writer) reopen(id OwedID, why reopening) (*Debt, error) {
+	row, err := w.reopenOwed.one(int64(id), why.at.UnixMicro(), why.reason)
+	if err != nil {
+		return nil, err
+	}
+	if row == nil {
+		return nil, errInvariant
+	}
+	d, _, err := w.debt(id)
+	if err != nil {
+		return nil, err
+	}
+	return d, w.note(d.Transaction, nextEvent, id, why.event, why.reason, why.at)
+}
+
+// debt reads what memory keeps of something owed; nil if there is none.
+func (w *writer) debt(id OwedID) (*Debt, State, error) {
+	row, err := w.debtOf.one(int64(id))
+	if err != nil || row == nil {
+		return nil, "", err
+	}
+	return scanDebt(scanRow(row))
+}

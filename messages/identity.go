@@ -1,0 +1,91 @@
+package messages
+
+import (
+	"slices"
+	"strings"
+)
+
+// Identity is how the sender of a request would name it again, in a repeat or in the DE 90 of its reversal: version, class and function
+// of the MTI, DE 7, DE 11, DE 41 and DE 32. It holds nothing sensitive.
+func (m *Message) Identity() string {
+	return identity(m.MTI, m.Get(TransmissionTime), m.Get(STAN), m.Get(Terminal), m.Get(AcquirerID))
+}
+
+// identity leaves out leading zeros of DE 32: DE 90 pads it with them.
+func identity(mti MTI, transmissionTime, stan, terminal, acquirerID string) string {
+	return strings.Join([]string{string(mti[:min(3, len(mti))]), transmissionTime, stan, terminal, strings.TrimLeft(acquirerID, "0")}, "|")
+}
+
+// dataElementsLength is that of DE 90 (ISO 8583:1987), see dataElements.
+const dataElementsLength = 42
+
+// reversible are the types that a reversal can undo, by their first sending.
+var reversible = []MTI{AuthorizationRequest, FinancialRequest, AuthorizationAdvice, FinancialAdvice}
+
+// OriginalIdentities are the identities that the original of a reversal can have, the likeliest first: by DE 90 or, without one, by the
+// reversal's own DE 7 and DE 11, which are then those of its original. There is none if DE 90 is not one.
+func (m *Message) OriginalIdentities() []string {
+	types, transmissionTime, stan, acquirerIDs := reversible, m.Get(TransmissionTime), m.Get(STAN), []string{m.Get(AcquirerID)}
+	if data := m.Get(OriginalData); data != "" {
+		if len(data) != dataElementsLength || strings.Trim(data, "0123456789") != "" {
+			return nil
+		}
+		mti := MTI(data[:4]).First()
+		if !slices.Contains(reversible, mti) {
+			return nil
+		}
+		types, stan, transmissionTime = []MTI{mti}, data[4:10], data[10:20]
+		if named := strings.TrimLeft(data[20:31], "0"); named != "" {
+			acquirerIDs = []string{named}
+		} else if acquirerIDs[0] != "" {
+			acquirerIDs = append(acquirerIDs, "") // DE 90 leaves open which it was
+		}
+	}
+	var list []string
+	for _, mti := range types {
+		for _, acquirerID := range acquirerIDs {
+			list = append(list, identity(mti, transmissionTime, stan, m.Get(Terminal), acquirerID))
+		}
+	}
+	return list
+}
+
+// SameRequest reports whether two requests are the same one, but for the mark of a repeat and what is made anew for each sending: PIN
+// block and MAC.
+func (m *Message) SameRequest(other *Message) bool {
+	differs := func(a, b *Message) bool {
+		return slices.ContainsFunc(a.elements, func(entry entry) bool {
+			return !slices.Contains(cryptograms, entry.element) && string(entry.value) != string(b.bytes(entry.element))
+		})
+	}
+	return m.MTI.First() == other.MTI.First() && !differs(m, other) && !differs(other, m)
+}
+
+// amountDigits are those of DE 4 and of each amount in DE 95.
+const amountDigits = 12
+
+// Replacement returns the amount that is to stand instead of DE 4 after a partial reversal: the first of DE 95's amounts (ISO 8583:1987;
+// MDS, DE 95). It is "" for a full reversal: without DE 95, or with an amount of zero. Its error is a *FormatError: it is no amount, or
+// not less than DE 4.
+func (m *Message) Replacement() (string, error) {
+	amounts := m.Get(ReplacementAmounts)
+	if amounts == "" {
+		return "", nil
+	}
+	if len(amounts) < amountDigits || strings.Trim(amounts[:amountDigits], "0123456789") != "" {
+		return "", &FormatError{ReplacementAmounts, "does not begin with an amount"}
+	}
+	replacement := amounts[:amountDigits]
+	switch {
+	case strings.Trim(replacement, "0") == "":
+		return "", nil
+	case replacement >= m.Get(Amount): // digits of one length
+		return "", &FormatError{ReplacementAmounts, "is not less than DE 4"}
+	}
+	return replacement, nil
+}
+
+// SetReplacement makes a reversal a partial one: the amount stands first in DE 95, and its other amounts are zero.
+func (m *Message) SetReplacement(amount string) {
+	m.Set(ReplacementAmounts, amount+strings.Repeat("0", dataElementsLength-amountDigits))
+}

@@ -1,0 +1,164 @@
+package messages
+
+import (
+	"encoding/json"
+	"errors"
+	"strconv"
+	"strings"
+
+	"acquirerd/card"
+)
+
+// kept is what may be kept of a message: its type and elements that are not sensitive. Its JSON form is an object of the elements'
+// names.
+type kept struct {
+	MTI    MTI
+	values map[Element]string
+}
+
+// keep takes elements of a message. A card number where none belongs, typed into a merchant's name say, is masked: the journal may not
+// hold it, and no processor finds an original by it.
+func (m *Message) keep(elements []Element) kept {
+	k := kept{MTI: m.MTI, values: make(map[Element]string, len(elements))}
+	pan := m.PAN()
+	for _, e := range elements {
+		value := m.Get(e)
+		if value == "" {
+			continue
+		}
+		if e == Merchant || e.freeText() { // the others are too short for one, or ours
+			value = pan.HideIn(value)
+		}
+		if e.freeText() {
+			value = card.HidePANs(value)
+		}
+		k.values[e] = value
+	}
+	return k
+}
+
+// plain lists the elements of a message that are not sensitive.
+func (m *Message) plain() []Element {
+	list := make([]Element, 0, len(m.elements))
+	for _, entry := range m.elements {
+		if !entry.element.Sensitive() {
+			list = append(list, entry.element)
+		}
+	}
+	return list
+}
+
+// Get returns the value of an element, "" if it was absent.
+func (k kept) Get(e Element) string { return k.values[e] }
+
+// IsZero reports whether nothing was kept.
+func (k kept) IsZero() bool { return k.MTI == "" }
+
+// MarshalJSON gives {"mti":"0100","stan":"000001",…}.
+func (k kept) MarshalJSON() ([]byte, error) {
+	named := map[string]string{"mti": string(k.MTI)}
+	for e, value := range k.values {
+		named[e.Name()] = value
+	}
+	return json.Marshal(named)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote. The name of a sensitive element, or of none, is refused.
+func (k *kept) UnmarshalJSON(text []byte) error {
+	var named map[string]string
+	if err := json.Unmarshal(text, &named); err != nil {
+		return errors.New("reading what was kept of a message: it is not an object of texts")
+	}
+	read := kept{MTI: MTI(named["mti"]), values: make(map[Element]string, len(named))}
+	delete(named, "mti")
+	for name, value := range named {
+		e, known := elementNamed(name)
+		if !known || e.Sensitive() {
+			return errors.New("reading what was kept of a message: it has an element that is not kept")
+		}
+		read.values[e] = value
+	}
+	if len(read.MTI) != 4 {
+		return errors.New("reading what was kept of a message: its MTI is missing")
+	}
+	*k = read
+	return nil
+}
+
+// elementNamed is the inverse of Name.
+func elementNamed(name string) (Element, bool) {
+	if e, known := namedElements[name]; known {
+		return e, true
+	}
+	digits, numbered := strings.CutPrefix(name, "de")
+	number, err := strconv.Atoi(digits)
+	return Element(number), numbered && err == nil && number > 1 && number <= 128 && Element(number).Name() == name
+}
+
+var namedElements = func() map[string]Element {
+	named := make(map[string]Element, len(elementNames))
+	for e, name := range elementNames {
+		named[name] = e
+	}
+	return named
+}()
+
+// An Original is what a reversal must repeat of the request that it undoes, as that was sent to the processor; or of an advice, all of
+// it that is not sensitive. The PAN is kept sealed beside it, and a reversal carries neither PIN block nor track (STANDARDS: PIN-06,
+// ISO-18).
+type Original struct{ kept }
+
+// originalElements are the elements that a reversal repeats, or builds DE 90 from.
+var originalElements = []Element{
+	ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, MerchantType, POSEntryMode, CardSequence, FunctionCode,
+	POSConditionCode, AcquirerID, ForwarderID, RRN, Terminal, Merchant, MerchantName, Currency,
+}
+
+// Original takes from a request what its reversal will need.
+func (m *Message) Original() Original { return Original{m.keep(originalElements)} }
+
+// Plain takes from an advice all that is not sensitive. What is sensitive and may be stored is in Rest.
+func (m *Message) Plain() Original { return Original{m.keep(m.plain())} }
+
+// numbering are the elements that number a message on one hop.
+var numbering = map[Element]bool{TransmissionTime: true, STAN: true, RRN: true}
+
+// SameContent reports whether two requests, each as it came or as it was sent, ask for the same, but for their numbers and the mark of a
+// repeat. The card is not part of it.
+func (o Original) SameContent(other Original) bool {
+	return o.MTI.First() == other.MTI.First() && o.within(other) && other.within(o)
+}
+
+// within reports whether the other has the same values, where this one has any.
+func (o Original) within(other Original) bool {
+	for e, value := range o.values {
+		if !numbering[e] && other.values[e] != value {
+			return false
+		}
+	}
+	return true
+}
+
+// A Reply is what may be kept of an answer beside its request: what it said that is not sensitive. Chip data and private elements are
+// not in it.
+type Reply struct{ kept }
+
+// Reply takes from an answer what it says beyond its request's own elements.
+func (m *Message) Reply(request *Message) Reply {
+	var said []Element
+	for _, e := range m.plain() {
+		if m.Get(e) != request.Get(e) {
+			said = append(said, e)
+		}
+	}
+	return Reply{m.keep(said)}
+}
+
+// To is the answer once more, to the same request or a repeat of it.
+func (r Reply) To(request *Message) *Message {
+	m := NewAnswer(request, r.Get(ResponseCode))
+	for e, value := range r.values {
+		m.Set(e, value)
+	}
+	return m
+}

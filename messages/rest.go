@@ -1,0 +1,89 @@
+package messages
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/moov-io/bertlv"
+)
+
+// neverStored are the elements that may not be kept in any form once a transaction was authorized: PIN block, tracks, and the
+// cryptograms of the hop they came over (PCI DSS 3.3.1). The PAN is sealed by itself.
+var neverStored = append([]Element{PAN, Track1, Track2, Track3}, cryptograms...)
+
+// neverStoredTags are those of DE 55 for the same reason: the tracks' equivalents and discretionary data, and the PAN, which DE 2 has
+// (EMV Book 3, annex A).
+var neverStoredTags = []string{"56", "57", "5A", "9F1F", "9F20", "9F6B"}
+
+// Rest is the sensitive part of an advice that may be stored sealed: all of it but the PAN, what may never be stored, and that part of
+// the chip data. It is nil if there is none; its holder clears it. Its error is a *FormatError: chip data that cannot be read, so that
+// nobody knows what it holds.
+func (m *Message) Rest() ([]byte, error) {
+	sensitive := map[Element][]byte{}
+	for _, entry := range m.elements {
+		e, value := entry.element, entry.value
+		if !e.Sensitive() || slices.Contains(neverStored, e) {
+			continue
+		}
+		if e == ChipData {
+			var err error
+			if value, err = storableChipData(value); err != nil {
+				return nil, &FormatError{ChipData, "is not BER-TLV"}
+			}
+		}
+		if len(value) > 0 {
+			sensitive[e] = value
+		}
+	}
+	if len(sensitive) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(sensitive) // numbers and base64
+}
+
+// setRest puts the sensitive part back.
+func (m *Message) setRest(rest []byte) error {
+	if len(rest) == 0 {
+		return nil
+	}
+	var sensitive map[Element][]byte
+	if err := json.Unmarshal(rest, &sensitive); err != nil {
+		return errors.New("reading the sealed part of an advice: it is not what was sealed")
+	}
+	for e, value := range sensitive {
+		if slices.Contains(neverStored, e) {
+			return errors.New("reading the sealed part of an advice: it is not what was sealed")
+		}
+		m.put(e, value)
+	}
+	return nil
+}
+
+// storableChipData leaves out the tags that may not be stored.
+func storableChipData(data []byte) (stored []byte, err error) {
+	// The library has panicked on peer data before: bytes from outside must not end the process.
+	defer func() {
+		if recover() != nil {
+			stored, err = nil, errors.New("reading chip data: it cannot be read")
+		}
+	}()
+	tags, err := bertlv.Decode(data)
+	if err != nil {
+		return nil, errors.New("reading chip data: it cannot be read") // the library's text may quote
+	}
+	return bertlv.Encode(withoutStored(tags))
+}
+
+func withoutStored(tags []bertlv.TLV) []bertlv.TLV {
+	storable := make([]bertlv.TLV, 0, len(tags))
+	for _, tag := range tags {
+		if slices.Contains(neverStoredTags, strings.ToUpper(tag.Tag)) {
+			continue
+		}
+		tag.TLVs = withoutStored(tag.TLVs)
+		storable = append(storable, tag)
+	}
+	return storable
+}
