@@ -161,7 +161,7 @@ func (s *station) start() {
 	desk, err := acquirer.New(acquirer.Config{Journal: record, Vault: &softVault{chance: rand.New(rand.NewPCG(s.chance.Uint64(), 0))}, InFlight: 256,
 		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", codecOf(t, "iso87-ascii"), endpoint)},
 		Routes:    []acquirer.Route{{Endpoint: "processor"}},
-		Forward:   acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8}}, log, registry)
+		Forward:   acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8, Rate: 1000}}, log, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func (s *station) start() {
 		t.Fatal(err)
 	}
 	linking.begin(func(ctx context.Context) error {
-		return endpoint.Run(ctx, func(ctx context.Context, m *messages.Message) { desk.Inbound(ctx, "processor", m) })
+		return endpoint.Run(ctx, func(ctx context.Context, m conn.Unasked) { desk.Inbound(ctx, "processor", m) })
 	})
 	forwarding.begin(desk.Run)
 	serving.begin(func(ctx context.Context) error { return door.Serve(ctx, listener) })
@@ -269,7 +269,23 @@ func (v *softVault) Protect(_ context.Context, c hsm.Card) (hsm.Protected, error
 	if v.down() {
 		return hsm.Protected{}, hsm.ErrUnavailable
 	}
-	return hsm.Protected{Sealed: card.SealedPAN{KeyID: "soft", Nonce: make([]byte, 12), Ciphertext: turned([]byte(c.PAN.Reveal()))}}, nil
+	protected := hsm.Protected{Sealed: card.SealedPAN{KeyID: "soft", Nonce: make([]byte, 12), Ciphertext: turned([]byte(c.PAN.Reveal()))}}
+	copy(protected.Token[:], protected.Sealed.Ciphertext)
+	return protected, nil
+}
+
+func (v *softVault) SealRest(_ context.Context, rest []byte) (card.SealedRest, error) {
+	if v.down() {
+		return card.SealedRest{}, hsm.ErrUnavailable
+	}
+	return card.SealedRest{KeyID: "soft", Nonce: make([]byte, 12), Ciphertext: turned(rest)}, nil
+}
+
+func (v *softVault) OpenRest(_ context.Context, rest card.SealedRest) ([]byte, error) {
+	if v.down() {
+		return nil, hsm.ErrUnavailable
+	}
+	return turned(rest.Ciphertext), nil
 }
 
 func (v *softVault) OpenPAN(_ context.Context, sealed card.SealedPAN) (card.PAN, error) {

@@ -26,21 +26,32 @@ type Processor interface {
 type Recorder interface {
 	// Next returns numbers that no other transaction has or will have, also after a crash.
 	Next(ctx context.Context, endpoint string, at time.Time) (messages.Numbers, error)
-	// Begin records what is about to be sent, and gives the ticket without which nothing is sent.
+	// Find returns the transaction that an upstream began with a key; false if there is none.
+	Find(ctx context.Context, upstream, key string) (journal.Found, bool, error)
+	// Begin records what is about to be sent, and gives the ticket without which nothing is sent. It waits no longer than ctx.
 	Begin(ctx context.Context, intent journal.Intent) (*journal.Ticket, error)
-	// Finish records the outcome. For Unknown, the owed reversal is the same record.
+	// Finish records the outcome and what the upstream is told. For Unknown, the owed reversal is the same record.
 	Finish(ctx context.Context, ticket *journal.Ticket, outcome journal.Outcome) error
-	// Owe records that an approved transaction must be reversed because the upstream was not told of it.
-	Owe(ctx context.Context, transaction journal.TransactionID, reason string) error
+	// Accept records an advice, its answer, and that it is owed.
+	Accept(ctx context.Context, intent journal.Intent, answer messages.Reply) (journal.TransactionID, error)
+	// Bar takes the key of a request that has not come, so that it is never sent.
+	Bar(ctx context.Context, barred journal.Barred) error
+	// Owe records that an approved transaction or an advice must be reversed, or returns the reversal that there is.
+	Owe(ctx context.Context, reversing journal.Reversing) (journal.Reversal, error)
+	// Hear records an answer to a transaction that has ended, and the reversal that is owed because of it.
+	Hear(ctx context.Context, hearing journal.Hearing) (journal.Heard, error)
 	// Creditors returns the endpoints to which something is owed.
 	Creditors(ctx context.Context) ([]string, error)
 	// Unfinished returns the tickets of intents without an outcome. They cannot be spent, only finished.
 	Unfinished(ctx context.Context) ([]*journal.Ticket, error)
 
-	// Due returns what is owed to an endpoint and due, the longest due first.
-	Due(ctx context.Context, turn journal.Turn) ([]journal.Owed, error)
-	// Attempt records that a reversal is about to be sent, so that the next one is known to be a repeat.
-	Attempt(ctx context.Context, owed journal.OwedID) (*journal.Ticket, error)
+	// Incurred returns what has come to be owed to an endpoint since the last call.
+	Incurred(endpoint string) []journal.Debt
+	// Owing returns all of one thing that is or was owed.
+	Owing(ctx context.Context, id journal.OwedID) (journal.Owed, error)
+	// Attempt records that something owed is about to be sent, so that the next send is known to be a repeat. own are numbers for its
+	// message, if it is to have some of its own and has none yet.
+	Attempt(ctx context.Context, id journal.OwedID, own journal.Numbers) (*journal.Ticket, error)
 	// Settle records what came of an attempt.
 	Settle(ctx context.Context, ticket *journal.Ticket, settlement journal.Settlement) error
 }
@@ -50,4 +61,6 @@ type Recorder interface {
 type Vault interface {
 	Protect(ctx context.Context, c hsm.Card) (hsm.Protected, error)
 	OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error)
+	SealRest(ctx context.Context, rest []byte) (card.SealedRest, error)
+	OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error)
 }

@@ -85,11 +85,11 @@ func (r faultyRecorder) Finish(ctx context.Context, ticket *journal.Ticket, outc
 	return r.Recorder.Finish(ctx, ticket, outcome)
 }
 
-func (r faultyRecorder) Attempt(ctx context.Context, owed journal.OwedID) (*journal.Ticket, error) {
-	if r.strike(stepAttempt, func() { _, _ = r.Recorder.Attempt(ctx, owed) }) {
+func (r faultyRecorder) Attempt(ctx context.Context, owed journal.OwedID, own journal.Numbers) (*journal.Ticket, error) {
+	if r.strike(stepAttempt, func() { _, _ = r.Recorder.Attempt(ctx, owed, own) }) {
 		return nil, errInjected
 	}
-	return r.Recorder.Attempt(ctx, owed)
+	return r.Recorder.Attempt(ctx, owed, own)
 }
 
 func (r faultyRecorder) Settle(ctx context.Context, ticket *journal.Ticket, s journal.Settlement) error {

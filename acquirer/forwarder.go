@@ -30,12 +30,13 @@ type Forwarding struct {
 	// stalled link, and be held when it comes. See absences for what interrupts it.
 	NotFoundFinal time.Duration
 
-	Poll     time.Duration // how often the journal is asked for what has become due
-	Parallel int           // reversals in flight at once, for each endpoint
+	Poll     time.Duration // how often an endpoint or an HSM that was not ready is looked at again
+	Parallel int           // in flight at once, for each endpoint
+	Rate     float64       // most sends a second, for each endpoint: a backlog may not starve live traffic
 }
 
-// A Forwarder sends owed reversals until each is acknowledged or parked. Each endpoint is served apart, so that one that is down does
-// not hold up another; within an endpoint, reversals are independent of each other.
+// A Forwarder sends owed reversals and advices until each is acknowledged or parked. Each endpoint is served apart, so that one that is down
+// does not hold up another; within an endpoint, a lineup says what may go.
 type Forwarder struct {
 	cfg    Forwarding
 	owner  *Switch
@@ -46,14 +47,17 @@ type Forwarder struct {
 	sometimes rate.Sometimes // for what each poll would log again
 
 	absences map[string]*absences // by endpoint
+
+	mu      sync.Mutex
+	waiting map[journal.OwedID][]chan journal.Settlement // who waits for the end of the next attempt; guarded by mu
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
-	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 {
-		return nil, errors.New("forwarding: pauses, ages and poll must be positive, retry_max at least retry_min, parallel at least 1")
+	if cfg.RetryMin <= 0 || cfg.RetryMax < cfg.RetryMin || cfg.ParkAfter <= 0 || cfg.NotFoundFinal <= 0 || cfg.Poll <= 0 || cfg.Parallel < 1 || cfg.Rate <= 0 {
+		return nil, errors.New("forwarding: pauses, ages, poll and rate must be positive, retry_max at least retry_min, parallel at least 1")
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
-		sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
+		waiting: map[journal.OwedID][]chan journal.Settlement{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	for name := range owner.endpoints {
 		f.wake[name] = make(chan struct{}, 1)
 		f.absences[name] = newAbsences(cfg.NotFoundFinal)
@@ -90,123 +94,294 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	return nil
 }
 
-// serve pays one endpoint's reversals, up to Parallel at once. A reversal that waits long for its answer holds one place, not the others.
+// serve pays what is owed to one endpoint, up to Parallel at once and Rate a second. What waits long for its answer holds one place, not the
+// others.
 func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
+	c := &counter{Forwarder: f, endpoint: endpoint, lineup: newLineup(), limit: rate.NewLimiter(rate.Limit(f.cfg.Rate), f.cfg.Parallel),
+		settled: make(chan payment, f.cfg.Parallel)}
 	var paying sync.WaitGroup
 	defer paying.Wait()
-	poll := time.NewTicker(f.cfg.Poll)
-	defer poll.Stop()
-	settled := make(chan payment, f.cfg.Parallel) // one place for each that can be under way: nobody waits to report
-	underWay := map[journal.OwedID]bool{}
-	held := false // the HSM or the journal had no room: nothing more before the next poll
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
-		inService := endpoint.processor.InService()
-		if !inService {
-			f.absences[endpoint.Name].interrupt()
-		}
-		if free := f.cfg.Parallel - len(underWay); free > 0 && !held && inService {
-			due, err := f.owner.journal.Due(ctx, journal.Turn{Endpoint: endpoint.Name, Now: time.Now(), Farthest: f.cfg.RetryMax,
-				Limit: f.cfg.Parallel + len(underWay)})
-			if err != nil && ctx.Err() == nil {
-				return fmt.Errorf("reading what is owed to %s: %w", endpoint.Name, err)
-			}
-			for _, owed := range due {
-				if underWay[owed.ID] || len(underWay) == f.cfg.Parallel {
-					continue
-				}
-				underWay[owed.ID] = true
-				paying.Go(func() { settled <- payment{owed.ID, f.pay(ctx, endpoint, owed)} })
-			}
-		}
+		timer.Reset(time.Until(c.start(ctx, &paying)))
 		select {
 		case <-ctx.Done():
 			return nil
-		case p := <-settled:
-			delete(underWay, p.owed)
-			if p.err != nil && !errors.Is(p.err, errHeld) {
-				return p.err
+		case p := <-c.settled:
+			if err := c.take(p); err != nil {
+				return err
 			}
-			held = held || p.err != nil
-		case <-poll.C:
-			held = false
+		case <-timer.C:
 		case <-f.wake[endpoint.Name]:
 		}
 	}
 }
 
+// A counter is where one endpoint is paid. It is owned by serve.
+type counter struct {
+	*Forwarder
+	endpoint *Endpoint
+	lineup   *lineup
+	limit    *rate.Limiter
+	underWay int
+	held     time.Time    // the HSM or the journal had no room: nothing is sent before
+	settled  chan payment // one place for each that can be under way: nobody waits to report
+}
+
 // A payment is the end of one attempt.
 type payment struct {
 	owed journal.OwedID
-	err  error
+	turn       // the next one; not due: it is not owed any more
+	err  error // errHeld, or fatal
 }
 
-// errHeld says that a reversal could not be attempted now, and that nothing was recorded or sent.
+// errHeld says that something owed could not be attempted now, and that nothing was recorded or sent.
 var errHeld = errors.New("held")
 
-// pay makes one attempt at one reversal. What it returns, but for errHeld, is fatal: the journal did not take a record.
-func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, owed journal.Owed) error {
-	pan, err := f.owner.vault.OpenPAN(ctx, owed.PAN)
-	if err != nil && !errors.Is(err, hsm.ErrSealedPAN) {
-		f.sometimes.Do(func() { f.log.Warn("reversals are held", "endpoint", endpoint.Name, "error", err) })
-		return errHeld
+// start begins what may be sent now, and returns when to look again.
+func (c *counter) start(ctx context.Context, paying *sync.WaitGroup) time.Time {
+	now := time.Now()
+	for _, debt := range c.owner.journal.Incurred(c.endpoint.Name) {
+		// The wall clock may have been set since: nothing waits longer than the longest pause.
+		c.lineup.add(debt, now.Add(min(max(0, debt.DueAt.Sub(now)), c.cfg.RetryMax)))
 	}
+	poll := now.Add(c.cfg.Poll)
+	// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
+	if !c.endpoint.processor.InService() {
+		c.absences[c.endpoint.Name].interrupt()
+		return poll
+	}
+	if now.Before(c.held) {
+		return c.held
+	}
+	for c.underWay < c.cfg.Parallel {
+		next, at := c.lineup.next(now)
+		if next == nil {
+			if !at.IsZero() && at.Before(poll) {
+				return at
+			}
+			return poll
+		}
+		reserved := c.limit.ReserveN(now, 1)
+		if wait := reserved.DelayFrom(now); wait > 0 {
+			reserved.CancelAt(now)
+			c.lineup.again(next.ID, next.turn)
+			return now.Add(wait)
+		}
+		c.underWay++
+		id, present := next.ID, next.turn
+		paying.Go(func() {
+			following, err := c.pay(ctx, c.endpoint, id)
+			if err != nil {
+				following = present
+			}
+			c.settled <- payment{id, following, err}
+		})
+	}
+	return poll
+}
+
+// take takes the end of an attempt. Its error is fatal.
+func (c *counter) take(p payment) error {
+	c.underWay--
+	switch {
+	case errors.Is(p.err, errHeld):
+		c.held = time.Now().Add(c.cfg.Poll)
+		c.lineup.again(p.owed, p.turn)
+	case p.err != nil:
+		return p.err
+	case p.due.IsZero():
+		c.lineup.remove(p.owed)
+	default:
+		c.lineup.again(p.owed, p.turn)
+	}
+	return nil
+}
+
+// pay makes one attempt at one reversal or advice, and returns when the next one is to be: the zero turn if it is not owed any more. Its
+// error, but for errHeld, is fatal: the journal did not take a record.
+func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.OwedID) (turn, error) {
+	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), id)
 	if err != nil {
-		return f.setAside(ctx, endpoint, owed, err)
+		return turn{}, fmt.Errorf("reading what is owed to %s: %w", endpoint.Name, err)
 	}
-	// All that it says is the record's: what was sent then, not what would be configured now.
-	reversal := messages.NewReversal(owed.Original, pan, owed.AuthorizationID)
-	defer reversal.Clear()
+	if owed.State != journal.StateOwed {
+		return turn{}, nil // a person has parked it
+	}
+	message, err := f.message(ctx, endpoint, owed)
+	switch {
+	case errors.Is(err, hsm.ErrSealedPAN):
+		return f.setAside(ctx, endpoint, owed, err)
+	case err != nil:
+		f.sometimes.Do(func() { f.log.Warn("reversals and advices are held", "endpoint", endpoint.Name, "error", err) })
+		return turn{}, errHeld
+	}
+	defer message.Clear()
+	own, err := f.numbers(ctx, endpoint, owed)
+	if err != nil {
+		return turn{}, errHeld
+	}
 
 	// Recorded before the send: after a crash in between, the next attempt is marked as a repeat, which is the safe side.
-	ticket, err := f.attempt(ctx, owed.ID)
+	ticket, err := f.attempt(ctx, owed.ID, own)
+	if errors.Is(err, journal.ErrNotOwed) {
+		return turn{}, nil
+	}
 	if err != nil {
-		return err
+		return turn{}, err
+	}
+	if own = ticket.Own(); own.STAN != "" {
+		message.Set(messages.STAN, own.STAN)
+		message.Set(messages.TransmissionTime, own.TransmissionTime)
 	}
 	if ticket.Attempt() > 1 {
-		reversal.MTI = reversal.MTI.Repeat()
+		message.MTI = message.MTI.Repeat()
 	}
 	var trace conn.Trace
-	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, reversal)
+	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, message)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if settlement.State() != journal.StateOwed {
 		f.absences[owed.Endpoint].forget(owed.ID)
 	}
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
-		return fmt.Errorf("recording settlement of reversal %d: %w", owed.ID, err)
+		return turn{}, fmt.Errorf("recording settlement of %s %d: %w", owed.Kind, owed.ID, err)
 	}
-	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: reversal.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
-	return nil
+	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: message.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
+	f.tell(owed.ID, settlement)
+	attempts := ticket.Attempt()
+	if settlement.Unsent() {
+		attempts--
+	}
+	return turn{attempts: attempts, due: settlement.DueAt()}, nil
 }
 
-// attempt records that a reversal is about to be sent.
-func (f *Forwarder) attempt(ctx context.Context, owed journal.OwedID) (*journal.Ticket, error) {
-	ticket, err := f.owner.journal.Attempt(ctx, owed)
-	if errors.Is(err, journal.ErrBusy) || errors.Is(err, journal.ErrNotOwed) || err != nil && ctx.Err() != nil {
-		return nil, errHeld
-	}
+// message builds what is owed, as a first sending. All that it says is the record's: what was sent then, not what would be configured now;
+// but its type and its form are the endpoint's.
+func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journal.Owed) (*messages.Message, error) {
+	pan, err := f.owner.vault.OpenPAN(ctx, owed.PAN)
 	if err != nil {
-		return nil, fmt.Errorf("recording attempt at reversal %d: %w", owed, err)
+		return nil, err
+	}
+	if owed.Kind == journal.KindAdvice {
+		var rest []byte
+		if owed.Rest.KeyID != "" {
+			if rest, err = f.owner.vault.OpenRest(ctx, owed.Rest); err != nil {
+				return nil, err
+			}
+			defer clear(rest)
+		}
+		advice, err := messages.NewAdvice(owed.Original, pan, rest)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", hsm.ErrSealedPAN, err)
+		}
+		return advice, nil
+	}
+	reversal := messages.NewReversal(owed.Original, pan, owed.AuthorizationID)
+	reversal.MTI = messages.MTI(endpoint.Codec.Dialect().Reversal.Type)
+	if owed.Replacement != "" {
+		reversal.SetReplacement(owed.Replacement)
+	}
+	return reversal, nil
+}
+
+// numbers reserves numbers for a reversal that the dialect wants to have some of its own, and that was not sent yet.
+func (f *Forwarder) numbers(ctx context.Context, endpoint *Endpoint, owed journal.Owed) (journal.Numbers, error) {
+	if owed.Kind != journal.KindReversal || endpoint.Codec.Dialect().Reversal.Numbers != specs.NewNumbers || owed.Attempts > 0 || owed.Own.STAN != "" {
+		return journal.Numbers{}, nil
+	}
+	now := time.Now()
+	numbers, err := f.owner.journal.Next(ctx, endpoint.Name, now)
+	if err != nil {
+		return journal.Numbers{}, err
+	}
+	return journal.Numbers{STAN: numbers.STAN, TransmissionTime: now.UTC().Format(transmissionTime)}, nil
+}
+
+// attempt records that something owed is about to be sent.
+func (f *Forwarder) attempt(ctx context.Context, owed journal.OwedID, own journal.Numbers) (*journal.Ticket, error) {
+	ticket, err := f.owner.journal.Attempt(ctx, owed, own)
+	switch {
+	case errors.Is(err, journal.ErrNotOwed):
+		return nil, err
+	case errors.Is(err, journal.ErrBusy), err != nil && ctx.Err() != nil:
+		return nil, errHeld
+	case err != nil:
+		return nil, fmt.Errorf("recording attempt at %d: %w", owed, err)
 	}
 	return ticket, nil
 }
 
-// setAside moves a reversal whose PAN cannot be opened out of the way of the others. It stays owed: the key may come back.
-func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journal.Owed, cause error) error {
-	ticket, err := f.attempt(ctx, owed.ID)
+// verdict waits until the processor has answered a reversal that the upstream asked for, or the upstream's budget ends, and returns what the
+// upstream is answered. What is owed is ours: it is accepted unless the processor says that it will never take it.
+func (f *Forwarder) verdict(ctx context.Context, reversal journal.Reversal, accepted string) string {
+	settled := make(chan journal.Settlement, 1)
+	f.mu.Lock()
+	f.waiting[reversal.ID] = append(f.waiting[reversal.ID], settled)
+	f.mu.Unlock()
+	defer f.forsake(reversal.ID, settled)
+	// It may have been settled before somebody waited.
+	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), reversal.ID)
+	if err != nil || owed.State != journal.StateOwed {
+		return accepted
+	}
+	for {
+		select {
+		case s := <-settled:
+			if s.State() == journal.StateParked && s.ResponseCode() != "" {
+				return s.ResponseCode()
+			}
+			if s.State() != journal.StateOwed {
+				return accepted
+			}
+		case <-ctx.Done():
+			return accepted
+		}
+	}
+}
+
+// tell gives the end of an attempt to those who wait for it.
+func (f *Forwarder) tell(id journal.OwedID, settlement journal.Settlement) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, settled := range f.waiting[id] {
+		select {
+		case <-settled: // the one before, at which it has not looked yet
+		default:
+		}
+		settled <- settlement // only this function sends, and it holds mu
+	}
+}
+
+// forsake ends a wait.
+func (f *Forwarder) forsake(id journal.OwedID, settled chan journal.Settlement) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiting[id] = slices.DeleteFunc(f.waiting[id], func(c chan journal.Settlement) bool { return c == settled }); len(f.waiting[id]) == 0 {
+		delete(f.waiting, id)
+	}
+}
+
+// setAside moves something whose PAN or rest cannot be opened out of the way of the others. It stays owed: the key may come back.
+func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journal.Owed, cause error) (turn, error) {
+	ticket, err := f.attempt(ctx, owed.ID, journal.Numbers{})
+	if errors.Is(err, journal.ErrNotOwed) {
+		return turn{}, nil
+	}
 	if err != nil {
-		return err
+		return turn{}, err
 	}
 	settlement := journal.Unsent(time.Now().Add(f.pause(owed)), reasonSealedPAN)
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
-		return fmt.Errorf("setting reversal %d aside: %w", owed.ID, err)
+		return turn{}, fmt.Errorf("setting %s %d aside: %w", owed.Kind, owed.ID, err)
 	}
-	f.log.Error("reversal cannot be sent: its PAN cannot be opened", "reversal", int64(owed.ID), "transaction", int64(owed.TransactionID), "endpoint", endpoint.Name, "error", cause)
-	return nil
+	f.log.Error("reversal or advice cannot be sent: its card data cannot be opened", "kind", string(owed.Kind), "owed", int64(owed.ID),
+		"transaction", int64(owed.TransactionID), "endpoint", endpoint.Name, "error", cause)
+	return turn{attempts: owed.Attempts, aside: true, due: settlement.DueAt()}, nil
 }
 
-// sentOften is how often a reversal must have been sent before it is parked for its age: one whose processor was down for a day has not
-// been tried yet. From that often on each further attempt is a warning.
+// sentOften is how often something must have been sent before it is parked for its age: if its processor was down for a day, it has not
+// been tried yet. At that often an alarm is counted; from then on each further attempt is a warning, and it holds up its card no more.
 const sentOften = 6
 
 // settle says what came of an attempt. It ends a reversal only by the processor's own word.
@@ -215,8 +390,9 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	if err == nil {
 		code = answer.Get(messages.ResponseCode)
 	}
-	// What was approved and not delivered is there: a processor that does not find it has not understood the reversal.
-	absent := slices.Contains(is.NotFound, code) && owed.Reason != reasonUndelivered
+	// What was approved, and what it was told of by an advice, is there: a processor that does not find it has not understood the reversal.
+	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard
+	absent := slices.Contains(is.NotFound, code) && mayBeAbsent
 	absences := f.absences[owed.Endpoint]
 	missing := absences.note(owed.ID, err == nil, absent)
 	if absent {
@@ -247,6 +423,8 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 		return journal.Parked(reasonAlready, code)
 	case slices.Contains(is.Poison, code):
 		return journal.Parked(reasonPoison, code)
+	case !slices.Contains(is.Retry, code) && !slices.Contains(is.Already, code):
+		reason = reasonUnlisted
 	}
 	if age >= f.cfg.ParkAfter && attempt >= sentOften && !absent { // one that is absent ends soon by itself
 		return journal.Parked(reasonExpired, code)
@@ -282,7 +460,7 @@ type attempt struct {
 func (f *Forwarder) report(a attempt) {
 	o, s := a.owed, a.settlement
 	f.owner.metrics.reversals.WithLabelValues(o.Endpoint, s.Event()).Inc()
-	attributes := []any{"result", s.Event(), "reversal", int64(o.ID), "transaction", int64(o.TransactionID), "mti", string(a.mti),
+	attributes := []any{"result", s.Event(), "kind", string(o.Kind), "owed", int64(o.ID), "transaction", int64(o.TransactionID), "mti", string(a.mti),
 		"attempt", a.number, "stan", o.Original.Get(messages.STAN), "rrn", o.Original.Get(messages.RRN), "endpoint", o.Endpoint,
 		"amount", o.Original.Get(messages.Amount), "currency", o.Original.Get(messages.Currency), "age_seconds", time.Since(o.Since).Seconds(),
 		"response_code", s.ResponseCode()}
@@ -296,12 +474,15 @@ func (f *Forwarder) report(a attempt) {
 		attributes = append(attributes, "reason", s.Reason())
 	}
 	if s.State() == journal.StateParked {
-		f.log.Error("reversal parked: it needs a person", attributes...)
+		f.log.Error(string(o.Kind)+" parked: it needs a person", attributes...)
 		return
 	}
 	level := slog.LevelInfo
 	if s.State() == journal.StateOwed && a.number >= sentOften {
 		level = slog.LevelWarn
 	}
-	f.log.Log(context.Background(), level, "reversal", attributes...)
+	if s.State() == journal.StateOwed && a.number == sentOften && !s.Unsent() {
+		f.owner.metrics.alarms.WithLabelValues(o.Endpoint).Inc()
+	}
+	f.log.Log(context.Background(), level, string(o.Kind), attributes...)
 }

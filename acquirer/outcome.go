@@ -17,9 +17,11 @@ const (
 	reasonMismatch    = "mismatch"
 	reasonLinkFailed  = "link_failed"
 	reasonUndelivered = "undelivered"
+	reasonUpstream    = "upstream" // the upstream has reversed it
 	reasonRecovered   = "recovered"
 	reasonBudget      = "budget_ended"
-	reasonRefused     = "refused"         // the processor answered a reversal with a code that neither ends nor poisons it
+	reasonRefused     = "refused"         // the processor answered with a code by which it is to be tried again
+	reasonUnlisted    = "unlisted_code"   // it answered with a code that its dialect does not list
 	reasonNotFound    = "not_found"       // it does not have the original, which may still be on its way
 	reasonAlready     = "already_refused" // it says that the reversal is done, and has refused each attempt before
 	reasonPoison      = "poison"

@@ -21,8 +21,7 @@ const (
 	refusedPIN       refusal = "pin_untranslatable"
 	refusedHSM       refusal = "hsm"
 	refusedJournal   refusal = "journal"
-	refusedDuplicate refusal = "duplicate"
-	refusedInFlight  refusal = "in_flight" // its first is not answered yet; not answered itself
+	refusedDuplicate refusal = "duplicate" // recorded by somebody else at the same moment; not answered
 )
 
 type metrics struct {
@@ -32,6 +31,10 @@ type metrics struct {
 	reversals    *prometheus.CounterVec
 	unasked      *prometheus.CounterVec
 	undelivered  prometheus.Counter
+
+	repeats           *prometheus.CounterVec
+	upstreamReversals *prometheus.CounterVec
+	alarms            *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -44,28 +47,42 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Help:    "Time from an upstream's request to its recorded answer, in seconds.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}),
 		reversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_reversal_attempts_total",
-			Help: "Reversals sent to processors, by endpoint and what came of them."}, []string{"endpoint", "result"}),
+			Help: "Reversals and advices sent to processors, by endpoint and what came of them."}, []string{"endpoint", "result"}),
 		unasked: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_unasked_messages_total",
 			Help: "Messages from processors that nobody waited for."}, []string{"endpoint", "kind"}),
 		undelivered: prometheus.NewCounter(prometheus.CounterOpts{Name: "acquirerd_undelivered_approvals_total",
 			Help: "Approvals whose answer could not be written to the upstream; each is reversed."}),
+		repeats: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_repeats_total",
+			Help: "Messages from upstreams whose key was seen before, by how they were answered."}, []string{"result"}),
+		upstreamReversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_upstream_reversals_total",
+			Help: "Reversals from upstreams, by what became of them."}, []string{"result"}),
+		alarms: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_owed_alarms_total",
+			Help: "Reversals and advices that were sent for the sixth time and not acknowledged."}, []string{"endpoint"}),
 	}
-	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate, refusedInFlight} {
+	for _, result := range []string{repeatJoined, repeatStored, repeatDiffers, repeatSilent} {
+		m.repeats.WithLabelValues(result)
+	}
+	for _, result := range []string{reversalRecorded, reversalKnown, reversalNothing, reversalNotFound, reversalDisagrees, reversalOther, reversalForwarded, reversalSilent} {
+		m.upstreamReversals.WithLabelValues(result)
+	}
+	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate} {
 		m.refusals.WithLabelValues(string(reason))
 	}
-	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered)
+	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
+		m.alarms)
 	return m
 }
 
 // begin makes an endpoint's series, so that the first event of each is seen as a step from 0.
 func (m *metrics) begin(endpoint string) {
-	for _, outcome := range []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown} {
+	m.alarms.WithLabelValues(endpoint)
+	for _, outcome := range []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown, journal.Accepted} {
 		m.transactions.WithLabelValues(endpoint, string(outcome))
 	}
 	for _, s := range []journal.Settlement{journal.Acknowledged(""), journal.Again(time.Time{}, "", ""), journal.Unsent(time.Time{}, ""), journal.Parked("", "")} {
 		m.reversals.WithLabelValues(endpoint, s.Event())
 	}
-	for _, kind := range []string{unaskedRequest, lateApproval, lateOther} {
+	for _, kind := range []string{unaskedRequest, lateApproval, lateOther, secondApproval, secondOther} {
 		m.unasked.WithLabelValues(endpoint, kind)
 	}
 }
@@ -75,10 +92,13 @@ const (
 	unaskedRequest = "request"
 	lateApproval   = "late_approval"
 	lateOther      = "late_other"
+	secondApproval = "second_approval" // after another answer
+	secondOther    = "second_other"
 )
 
-// refuse answers a request that ended before a record was made, counts it and logs its one line.
-func (s *Switch) refuse(req Request, reason refusal, code string, cause error, started time.Time) Result {
+// refuse answers a message that ended before a record was made, counts it and logs its one line. Without a code it is not answered.
+func (s *Switch) refuse(v *Visit, reason refusal, code string, cause error, started time.Time) Result {
+	req := v.Request
 	s.metrics.refusals.WithLabelValues(string(reason)).Inc()
 	attributes := []any{"outcome", "refused", "reason", string(reason), "upstream", req.Upstream.Name, "mti", string(req.Message.MTI),
 		"upstream_stan", req.Message.Get(messages.STAN), "pan", req.Message.PAN(), "amount", req.Message.Get(messages.Amount),
@@ -88,11 +108,28 @@ func (s *Switch) refuse(req Request, reason refusal, code string, cause error, s
 		attributes = append(attributes, "error", cause)
 	}
 	s.log.Info("transaction", attributes...)
+	if code == "" {
+		return Result{}
+	}
 	var format *messages.FormatError
 	if errors.As(cause, &format) && reason == refusedFormat {
 		return Result{Answer: messages.NewFormatError(req.Message, code, format.Element)}
 	}
 	return Result{Answer: messages.NewAnswer(req.Message, code)}
+}
+
+// repeat answers a message whose key was seen before, counts it and logs its one line. A nil answer is none.
+func (s *Switch) repeat(v *Visit, found journal.Found, what string, answer *messages.Message, started time.Time) Result {
+	s.metrics.repeats.WithLabelValues(what).Inc()
+	m, code := v.Message, ""
+	if answer != nil {
+		code = answer.Get(messages.ResponseCode)
+	}
+	s.log.Info("transaction", "outcome", "repeated", "result", what, "transaction", int64(found.ID), "upstream", v.Upstream.Name,
+		"mti", string(m.MTI), "upstream_stan", m.Get(messages.STAN), "pan", m.PAN(), "amount", m.Get(messages.Amount),
+		"currency", m.Get(messages.Currency), "terminal", m.Get(messages.Terminal), "response_code", code,
+		"elapsed_seconds", time.Since(started).Seconds())
+	return Result{Answer: answer}
 }
 
 // A line is what the log tells of a recorded transaction.

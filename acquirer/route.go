@@ -13,7 +13,7 @@ import (
 type Route struct {
 	BINs       []string // prefixes of the PAN ("4"), or ranges of prefixes of one length ("51-55")
 	Upstreams  []string
-	MTIs       []string
+	MTIs       []string // of first sendings
 	Currencies []string // DE 49
 	Endpoint   string
 }
@@ -62,7 +62,7 @@ func newRoutes(list []Route) (routes, error) {
 func (table routes) find(upstream string, request *messages.Message, pan card.PAN) (endpoint string, found bool) {
 	longest := -1
 	for _, rule := range table {
-		if !accepts(rule.Upstreams, upstream) || !accepts(rule.MTIs, string(request.MTI)) ||
+		if !accepts(rule.Upstreams, upstream) || !accepts(rule.MTIs, string(request.MTI.First())) ||
 			!accepts(rule.Currencies, request.Get(messages.Currency)) {
 			continue
 		}

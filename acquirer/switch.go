@@ -31,14 +31,11 @@ type Switch struct {
 	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
 	mu       sync.Mutex
-	draining bool            // guarded by mu
-	inFlight sync.WaitGroup  // Add is called under mu, while not draining
-	asked    map[asking]bool // requests in flight; guarded by mu
-	slots    chan struct{}   // one for each transaction that may be in flight
+	draining bool               // guarded by mu
+	inFlight sync.WaitGroup     // Add is called under mu, while not draining
+	matters  map[asking]*matter // requests in flight; guarded by mu
+	slots    chan struct{}      // one for each message that may be in flight
 }
-
-// An asking is a request in flight, as its upstream would name it again.
-type asking struct{ upstream, key string }
 
 // An Endpoint is a processor as the switch sees it.
 type Endpoint struct {
@@ -74,7 +71,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
 	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
-		asked: map[asking]bool{}, metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
+		matters: map[asking]*matter{}, metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
 		s.metrics.begin(endpoint.Name)
@@ -95,39 +92,52 @@ type Upstream struct {
 	Codec  *messages.Codec
 }
 
-// A Request is one authorization or financial request of an upstream.
+// A Request is one message of an upstream.
 type Request struct {
 	Upstream *Upstream
 	Message  *messages.Message // decoded and validated; the switch does not change it
-	Key      string            // by which this upstream would repeat the request
+	Key      string            // by which this upstream would repeat a request or an advice; "" for a reversal, which its original identifies
 }
 
-// A Result is what the upstream is answered.
+// A Result is what the upstream is answered. Its answer is then either Delivered or Undelivered.
 type Result struct {
-	Answer  *messages.Message // nil: none, because the request repeats one that is in flight
-	Outcome journal.Kind      // "" if the request was refused before a record was made
+	Answer  *messages.Message // nil: none, because nobody can say yet what became of it; the upstream asks again or reverses
+	Outcome journal.Kind      // of the record that this message made; "" if it made none
 
 	transaction journal.TransactionID
+	visit       *Visit
 }
 
-// Authorize takes one request through its life. The answer it returns is already recorded. An error means that there is no answer
-// that may be given: the outcome could not be recorded, the process must stop, and the upstream's connection is dropped.
+// Authorize takes one request (0100, 0200 and their repeats) through its life. The answer it returns is already recorded. An error means that
+// there is no answer that may be given: the outcome could not be recorded, the process must stop, and the upstream's connection is dropped.
 //
 // A deadline of ctx is the upstream's budget. Until the send, its end refuses the request; from then on nothing is cancelled.
-func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
+func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err error) {
 	started := time.Now()
-	answers := req.Upstream.Codec.Dialect().Answers
+	req, answers := v.Request, v.Upstream.Codec.Dialect().Answers
 	refuse := func(reason refusal, code string, cause error) Result {
-		return s.refuse(req, reason, code, cause, started)
+		return s.refuse(v, reason, code, cause, started)
 	}
 
-	// Admit: a full switch says so at once, instead of making a longer queue. What is in flight already is answered once, to the first
-	// that asked: an answer to its repeat would come before the true one, and be taken for it.
-	leave, reason := s.enter(req)
-	if reason == refusedInFlight {
-		refuse(reason, "", nil)
+	// Repeated? One message goes out for all that have the same key. A repeat of what is in flight is given the same answer; what is on record
+	// is answered from there, before anything could refuse it: a refusal would be believed, of what may have been approved.
+	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
+	if v.differs || v.follows {
+		return s.beside(ctx, v, started), nil
+	}
+	defer func() { result = s.conclude(v, result) }()
+	found, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key)
+	if err != nil {
+		return refuse(refusedJournal, "", err), nil
+	}
+	if known {
+		return s.repeated(ctx, v, found, started), nil
+	}
+
+	// Admit: a full switch says so at once, instead of making a longer queue.
+	leave, reason := s.enter()
 	if leave == nil {
 		return refuse(reason, answers.Busy, nil), nil
 	}
@@ -138,8 +148,8 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return refuse(refusedFormat, answers.FormatError, err), nil
 	}
-	name, found := s.routes.find(req.Upstream.Name, req.Message, pan)
-	if !found {
+	name, routed := s.routes.find(req.Upstream.Name, req.Message, pan)
+	if !routed {
 		return refuse(refusedRoute, answers.NoRoute, nil), nil
 	}
 	endpoint := s.endpoints[name]
@@ -173,7 +183,7 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		PAN: protected.Sealed, Token: protected.Token, MaskedPAN: pan.Mask(), At: started,
 	})
 	if errors.Is(err, journal.ErrDuplicate) {
-		return refuse(refusedDuplicate, answers.Duplicate, nil), nil
+		return refuse(refusedDuplicate, "", nil), nil // somebody else has recorded it at this moment: its repeat will find that
 	}
 	if err != nil {
 		return refuse(refusedJournal, answers.Malfunction, err), nil
@@ -190,31 +200,56 @@ func (s *Switch) Authorize(ctx context.Context, req Request) (Result, error) {
 		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
 	}
 
-	// Finish: durable before the answer. A crash before this line is an Unknown; after it, the record stands and is not reversed
-	// from here, because the upstream may have been told.
+	told := compose(req, answer, errSend, outcome)
+	outcome.Answer = told.Reply(req.Message)
+
+	// Finish: durable before the answer, and with it. A crash before this line is an Unknown; after it, the record stands and is not reversed
+	// from here, because the upstream may have been told. It will repeat or reverse.
 	if err := s.journal.Finish(context.WithoutCancel(ctx), ticket, outcome); err != nil {
 		return Result{}, fmt.Errorf("recording outcome of %s: %w", ticket, err)
 	}
 	if outcome.Kind == journal.Unknown {
 		s.forwarder.Wake()
 	}
-	result := Result{Answer: compose(req, answer, errSend, outcome), Outcome: outcome.Kind, transaction: ticket.ID()}
-	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: result.Answer, link: trace.Link,
+	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: told, link: trace.Link,
 		errSend: errSend, started: started})
-	return result, nil
+	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
+}
+
+// beside answers a message that is not the first of its matter: like the first, or not at all if that one has other content.
+func (s *Switch) beside(ctx context.Context, v *Visit, started time.Time) Result {
+	if v.differs {
+		return s.repeat(v, journal.Found{}, repeatDiffers, messages.NewAnswer(v.Message, v.Upstream.Codec.Dialect().Answers.Duplicate), started)
+	}
+	what, answer := repeatJoined, s.follow(ctx, v)
+	if answer == nil {
+		what = repeatSilent
+	}
+	return s.attach(v, s.repeat(v, journal.Found{}, what, answer, started))
+}
+
+// conclude tells the followers what the first is answered.
+func (s *Switch) conclude(v *Visit, result Result) Result {
+	s.decide(v, result)
+	return s.attach(v, result)
+}
+
+// attach ties a result to its visit, for the delivery. Without an answer there is none.
+func (s *Switch) attach(v *Visit, result Result) Result {
+	result.visit = v
+	if result.Answer == nil {
+		_ = s.leave(context.Background(), v, false) // nothing that has no answer is an approval to be reversed, or the process stops
+	}
+	return result
 }
 
 // transmissionTime is the form of DE 7, MMDDhhmmss.
 const transmissionTime = "0102150405"
 
 // enter takes a slot, or says why there is none. The function it returns gives the slot back.
-func (s *Switch) enter(req Request) (leave func(), reason refusal) {
+func (s *Switch) enter() (leave func(), reason refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := asking{req.Upstream.Name, req.Key}
-	if req.Key != "" && s.asked[key] {
-		return nil, refusedInFlight
-	}
 	if s.draining {
 		return nil, refusedDraining
 	}
@@ -224,11 +259,7 @@ func (s *Switch) enter(req Request) (leave func(), reason refusal) {
 		return nil, refusedBusy
 	}
 	s.inFlight.Add(1)
-	s.asked[key] = true
 	return func() {
-		s.mu.Lock()
-		delete(s.asked, key)
-		s.mu.Unlock()
 		<-s.slots
 		s.inFlight.Done()
 	}, ""
@@ -277,20 +308,6 @@ func compose(req Request, answer *messages.Message, errSend error, outcome journ
 	return messages.NewAnswer(req.Message, answers.Unknown)
 }
 
-// Undelivered is called when the answer of a result could not be written to the upstream. An approval that the upstream was not told
-// of is reversed; nothing else needs to be done. An error means that the process must stop.
-func (s *Switch) Undelivered(ctx context.Context, result Result) error {
-	if result.Outcome != journal.Approved {
-		return nil
-	}
-	if err := s.journal.Owe(context.WithoutCancel(ctx), result.transaction, reasonUndelivered); err != nil {
-		return fmt.Errorf("recording undelivered approval %d: %w", result.transaction, err)
-	}
-	s.metrics.undelivered.Inc()
-	s.forwarder.Wake()
-	return nil
-}
-
 // Recover gives every intent without an outcome the outcome Unknown, through the same Finish as the living. It is called before any
 // door opens. It returns how many there were. It fails if something is owed to an endpoint that is not configured any more: nobody
 // would pay it.
@@ -309,40 +326,89 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 	}
 	creditors, err := s.journal.Creditors(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("reading to whom reversals are owed: %w", err)
+		return 0, fmt.Errorf("reading to whom something is owed: %w", err)
 	}
 	for _, name := range creditors {
 		if s.endpoints[name] == nil {
-			return 0, fmt.Errorf("reversals are owed to endpoint %q, which is not in the config: keep it there until they are paid", name)
+			return 0, fmt.Errorf("reversals or advices are owed to endpoint %q, which is not in the config: keep it there until they are paid", name)
 		}
 	}
 	return len(tickets), nil
 }
 
-// Inbound takes what arrives on an endpoint's links unasked. The outcome of a late answer's transaction is Unknown, and its reversal is
-// owed already, until the processor says that it is done or has said for NotFoundFinal that there is no original. A late approval is
-// logged as an error, because after the latter it is a hold that nobody reverses.
-func (s *Switch) Inbound(_ context.Context, endpoint string, msg *messages.Message) {
-	if !msg.MTI.IsAnswer() {
+// Inbound takes what arrives on an endpoint's links unasked. An answer to a transaction that has ended is recorded with it and never
+// delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed.
+func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked) {
+	e := s.endpoints[endpoint]
+	if e == nil || msg.Arrival == conn.Demanding {
 		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
 		s.sometimes.Do(func() {
 			s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
 		})
 		return
 	}
-	kind := lateOther
-	if e := s.endpoints[endpoint]; e != nil && msg.MTI.Class() != messages.Reversal && e.Codec.Dialect().Approves(msg.Get(messages.ResponseCode)) {
-		kind = lateApproval
-	}
+	code := msg.Get(messages.ResponseCode)
+	isRequest := msg.MTI.Class() == messages.Authorization || msg.MTI.Class() == messages.Financial
+	kind := unaskedKind(msg.Arrival, isRequest && msg.MTI.IsResponse() && e.Codec.Dialect().Approves(code))
 	s.metrics.unasked.WithLabelValues(endpoint, kind).Inc()
-	level := slog.LevelWarn
-	if kind == lateApproval {
-		level = slog.LevelError
+	var heard journal.Heard
+	if isRequest && msg.MTI.IsResponse() {
+		var err error
+		heard, err = s.hear(ctx, journal.Hearing{Endpoint: endpoint, STAN: msg.Get(messages.STAN),
+			TransmissionTime: msg.Get(messages.TransmissionTime), Second: msg.Arrival == conn.Second, ResponseCode: code,
+			Approves: kind == lateApproval || kind == secondApproval, NotFound: e.Codec.Dialect().Reversal.NotFound})
+		if err != nil {
+			s.log.Error("late answer is not recorded", "endpoint", endpoint, "error", err) // the journal has failed, and stops the process
+			return
+		}
 	}
-	s.sometimes.Do(func() {
-		s.log.Log(context.Background(), level, "answer that nobody waits for", "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
-			"stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", msg.Get(messages.ResponseCode))
-	})
+	tell := func(level slog.Level, what string) {
+		s.log.Log(context.Background(), level, what, "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
+			"transaction", int64(heard.Transaction), "outcome", string(heard.Outcome), "stan", msg.Get(messages.STAN),
+			"rrn", msg.Get(messages.RRN), "response_code", code)
+	}
+	switch {
+	case heard.Owed != 0:
+		tell(slog.LevelError, "late approval: its reversal is owed again")
+		s.forwarder.Wake()
+	case kind == lateApproval && heard.Transaction == 0:
+		tell(slog.LevelError, "approval of a request that is not on record")
+	default:
+		s.sometimes.Do(func() { tell(slog.LevelWarn, "answer that nobody waits for") })
+	}
+}
+
+// hearPause is how soon an answer is looked at again whose transaction is just being recorded.
+const hearPause = 100 * time.Millisecond
+
+// hear records an answer to a transaction that has ended. One that came between the end of the exchange and its record waits for that.
+func (s *Switch) hear(ctx context.Context, hearing journal.Hearing) (journal.Heard, error) {
+	for {
+		heard, err := s.journal.Hear(ctx, hearing)
+		if err != nil || heard.Transaction == 0 || heard.Outcome != "" {
+			return heard, err
+		}
+		pause := time.NewTimer(hearPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return heard, ctx.Err()
+		}
+	}
+}
+
+// unaskedKind names an answer in acquirerd_unasked_messages_total.
+func unaskedKind(arrival conn.Arrival, approves bool) string {
+	switch {
+	case arrival == conn.Second && approves:
+		return secondApproval
+	case arrival == conn.Second:
+		return secondOther
+	case approves:
+		return lateApproval
+	}
+	return lateOther
 }
 
 // Run pays what is owed until ctx ends. It returns an error only if the process must stop.

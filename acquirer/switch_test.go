@@ -113,42 +113,6 @@ func TestWhatIsRefusedIsNeitherSentNorRecorded(t *testing.T) {
 	}
 }
 
-func TestAKeySeenBeforeIsNotSentAgain(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		req := w.request()
-		if first, ok := w.ask(req, delivered); !ok || code(first) != "00" {
-			t.Fatalf("got %v", first.Answer)
-		}
-		w.restart()
-		second, ok := w.ask(req, func(acquirer.Result) error { return nil })
-		if !ok || code(second) != "94" || len(w.bank.seen) != 1 {
-			t.Errorf("got %v, %d sent", second.Answer, len(w.bank.seen))
-		}
-	})
-}
-
-// An upstream that asks again must not take the answer to its repeat for that of the first, which may be an approval.
-func TestAKeyInFlightIsAnsweredOnce(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		req := w.request()
-		var repeat acquirer.Result
-		var errRepeat error
-		w.bank.answer = func(*messages.Message) (string, error) {
-			repeat, errRepeat = w.desk.Authorize(t.Context(), req)
-			return "00", nil
-		}
-		if first, ok := w.ask(req, delivered); !ok || code(first) != "00" {
-			t.Fatalf("got %v", first.Answer)
-		}
-		if repeat.Answer != nil || repeat.Outcome != "" || errRepeat != nil || len(w.bank.seen) != 1 {
-			t.Errorf("the repeat got %v, %v; %d sent", repeat.Answer, errRepeat, len(w.bank.seen))
-		}
-		if after, ok := w.ask(req, delivered); !ok || code(after) != "94" {
-			t.Errorf("afterwards: %v", after.Answer)
-		}
-	})
-}
-
 func TestAFullSwitchRefusesAtOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		release := make(chan struct{})
@@ -158,7 +122,7 @@ func TestAFullSwitchRefusesAtOnce(t *testing.T) {
 		w.start()
 		for range 64 {
 			req := w.request()
-			go func() { _, _ = w.desk.Authorize(t.Context(), req) }()
+			go func() { _, _ = w.desk.Authorize(t.Context(), w.desk.Admit(req)) }()
 		}
 		synctest.Wait()
 		if result, ok := w.ask(w.request(), delivered); !ok || code(result) != "96" {
@@ -440,7 +404,7 @@ func TestNotFoundAfterADayEndsAndIsNotParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.forward = acquirer.Forwarding{RetryMin: 5 * time.Second, RetryMax: 300 * time.Second, ParkAfter: 24 * time.Hour,
-			NotFoundFinal: 180 * time.Second, Poll: 500 * time.Millisecond, Parallel: 16}
+			NotFoundFinal: 180 * time.Second, Poll: 500 * time.Millisecond, Parallel: 16, Rate: 1000}
 		w.start()
 		w.bank.answer = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
 		w.bank.reversal = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
@@ -480,20 +444,27 @@ func TestNotFoundNeverEndsTheReversalOfAnUndeliveredApproval(t *testing.T) {
 	})
 }
 
+// A recorder whose debts were given their time by a clock that has been set back since.
+type aheadRecorder struct{ acquirer.Recorder }
+
+func (r aheadRecorder) Incurred(endpoint string) []journal.Debt {
+	debts := r.Recorder.Incurred(endpoint)
+	for i := range debts {
+		debts[i].DueAt = time.Now().Add(24 * time.Hour)
+	}
+	return debts
+}
+
 func TestAClockThatIsSetBackHoldsUpNoReversal(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { return aheadRecorder{r} }
+		w.start()
 		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
-		w.bank.reversal = func(*messages.Message) (string, error) { return "", conn.ErrTimeout }
 		w.ask(w.request(), delivered)
-		w.rest()
-		due, err := w.journal.Due(t.Context(), journal.Turn{Endpoint: "bank", Now: time.Now().Add(-time.Hour), Farthest: w.forward.RetryMax, Limit: 10})
-		if err != nil || len(due) != 1 {
-			t.Errorf("an hour before: %+v, %v", due, err)
-		}
-		due, err = w.journal.Due(t.Context(), journal.Turn{Endpoint: "bank", Now: time.Now().Add(-time.Second), Farthest: time.Hour, Limit: 10})
-		if err != nil || len(due) != 0 {
-			t.Errorf("a moment before: %+v, %v", due, err)
-		}
+		<-time.After(w.forward.RetryMax + 2*w.forward.Poll)
+		w.check()
+		w.stop()
 	})
 }
 
@@ -504,7 +475,7 @@ func TestWhatTheUpstreamDoesNotWaitForIsNotSent(t *testing.T) {
 		w.start()
 		budget, release := context.WithTimeout(t.Context(), 15*time.Second)
 		defer release()
-		result, err := w.desk.Authorize(budget, w.request())
+		result, err := w.desk.Authorize(budget, w.desk.Admit(w.request()))
 		if err != nil || result.Outcome != journal.NotSent || code(result) != "91" || len(w.bank.seen) != 0 {
 			t.Errorf("got %v %v, %v; %d sent", result.Outcome, result.Answer, err, len(w.bank.seen))
 		}
@@ -605,22 +576,6 @@ func TestOneReversalWithoutAnAnswerHoldsUpNoOther(t *testing.T) {
 		owed, err := w.journal.Owed(t.Context(), journal.OwedFilter{State: journal.StateOwed})
 		if err != nil || len(owed) != 2 {
 			t.Errorf("%d are still owed, want the 2 that get no answer; %v", len(owed), err)
-		}
-	})
-}
-
-func TestALateApprovalChangesNothing(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
-		req := w.request()
-		w.ask(req, delivered)
-		late := messages.NewAnswer(req.Message, "00")
-		w.desk.Inbound(t.Context(), "bank", late)
-		w.desk.Inbound(t.Context(), "bank", messages.New("0800"))
-		w.rest()
-		w.check()
-		if len(w.bank.reversals) != 1 {
-			t.Errorf("%d reversals", len(w.bank.reversals))
 		}
 	})
 }

@@ -32,9 +32,12 @@ type bank struct {
 	mu        sync.Mutex
 	holds     map[string]string // by STAN and DE 7: "held", "reversed", "declined"
 	seen      map[string]bool
-	reversals map[string]int // that reached the bank, by the key of the original
+	reversals map[string]int      // that reached the bank, by the key of the original
+	sent      []*messages.Message // reversals and advices, in the order in which they came
 	down      bool
 
+	partial    string                                               // amount of an approval with 10
+	advices    map[string]int                                       // that reached the bank, by STAN and DE 7
 	otherCards bool                                                 // reversals may name cards other than testPAN
 	answer     func(req *messages.Message) (code string, err error) // of a request, after it is in the ledger
 	reversal   func(req *messages.Message) (code string, err error)
@@ -42,7 +45,7 @@ type bank struct {
 
 func newBank(t testing.TB) *bank {
 	approve := func(*messages.Message) (string, error) { return "00", nil }
-	return &bank{t: t, holds: map[string]string{}, reversals: map[string]int{}, seen: map[string]bool{}, answer: approve, reversal: approve}
+	return &bank{t: t, holds: map[string]string{}, reversals: map[string]int{}, advices: map[string]int{}, seen: map[string]bool{}, answer: approve, reversal: approve}
 }
 
 func (b *bank) InService() bool {
@@ -68,11 +71,14 @@ func (b *bank) Exchange(_ context.Context, req *messages.Message) (*messages.Mes
 	if req.MTI.Class() == messages.Reversal {
 		return b.reverse(req)
 	}
+	if req.MTI.IsAdvice() {
+		return b.advise(req)
+	}
 	if b.seen[key] {
 		b.t.Errorf("%s was sent twice with STAN %s", req.MTI, req.Get(messages.STAN))
 	}
 	b.seen[key] = true
-	code, err := b.answer(req)
+	code, err := b.ask(b.answer, req)
 	switch code {
 	case "":
 	case "00", "10":
@@ -87,7 +93,37 @@ func (b *bank) Exchange(_ context.Context, req *messages.Message) (*messages.Mes
 	if code == "00" || code == "10" {
 		answer.Set(messages.AuthorizationID, "123456")
 	}
+	if code == "10" {
+		answer.Set(messages.Amount, b.partial)
+	}
 	return answer, nil
+}
+
+// ask lets the script decide, which may take time, without the lock.
+func (b *bank) ask(script func(*messages.Message) (string, error), req *messages.Message) (string, error) {
+	b.mu.Unlock()
+	defer b.mu.Lock()
+	return script(req)
+}
+
+// advise takes an advice into the ledger, once.
+func (b *bank) advise(req *messages.Message) (*messages.Message, error) {
+	code, err := b.ask(b.answer, req)
+	if errors.Is(err, conn.ErrNotSent) {
+		return nil, err
+	}
+	key := req.Get(messages.STAN) + req.Get(messages.TransmissionTime)
+	if b.advices[key]++; b.advices[key] > 1 && !req.MTI.IsRepeat() {
+		b.t.Errorf("an advice comes again as %s", req.MTI)
+	}
+	if code == "00" && b.holds[key] == "" {
+		b.holds[key] = "held"
+	}
+	b.sent = append(b.sent, req.Clone())
+	if err != nil {
+		return nil, err
+	}
+	return messages.NewAnswer(req, code), nil
 }
 
 func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
@@ -96,18 +132,19 @@ func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
 		b.t.Errorf("reversal does not name its original: %v", req)
 		return messages.NewAnswer(req, "30"), nil
 	}
-	code, err := b.reversal(req)
+	b.sent = append(b.sent, req.Clone())
+	code, err := b.ask(b.reversal, req)
 	if errors.Is(err, conn.ErrNotSent) {
 		return nil, err
 	}
-	if b.reversals[original]++; b.reversals[original] > 1 && req.MTI != "0421" {
+	if b.reversals[original]++; b.reversals[original] > 1 && !req.MTI.IsRepeat() {
 		b.t.Errorf("a reversal comes again as %s", req.MTI)
 	}
 	if code == "00" {
 		key := original[4:20]
 		if _, known := b.holds[key]; !known {
 			code = "25"
-		} else if b.holds[key] == "held" {
+		} else if partial, _ := req.Replacement(); b.holds[key] == "held" && partial == "" {
 			b.holds[key] = "reversed"
 		}
 	}
@@ -121,8 +158,21 @@ func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
 type vault struct{ err error }
 
 func (v *vault) Protect(_ context.Context, c hsm.Card) (hsm.Protected, error) {
-	return hsm.Protected{Sealed: card.SealedPAN{KeyID: "seal", Nonce: make([]byte, 12), Ciphertext: turn([]byte(c.PAN.Reveal()))},
-		PINBlock: c.PINBlock}, v.err
+	protected := hsm.Protected{Sealed: card.SealedPAN{KeyID: "seal", Nonce: make([]byte, 12), Ciphertext: turn([]byte(c.PAN.Reveal()))},
+		PINBlock: c.PINBlock}
+	copy(protected.Token[:], turn([]byte(c.PAN.Reveal())))
+	return protected, v.err
+}
+
+func (v *vault) SealRest(_ context.Context, rest []byte) (card.SealedRest, error) {
+	return card.SealedRest{KeyID: "seal", Nonce: make([]byte, 12), Ciphertext: turn(rest)}, v.err
+}
+
+func (v *vault) OpenRest(_ context.Context, rest card.SealedRest) ([]byte, error) {
+	if v.err != nil {
+		return nil, v.err
+	}
+	return turn(rest.Ciphertext), nil
 }
 
 func (v *vault) OpenPAN(_ context.Context, sealed card.SealedPAN) (card.PAN, error) {
@@ -162,7 +212,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, path: filepath.Join(t.TempDir(), "journal.db"), bank: newBank(t), vault: &vault{},
 		recorder: func(r acquirer.Recorder) acquirer.Recorder { return r }, told: map[string]string{}, log: slog.New(slog.DiscardHandler),
-		forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 8 * time.Second, ParkAfter: time.Hour, NotFoundFinal: 20 * time.Second, Poll: time.Second, Parallel: 4}}
+		forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 8 * time.Second, ParkAfter: time.Hour, NotFoundFinal: 20 * time.Second, Poll: time.Second, Parallel: 4, Rate: 1000}}
 	if err := journal.Create(w.path, "test"); err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +286,7 @@ func (w *world) ask(req acquirer.Request, deliver func(acquirer.Result) error) (
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		got, err := w.desk.Authorize(w.t.Context(), req)
+		got, err := w.desk.Authorize(w.t.Context(), w.desk.Admit(req))
 		if err != nil {
 			return
 		}
@@ -244,6 +294,7 @@ func (w *world) ask(req acquirer.Request, deliver func(acquirer.Result) error) (
 			_ = w.desk.Undelivered(w.t.Context(), got)
 			return
 		}
+		w.desk.Delivered(got)
 		w.told[req.Message.Get(messages.STAN)] = got.Answer.Get(messages.ResponseCode)
 		result, answered = got, true
 	}()

@@ -44,7 +44,7 @@ func BenchmarkExchange(b *testing.B) {
 	r := &rig{Endpoint: e, t: b, host: h, ended: make(chan error, 1)}
 	var ctx context.Context
 	ctx, r.stop = context.WithCancel(context.Background())
-	go func() { r.ended <- e.Run(ctx, func(context.Context, *messages.Message) {}) }()
+	go func() { r.ended <- e.Run(ctx, func(context.Context, Unasked) {}) }()
 	untilInService(b, r)
 
 	var number atomic.Int64

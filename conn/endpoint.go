@@ -35,7 +35,7 @@ type Endpoint struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
-	unasked chan *messages.Message // from the links to the callback of Run
+	unasked chan Unasked // from the links to the callback of Run
 
 	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
@@ -58,7 +58,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	if err != nil {
 		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
 	}
-	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan *messages.Message, cfg.Unasked),
+	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan Unasked, cfg.Unasked),
 		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
 	for i, address := range cfg.Links {
 		e.links = append(e.links, &link{endpoint: e, number: i, address: address, log: e.log.With("link", i, "address", address),
@@ -68,13 +68,32 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	return e, nil
 }
 
+// An Unasked is a message that no caller of Exchange waits for.
+type Unasked struct {
+	*messages.Message
+	Arrival Arrival
+}
+
+// An Arrival says in which respect a message was not asked for.
+type Arrival string
+
+// The arrivals.
+const (
+	Demanding Arrival = "request" // the processor's own request
+	Late      Arrival = "late"    // answers an exchange that had ended without its answer, or one that is not remembered any more
+	Second    Arrival = "second"  // answers an exchange that had its answer
+)
+
+// tellers is how many calls of the callback go on at the same time: each may wait for a record, and records are written together.
+const tellers = 16
+
 // Run keeps the links until ctx ends. Then nothing new is sent, the exchanges in flight end by their own deadlines while the links
 // stay up for their answers, each link signs off, and Run returns nil when all that it began has ended. It may be called once.
 //
-// inbound is called by one goroutine, one message at a time, with what arrived unasked: late and unmatched answers, and the
-// processor's own requests but for sign-on, sign-off and echo, which the links answer. Its context is not cancelled by the end of
-// ctx, and Run waits for it.
-func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, *messages.Message)) error {
+// inbound is called, by several goroutines, with what arrived unasked: late, second and unmatched answers, and the processor's own
+// requests but for sign-on, sign-off and echo, which the links answer. Its context is not cancelled by the end of ctx, and Run waits for
+// it.
+func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unasked)) error {
 	e.mu.Lock()
 	again := e.begun
 	e.begun = true
@@ -87,11 +106,13 @@ func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, *messa
 	serving, stop := context.WithCancel(lasting)
 	defer stop()
 	var telling, carrying sync.WaitGroup
-	telling.Go(func() {
-		for m := range e.unasked {
-			inbound(lasting, m)
-		}
-	})
+	for range tellers {
+		telling.Go(func() {
+			for m := range e.unasked {
+				inbound(lasting, m)
+			}
+		})
+	}
 	for _, l := range e.links {
 		carrying.Go(func() { l.run(serving) })
 	}
@@ -309,14 +330,18 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 		case e.ownAnswer(m):
 			return m
 		default:
-			e.tell(m)
+			e.tell(m, Demanding)
 		}
 		return nil
 	}
 	k, own, differs := e.deliver(m, fault)
 	e.metrics.answers[k].Inc()
 	switch k {
-	case kindMatched, kindDuplicate:
+	case kindMatched:
+	case kindDuplicate:
+		if !own {
+			e.tell(m, Second)
+		}
 	case kindUndecodable, kindMismatch:
 		e.sometimes.Do(func() {
 			e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN),
@@ -324,7 +349,7 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 		})
 	case kindLate, kindUnmatched:
 		if !own {
-			e.tell(m)
+			e.tell(m, Late)
 		}
 	}
 	return nil
@@ -376,9 +401,9 @@ func (e *Endpoint) ownAnswer(m *messages.Message) bool {
 }
 
 // tell hands a message to the callback of Run. It does not wait: behind it are answers that callers wait for.
-func (e *Endpoint) tell(m *messages.Message) {
+func (e *Endpoint) tell(m *messages.Message, as Arrival) {
 	select {
-	case e.unasked <- m:
+	case e.unasked <- Unasked{m, as}:
 	default:
 		e.metrics.dropped.Inc()
 		e.sometimes.Do(func() {

@@ -411,7 +411,7 @@ func TestEveryStateIsLoggedAndCounted(t *testing.T) {
 		if got := r.metric("acquirerd_links", string(Down)); got != 1 {
 			t.Errorf("before Run: %v down", got)
 		}
-		go func() { r.ended <- e.Run(ctx, func(context.Context, *messages.Message) {}) }()
+		go func() { r.ended <- e.Run(ctx, func(context.Context, Unasked) {}) }()
 		synctest.Wait()
 		if down, in := r.metric("acquirerd_links", string(Down)), r.metric("acquirerd_links", string(InService)); down != 0 || in != 1 {
 			t.Errorf("in service: %v down, %v in service", down, in)

@@ -287,7 +287,7 @@ type rig struct {
 	ended    chan error
 
 	mu    sync.Mutex
-	inbox []*messages.Message
+	inbox []Unasked
 	hang  chan struct{} // the callback waits for it
 }
 
@@ -310,7 +310,7 @@ func start(t testing.TB, cfg Config, h *host) *rig {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &rig{Endpoint: e, t: t, host: h, registry: registry, stop: stop, ended: make(chan error, 1)}
 	go func() {
-		r.ended <- e.Run(ctx, func(_ context.Context, m *messages.Message) {
+		r.ended <- e.Run(ctx, func(_ context.Context, m Unasked) {
 			r.mu.Lock()
 			hang := r.hang
 			r.inbox = append(r.inbox, m)
@@ -345,6 +345,18 @@ func (r *rig) unaskedMTIs() []string {
 	for _, m := range r.inbox {
 		list = append(list, string(m.MTI)+"/"+m.Get(messages.STAN))
 	}
+	return list
+}
+
+// arrivals are those of what was handed over, sorted: several goroutines do it.
+func (r *rig) arrivals() []Arrival {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []Arrival
+	for _, m := range r.inbox {
+		list = append(list, m.Arrival)
+	}
+	slices.Sort(list)
 	return list
 }
 

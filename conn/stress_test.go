@@ -237,7 +237,7 @@ func TestStartingAndStoppingUnderLoad(t *testing.T) {
 		ctx, stop := context.WithCancel(context.Background())
 		var running sync.WaitGroup
 		running.Go(func() {
-			if err := e.Run(ctx, func(context.Context, *messages.Message) {}); err != nil {
+			if err := e.Run(ctx, func(context.Context, Unasked) {}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -22,7 +22,7 @@ type Hearing struct {
 // A Heard is what a Hearing came to.
 type Heard struct {
 	Transaction TransactionID // 0: nobody knows the request
-	Outcome     Kind
+	Outcome     Kind          // "": it is open, and nothing was recorded. It will have an outcome in a moment, and can be heard of then
 	Owed        OwedID // the reversal that is owed now and was not before, 0 if there is none
 }
 
@@ -46,8 +46,8 @@ const (
 	eventSecond = "second_answer"
 )
 
-// reasonHeard is why a reversal is owed that was not, or not any more.
-const reasonHeard = "late_approval"
+// ReasonHeard is why a reversal is owed that was not, or not any more: the processor has approved after all.
+const ReasonHeard = "late_approval"
 
 type hearingRecord struct {
 	call
@@ -66,6 +66,9 @@ func (r *hearingRecord) write(w *writer, at time.Time) error {
 	}
 	number, _ := row[0].(int64)
 	r.heard = Heard{Transaction: TransactionID(number), Outcome: Kind(textOf(row[1]))}
+	if r.heard.Outcome == "" {
+		return nil
+	}
 	event := eventLate
 	if r.Second {
 		event = eventSecond
@@ -87,11 +90,11 @@ func (r *hearingRecord) owe(w *writer, at time.Time) error {
 		if r.heard.Outcome != Unknown || stands.State != StateAcknowledged || !slices.Contains(r.NotFound, stands.ResponseCode) {
 			return nil
 		}
-		r.debt, err = w.reopen(stands.ID, reopening{event: string(StateOwed), reason: reasonHeard, at: at})
+		r.debt, err = w.reopen(stands.ID, reopening{event: string(StateOwed), detail: ReasonHeard, reason: ReasonHeard, at: at})
 	case r.heard.Outcome == Declined, r.heard.Outcome == NotSent:
 		var d *Debt
 		if d, _, err = w.approved(r.heard.Transaction, ""); err == nil {
-			r.debt, err = w.owe(d, owing{reason: reasonHeard}, at)
+			r.debt, err = w.owe(d, owing{reason: ReasonHeard}, at)
 		}
 	default:
 		return nil
@@ -109,13 +112,14 @@ func (r *hearingRecord) done(j *Journal, err error) {
 	r.answer(err)
 }
 
-const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, last_reason = ?3
+const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, reason = iif(?3 = '', reason, ?3)
 WHERE id = ?1 AND state <> 'owed' RETURNING id`
 
 // A reopening is why something is owed again.
 type reopening struct {
 	event  string
-	reason string
+	detail string // of the event
+	reason string // why it is owed now, "" if that is unchanged
 	at     time.Time
 }
 
@@ -132,7 +136,7 @@ func (w *writer) reopen(id OwedID, why reopening) (*Debt, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d, w.note(d.Transaction, nextEvent, id, why.event, why.reason, why.at)
+	return d, w.note(d.Transaction, nextEvent, id, why.event, why.detail, why.at)
 }
 
 // debt reads what memory keeps of something owed; nil if there is none.

@@ -279,6 +279,9 @@ func (s Settlement) Event() string { return s.event }
 // ResponseCode is that of the answer, "" without one.
 func (s Settlement) ResponseCode() string { return s.code }
 
+// Unsent reports whether the attempt does not count, because no byte left this host.
+func (s Settlement) Unsent() bool { return s.unsent }
+
 // DueAt is when it is due again, zero if it is not.
 func (s Settlement) DueAt() time.Time { return s.dueAt }
 

@@ -40,7 +40,7 @@ func (r *releaseRecord) write(w *writer, at time.Time) error {
 		r.refused = ErrNotParked
 		return nil
 	}
-	r.debt, err = w.reopen(r.id, reopening{event: "released", reason: reasonOperator, at: at})
+	r.debt, err = w.reopen(r.id, reopening{event: "released", detail: reasonOperator, at: at})
 	return err
 }
 

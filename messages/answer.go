@@ -29,9 +29,11 @@ func NewFormatError(request *Message, responseCode string, failing Element) *Mes
 var cryptograms = []Element{PINData, SecurityControl, MAC, MAC2}
 
 // ForProcessor builds the processor's request from the upstream's: all that was asked, with numbers and time of our own and
-// without the cryptograms of the upstream's hop, its PIN block above all. transmissionTime is DE 7, MMDDhhmmss in UTC.
+// without the cryptograms of the upstream's hop, its PIN block above all. It is a first sending, also of an upstream's repeat, whose first
+// never came. transmissionTime is DE 7, MMDDhhmmss in UTC.
 func ForProcessor(request *Message, numbers Numbers, transmissionTime string) *Message {
 	m := request.Clone()
+	m.MTI = m.MTI.First()
 	for _, e := range cryptograms {
 		m.Delete(e)
 	}

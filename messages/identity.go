@@ -16,6 +16,17 @@ func identity(mti MTI, transmissionTime, stan, terminal, acquirerID string) stri
 	return strings.Join([]string{string(mti[:min(3, len(mti))]), transmissionTime, stan, terminal, strings.TrimLeft(acquirerID, "0")}, "|")
 }
 
+// MTIOf is the type of the first sending in an identity.
+func MTIOf(identity string) MTI { return MTI(strings.SplitN(identity, "|", 2)[0] + "0") }
+
+// STANOf is DE 11 in an identity.
+func STANOf(identity string) string {
+	if parts := strings.Split(identity, "|"); len(parts) > 2 {
+		return parts[2]
+	}
+	return ""
+}
+
 // dataElementsLength is that of DE 90 (ISO 8583:1987), see dataElements.
 const dataElementsLength = 42
 

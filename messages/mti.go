@@ -47,6 +47,9 @@ func (t MTI) IsAnswer() bool { return t.function() == '1' || t.function() == '3'
 // IsRequest reports whether the message is a request or an advice, which wants an answer.
 func (t MTI) IsRequest() bool { return t.function() == '0' || t.function() == '2' }
 
+// IsResponse reports whether the message answers a request, not an advice.
+func (t MTI) IsResponse() bool { return t.function() == '1' }
+
 // IsAdvice reports whether the message tells of something that has happened: it cannot be refused.
 func (t MTI) IsAdvice() bool { return t.function() == '2' }
 

@@ -19,10 +19,18 @@ import (
 	"acquirerd/messages"
 )
 
-// An Authorizer takes one request through its life: *acquirer.Switch. An error of either method means that the process must stop, and
-// that nothing may be answered.
-type Authorizer interface {
-	Authorize(ctx context.Context, req acquirer.Request) (acquirer.Result, error)
+// A Desk takes messages through their life: *acquirer.Switch. An error of any method means that the process must stop, and that nothing may
+// be answered.
+type Desk interface {
+	// Admit gives a message its place among those of the same key. It does not wait, and is called in the order of arrival.
+	Admit(req acquirer.Request) *acquirer.Visit
+	Authorize(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
+	Reverse(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
+	Advise(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
+	// Known reports whether a key is in flight or on record, so that its message may not be refused.
+	Known(ctx context.Context, req acquirer.Request) bool
+
+	Delivered(result acquirer.Result)
 	Undelivered(ctx context.Context, result acquirer.Result) error
 }
 
@@ -40,7 +48,7 @@ type Config struct {
 // A Door serves one upstream.
 type Door struct {
 	cfg     Config
-	desk    Authorizer
+	desk    Desk
 	log     *slog.Logger
 	metrics *metrics
 	slots   chan struct{} // one for each request that may be in flight
@@ -51,7 +59,7 @@ type Door struct {
 }
 
 // New checks the configuration and starts nothing. Doors of one process share a registry.
-func New(cfg Config, desk Authorizer, log *slog.Logger, registry prometheus.Registerer) (*Door, error) {
+func New(cfg Config, desk Desk, log *slog.Logger, registry prometheus.Registerer) (*Door, error) {
 	if cfg.InFlight < 1 || cfg.Connections < 1 {
 		return nil, errors.New("in_flight and connections must be at least 1")
 	}
@@ -214,31 +222,49 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 		}
 	}()
 	answers := d.cfg.Upstream.Codec.Dialect().Answers
-	switch {
-	case request.MTI == messages.AuthorizationRequest, request.MTI == messages.FinancialRequest:
-	case request.MTI == messages.NetworkManagementRequest:
+	req := acquirer.Request{Upstream: d.cfg.Upstream, Message: request}
+	serve := d.desk.Authorize
+	switch request.MTI.First() {
+	case messages.AuthorizationRequest, messages.FinancialRequest:
+		req.Key = request.Identity()
+	case messages.AuthorizationAdvice, messages.FinancialAdvice:
+		req.Key, serve = request.Identity(), d.desk.Advise
+	case messages.ReversalRequest, messages.ReversalAdvice:
+		serve = d.desk.Reverse
+	case messages.NetworkManagementRequest:
 		return s.manage(request)
-	case request.MTI.IsRequest():
+	default:
+		if !request.MTI.IsRequest() {
+			// An answer to a question that we never asked: nobody waits for one in return.
+			d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnasked).Inc()
+			return nil
+		}
 		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnsupported).Inc()
 		s.refused(request, kindUnsupported, answers.Unsupported)
 		return s.write(messages.NewAnswer(request, answers.Unsupported))
-	default:
-		// An answer to a question that we never asked: nobody waits for one in return.
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnasked).Inc()
-		return nil
 	}
 	select {
 	case d.slots <- struct{}{}:
 	default:
+		if d.desk.Known(ctx, req) {
+			// A refusal would be believed of what may have been approved. The upstream asks again, or reverses.
+			d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindSilent).Inc()
+			return nil
+		}
 		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindBusy).Inc()
 		s.refused(request, kindBusy, answers.Busy)
 		return s.write(messages.NewAnswer(request, answers.Busy))
 	}
 	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindTaken).Inc()
 	begun = true
+	visit := d.desk.Admit(req)
 	answering.Go(func() {
 		defer func() { <-d.slots }()
-		s.authorize(ctx, request, arrived)
+		defer request.Clear()
+		// The end of ctx is a shutdown, which cancels nothing: each message ends by its own deadline.
+		budget, release := context.WithDeadline(context.WithoutCancel(ctx), arrived.Add(d.cfg.Budget))
+		defer release()
+		s.answer(budget, func() (acquirer.Result, error) { return serve(budget, visit) })
 	})
 	return nil
 }
@@ -251,13 +277,9 @@ func (s *session) refused(request *messages.Message, reason, code string) {
 	})
 }
 
-// authorize takes one transaction through the switch and delivers its answer, or reports that it could not.
-func (s *session) authorize(ctx context.Context, request *messages.Message, arrived time.Time) {
-	// The end of ctx is a shutdown, which cancels no transaction: each ends by its own deadline.
-	budget, release := context.WithDeadline(context.WithoutCancel(ctx), arrived.Add(s.door.cfg.Budget))
-	defer release()
-	defer request.Clear()
-	result, err := s.door.desk.Authorize(budget, acquirer.Request{Upstream: s.door.cfg.Upstream, Message: request, Key: key(request)})
+// answer takes one message through the switch and delivers its answer, or reports that it could not.
+func (s *session) answer(budget context.Context, serve func() (acquirer.Result, error)) {
+	result, err := serve()
 	if err != nil {
 		s.door.fail(err) // others of this connection may still have answers that are recorded
 		return
@@ -267,17 +289,12 @@ func (s *session) authorize(ctx context.Context, request *messages.Message, arri
 	}
 	defer result.Answer.Clear()
 	if err := s.write(result.Answer); err == nil {
+		s.door.desk.Delivered(result)
 		return
 	}
 	if err := s.door.desk.Undelivered(budget, result); err != nil {
 		s.door.fail(err)
 	}
-}
-
-// key is how this upstream would name the same request again: the match elements of its own message and its acquirer.
-func key(request *messages.Message) string {
-	return string(request.MTI[:2]) + "|" + request.Get(messages.TransmissionTime) + "|" + request.Get(messages.STAN) + "|" +
-		request.Get(messages.Terminal) + "|" + request.Get(messages.AcquirerID)
 }
 
 // manage answers the 0800 dialogue of an upstream.

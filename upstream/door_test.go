@@ -35,14 +35,43 @@ type desk struct {
 
 	mu          sync.Mutex
 	undelivered []acquirer.Result
+	delivered   int
 	keys        []string
+	known       string // the key that the switch knows
 }
 
-func (d *desk) Authorize(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+func (d *desk) Admit(req acquirer.Request) *acquirer.Visit { return &acquirer.Visit{Request: req} }
+
+func (d *desk) Authorize(ctx context.Context, v *acquirer.Visit) (acquirer.Result, error) {
 	d.mu.Lock()
-	d.keys = append(d.keys, req.Key)
+	d.keys = append(d.keys, v.Key)
 	d.mu.Unlock()
-	return d.authorize(ctx, req)
+	return d.authorize(ctx, v.Request)
+}
+
+func (d *desk) Reverse(ctx context.Context, v *acquirer.Visit) (acquirer.Result, error) {
+	return d.other(ctx, "reverse", v)
+}
+
+func (d *desk) Advise(ctx context.Context, v *acquirer.Visit) (acquirer.Result, error) {
+	return d.other(ctx, "advise", v)
+}
+
+func (d *desk) other(ctx context.Context, what string, v *acquirer.Visit) (acquirer.Result, error) {
+	d.mu.Lock()
+	d.keys = append(d.keys, what+" "+v.Key)
+	d.mu.Unlock()
+	return d.authorize(ctx, v.Request)
+}
+
+func (d *desk) Known(_ context.Context, req acquirer.Request) bool {
+	return req.Key != "" && req.Key == d.known
+}
+
+func (d *desk) Delivered(acquirer.Result) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.delivered++
 }
 
 func (d *desk) Undelivered(_ context.Context, result acquirer.Result) error {
@@ -232,8 +261,8 @@ func TestAFormatErrorNamesItsElement(t *testing.T) {
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" || got.MTI != "0610" {
 			t.Errorf("an unknown type: got %v", got)
 		}
-		unserved := request(4)
-		unserved.MTI = "0120"
+		unserved := messages.NewNetworkManagement("001", "1123120000", "000004")
+		unserved.MTI = "0820"
 		c.send(unserved)
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" {
 			t.Errorf("a type that is not served: got %v", got)

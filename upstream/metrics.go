@@ -24,11 +24,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 }
 
 // kinds are what the door does with a message.
-var kinds = []string{kindTaken, kindBusy, kindFormatError, kindUnsupported, kindUnasked, kindSignOn, kindSignOff, kindEcho}
+var kinds = []string{kindTaken, kindBusy, kindSilent, kindFormatError, kindUnsupported, kindUnasked, kindSignOn, kindSignOff, kindEcho}
 
 const (
 	kindTaken       = "taken"
 	kindBusy        = "busy"         // over the limit: refused
+	kindSilent      = "silent"       // over the limit, and it repeats what is known: not answered, because a refusal would be believed
 	kindFormatError = "format_error" // refused
 	kindUnsupported = "unsupported"  // a type or a network management code that is not served: refused
 	kindUnasked     = "unasked"      // an answer to nothing: dropped

@@ -113,7 +113,7 @@ type EndpointConfig struct {
 type RouteConfig struct {
 	BINs       []string `mapstructure:"bins"` // "4" or "51-55", in quotes
 	Upstreams  []string `mapstructure:"upstreams"`
-	MTIs       []string `mapstructure:"mtis"`       // "0100", "0200"
+	MTIs       []string `mapstructure:"mtis"`       // "0100", "0200", "0120", "0220"
 	Currencies []string `mapstructure:"currencies"` // ISO 4217 numbers: "978"
 	Endpoint   string   `mapstructure:"endpoint"`
 }
@@ -126,8 +126,9 @@ type ReversalsConfig struct {
 	// NotFoundFinal is for how long a processor must say that it does not have the original before that ends the reversal. Longer than a
 	// stalled link lives until its echoes are missed, and than the processor may be slow: see acquirer.Forwarding.
 	NotFoundFinal time.Duration `mapstructure:"not_found_final"`
-	Poll          time.Duration `mapstructure:"poll"`     // how often the journal is asked what is due
+	Poll          time.Duration `mapstructure:"poll"`     // how often an endpoint or an HSM that was not ready is looked at again
 	Parallel      int           `mapstructure:"parallel"` // in flight at once for each endpoint
+	Rate          int           `mapstructure:"rate"`     // most sends a second for each endpoint, so that a backlog does not starve live traffic
 }
 
 // A LimitsConfig bounds the whole daemon.
@@ -184,6 +185,7 @@ var defaults = map[string]any{
 	"reversals.not_found_final":   "180s",
 	"reversals.poll":              "500ms",
 	"reversals.parallel":          16,
+	"reversals.rate":              400,
 	"limits.in_flight":            1024,
 	"operations.listen":           "127.0.0.1:9090",
 	"log.level":                   "info",

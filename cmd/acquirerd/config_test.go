@@ -61,7 +61,7 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
 		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", InFlight: 128,
 			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
-		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16}},
+		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16, Rate: 400}},
 		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
@@ -145,7 +145,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a bad route", []string{route, `- { bins: ["55-51"], upstreams: [web], mtis: ["0800"], currencies: [EUR], endpoint: processor-a }`}, []string{
 			`routes[0].bins[0]: "55-51" is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`,
 			`routes[0].upstreams[0]: no upstream "web" in upstreams`,
-			`routes[0].mtis[0]: "0800" is not one of "0100", "0200"`,
+			`routes[0].mtis[0]: "0800" is not one of "0100", "0200", "0120", "0220"`,
 			`routes[0].currencies[0]: "EUR" is not a currency number of three digits ("978")`}},
 		{"timeouts that do not nest", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    write_timeout: 10s", "in_flight: 128", "in_flight: 128, budget: 9s",
 			"environment: test", "environment: test\nshutdown: { grace: 9s }"},

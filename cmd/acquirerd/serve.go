@@ -222,7 +222,8 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 func (d *daemon) wire() error {
 	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
 		RetryMin: d.cfg.Reversals.RetryMin, RetryMax: d.cfg.Reversals.RetryMax, ParkAfter: d.cfg.Reversals.ParkAfter,
-		NotFoundFinal: d.cfg.Reversals.NotFoundFinal, Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel}}
+		NotFoundFinal: d.cfg.Reversals.NotFoundFinal, Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel,
+		Rate: float64(d.cfg.Reversals.Rate)}}
 	for _, e := range d.cfg.Endpoints {
 		codec, err := loadCodec(e.Dialect)
 		if err != nil {
@@ -292,7 +293,7 @@ func (d *daemon) runLinks(ctx context.Context) error {
 	var group errgroup.Group
 	for _, e := range d.endpoints {
 		group.Go(func() error {
-			return e.Run(ctx, func(ctx context.Context, m *messages.Message) { d.desk.Inbound(ctx, e.name, m) })
+			return e.Run(ctx, func(ctx context.Context, m conn.Unasked) { d.desk.Inbound(ctx, e.name, m) })
 		})
 	}
 	return group.Wait()

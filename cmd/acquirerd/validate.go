@@ -112,6 +112,7 @@ func (f *faults) validate(c *Config) {
 		f.add("reversals.retry_max", "%v is shorter than retry_min (%v)", c.Reversals.RetryMax, c.Reversals.RetryMin)
 	}
 	f.count("reversals.parallel", c.Reversals.Parallel, 1024)
+	f.count("reversals.rate", c.Reversals.Rate, 1_000_000)
 	f.count("limits.in_flight", c.Limits.InFlight, 1_000_000)
 	f.address("operations.listen", c.Operations.Listen, 0)
 	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -229,7 +230,7 @@ func (f *faults) validateRoutes(c *Config) {
 		}
 		each("bins", r.BINs, isBIN, `%q is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`)
 		each("upstreams", r.Upstreams, func(s string) bool { return isUpstream[s] }, "no upstream %q in upstreams")
-		each("mtis", r.MTIs, isRouted, `%q is not one of "0100", "0200"`)
+		each("mtis", r.MTIs, isRouted, `%q is not one of "0100", "0200", "0120", "0220"`)
 		each("currencies", r.Currencies, threeDigits.MatchString, `%q is not a currency number of three digits ("978")`)
 	}
 }
@@ -301,7 +302,8 @@ func isBIN(text string) bool {
 
 // isRouted reports whether an MTI is one that upstreams may submit.
 func isRouted(mti string) bool {
-	return messages.MTI(mti) == messages.AuthorizationRequest || messages.MTI(mti) == messages.FinancialRequest
+	return slices.Contains([]messages.MTI{messages.AuthorizationRequest, messages.FinancialRequest, messages.AuthorizationAdvice,
+		messages.FinancialAdvice}, messages.MTI(mti))
 }
 
 func (f *faults) given(path, value string) {

@@ -1,0 +1,130 @@
+package acquirer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"acquirerd/card"
+	"acquirerd/hsm"
+	"acquirerd/journal"
+	"acquirerd/messages"
+)
+
+// Advise takes an advice (0120, 0220 and their repeats) of an upstream: something that has happened, which nobody can refuse any more. It is
+// answered as soon as it is durable, and owed to the processor from then on. A refusal says that it was not recorded. An error means that
+// the process must stop.
+func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error) {
+	started := time.Now()
+	answers := v.Upstream.Codec.Dialect().Answers
+
+	// Repeated: an advice in flight is joined, one on record is answered from there.
+	if !s.lead(ctx, v) {
+		return Result{}, nil
+	}
+	if v.differs || v.follows {
+		return s.beside(ctx, v, started), nil
+	}
+	defer func() { result = s.conclude(v, result) }()
+	found, known, err := s.journal.Find(ctx, v.Upstream.Name, v.Key)
+	if err != nil {
+		return s.refuse(v, refusedJournal, "", err, started), nil
+	}
+	if known {
+		return s.repeated(ctx, v, found, started), nil
+	}
+
+	// Admit and route.
+	leave, reason := s.enter()
+	if leave == nil {
+		return s.refuse(v, reason, answers.Busy, nil, started), nil
+	}
+	defer leave()
+	pan, err := v.Message.Card()
+	if err != nil {
+		return s.refuse(v, refusedFormat, answers.FormatError, err, started), nil
+	}
+	name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
+	if !routed {
+		return s.refuse(v, refusedRoute, answers.NoRoute, nil, started), nil
+	}
+	return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+}
+
+// An acceptance is what is known of an advice when it is recorded.
+type acceptance struct {
+	endpoint *Endpoint
+	pan      card.PAN
+	started  time.Time
+}
+
+// accept numbers, protects and records an advice, or a reversal that is forwarded as it came, and answers it.
+func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, error) {
+	dialect := v.Upstream.Codec.Dialect()
+	refuse := func(reason refusal, code string, cause error) (Result, error) {
+		return s.refuse(v, reason, code, cause, a.started), nil
+	}
+
+	// Number.
+	numbers, err := s.journal.Next(ctx, a.endpoint.Name, a.started)
+	if err != nil {
+		return refuse(refusedJournal, dialect.Answers.Malfunction, err)
+	}
+	msg := messages.ForProcessor(v.Message, numbers, a.started.UTC().Format(transmissionTime))
+	defer msg.Clear()
+
+	// What is sensitive is sealed, or may not be stored and does not go on. What is left must fit the processor's dialect: later nobody could
+	// be told that it does not.
+	rest, err := msg.Rest()
+	defer clear(rest)
+	if err != nil {
+		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+	}
+	if err := a.endpoint.fits(msg.Plain(), a.pan, rest); err != nil {
+		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+	}
+	protected, err := s.vault.Protect(ctx, hsm.Card{PAN: a.pan})
+	if err != nil {
+		return refuse(refusedHSM, dialect.Answers.Malfunction, err)
+	}
+	var sealed card.SealedRest
+	if len(rest) > 0 {
+		if sealed, err = s.vault.SealRest(ctx, rest); err != nil {
+			return refuse(refusedHSM, dialect.Answers.Malfunction, err)
+		}
+	}
+
+	// Record: the advice, its answer and the debt. After this line it is ours, whatever becomes of the answer.
+	answer := messages.NewAnswer(v.Message, dialect.Reversal.Acknowledged[0])
+	id, err := s.journal.Accept(ctx, journal.Intent{
+		Upstream: v.Upstream.Name, UpstreamKey: v.Key,
+		UpstreamSTAN: v.Message.Get(messages.STAN), UpstreamRRN: v.Message.Get(messages.RRN),
+		Endpoint: a.endpoint.Name, Original: msg.Plain(),
+		PAN: protected.Sealed, Token: protected.Token, Rest: sealed, MaskedPAN: a.pan.Mask(), At: a.started,
+	}, answer.Reply(v.Message))
+	switch {
+	case errors.Is(err, journal.ErrDuplicate):
+		return refuse(refusedDuplicate, "", nil) // somebody else has recorded it at this moment: its repeat will find that
+	case errors.Is(err, journal.ErrFailed), errors.Is(err, journal.ErrClosed):
+		return Result{}, fmt.Errorf("recording advice: %w", err) // it may be on record: no answer
+	case err != nil:
+		return refuse(refusedJournal, dialect.Answers.Malfunction, err)
+	}
+	s.forwarder.Wake()
+	s.report(line{Request: v.Request, id: id, endpoint: a.endpoint.Name, numbers: numbers, outcome: journal.Outcome{Kind: journal.Accepted},
+		answer: answer, link: -1, started: a.started})
+	return Result{Answer: answer, Outcome: journal.Accepted}, nil
+}
+
+// fits reports what of an advice has no room in the endpoint's dialect.
+func (e *Endpoint) fits(plain messages.Original, pan card.PAN, rest []byte) error {
+	advice, err := messages.NewAdvice(plain, pan, rest)
+	if err != nil {
+		return err
+	}
+	defer advice.Clear()
+	body, err := e.Codec.Encode(advice)
+	clear(body)
+	return err
+}

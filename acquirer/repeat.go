@@ -1,0 +1,73 @@
+package acquirer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"acquirerd/hsm"
+	"acquirerd/journal"
+	"acquirerd/messages"
+)
+
+// What became of a message that repeats another one, for acquirerd_repeats_total.
+const (
+	repeatJoined  = "joined"  // the first was in flight: both are given its answer
+	repeatStored  = "stored"  // answered from the record
+	repeatDiffers = "differs" // the same key with other content: refused
+	repeatSilent  = "silent"  // not answered, because nobody can say now what became of the first
+)
+
+// repeated answers a request whose key is on record. It never sends anything, and it never refuses what may have been approved: where it
+// cannot tell, it does not answer, and the upstream asks again or reverses.
+func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, started time.Time) Result {
+	answers := v.Upstream.Codec.Dialect().Answers
+	if found.Reason == journal.ReasonBarred {
+		return s.repeat(v, found, repeatStored, messages.NewAnswer(v.Message, answers.NotSent), started)
+	}
+	same, err := s.sameAsFirst(ctx, v.Message, found)
+	switch {
+	case err != nil:
+		s.log.Warn("repeat cannot be compared with its first", "transaction", int64(found.ID), "error", err)
+		return s.repeat(v, found, repeatSilent, nil, started)
+	case !same:
+		return s.repeat(v, found, repeatDiffers, messages.NewAnswer(v.Message, answers.Duplicate), started)
+	case found.Outcome == "":
+		return s.repeat(v, found, repeatSilent, nil, started)
+	}
+	return s.repeat(v, found, repeatStored, stored(v.Message, found, answers.Unknown, answers.NotSent), started)
+}
+
+// sameAsFirst compares content: the card by its token, and all else that the record has.
+func (s *Switch) sameAsFirst(ctx context.Context, request *messages.Message, found journal.Found) (bool, error) {
+	content := request.Original()
+	if request.MTI.IsAdvice() {
+		content = request.Plain()
+	}
+	if !found.Original.SameContent(content) {
+		return false, nil
+	}
+	pan, err := request.Card()
+	if err != nil {
+		return false, nil //nolint:nilerr // the first one had a card
+	}
+	protected, err := s.vault.Protect(ctx, hsm.Card{PAN: pan})
+	if err != nil {
+		return false, fmt.Errorf("making the token of a repeat's card: %w", err)
+	}
+	return protected.Token == found.Token && found.MaskedPAN == pan.Mask(), nil
+}
+
+// stored is the answer of the record. An approval that was reversed since is none any more.
+func stored(request *messages.Message, found journal.Found, unknown, notSent string) *messages.Message {
+	reversed := found.Reversal.ID != 0 && found.Reversal.Replacement == ""
+	switch {
+	case found.Outcome == journal.Approved && reversed:
+		return messages.NewAnswer(request, unknown)
+	case !found.Answer.IsZero():
+		return found.Answer.To(request)
+	case found.Outcome == journal.NotSent:
+		return messages.NewAnswer(request, notSent)
+	}
+	return messages.NewAnswer(request, unknown) // recovery has decided
+}

@@ -1,0 +1,187 @@
+package acquirer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"acquirerd/card"
+	"acquirerd/journal"
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// What became of a reversal of an upstream, for the log and acquirerd_upstream_reversals_total.
+const (
+	reversalRecorded  = "recorded"       // it is owed since
+	reversalKnown     = "known"          // it was owed or done before
+	reversalNothing   = "nothing_to_do"  // nothing was approved
+	reversalNotFound  = "not_found"      // its original has not come, and will not be sent any more
+	reversalDisagrees = "disagrees"      // what it names is another transaction than it says
+	reversalOther     = "other_reversal" // there is another one of the same original
+	reversalForwarded = "forwarded"      // its original is not on record: it goes on as it came
+	reversalSilent    = "silent"         // not answered: nobody can say now
+)
+
+// Reverse takes a reversal (0400, 0420 and their repeats) of an upstream, full or partial (DE 95). It is answered as soon as it is durable,
+// or, if it is a request (0400), when the processor has answered, but at the latest at the end of the upstream's budget; what is owed then
+// stays owed. An error means that the process must stop.
+func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
+	started := time.Now()
+	dialect := v.Upstream.Codec.Dialect()
+	refuse := func(reason refusal, code string, cause error) (Result, error) {
+		return s.refuse(v, reason, code, cause, started), nil
+	}
+	answer := func(what, code string, found journal.Found) (Result, error) {
+		return s.reversed(v, what, code, found, started), nil
+	}
+	accepted := dialect.Reversal.Acknowledged[0]
+
+	// Admit.
+	leave, reason := s.enter()
+	if leave == nil {
+		return refuse(reason, dialect.Answers.Busy, nil)
+	}
+	defer leave()
+	pan, err := v.Message.Card()
+	if err != nil {
+		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+	}
+	replacement, err := v.Message.Replacement()
+	if err != nil {
+		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+	}
+	names := v.Message.OriginalIdentities()
+	if len(names) == 0 {
+		return refuse(refusedFormat, dialect.Answers.FormatError, &messages.FormatError{Element: messages.OriginalData, Rule: "is not one"})
+	}
+
+	// Find the original. One that is in flight is waited for; one that has not come will not be sent any more.
+	found, err := s.original(ctx, v, names, pan)
+	switch {
+	case errors.Is(err, journal.ErrFailed), errors.Is(err, journal.ErrClosed):
+		return Result{}, err
+	case err != nil:
+		s.log.Warn("original of a reversal cannot be looked for", "error", err)
+		return answer(reversalSilent, "", found)
+	case found.Reason == journal.ReasonBarred && dialect.Reversal.UnknownOriginal == specs.ForwardUnknown:
+		return s.forward(ctx, v, pan, started)
+	case found.Reason == journal.ReasonBarred:
+		return answer(reversalNotFound, dialect.Answers.OriginalNotFound, found)
+	}
+
+	// It must be about what it says: the wrong transaction reversed is money lost.
+	if disagrees(v.Message, found, pan) {
+		return answer(reversalDisagrees, dialect.Answers.OriginalNotFound, found)
+	}
+
+	// Record: durable before the answer. What was not approved needs nothing, and an approval is less than whole only once.
+	if found.Outcome == "" {
+		return answer(reversalSilent, "", found) // nobody works on it: only a start can say what it came to
+	}
+	stands, err := s.journal.Owe(context.WithoutCancel(ctx), journal.Reversing{Transaction: found.ID, Reason: reasonUpstream, Replacement: replacement})
+	switch {
+	case errors.Is(err, journal.ErrNotApproved) && replacement == "":
+		return answer(reversalNothing, accepted, found)
+	case errors.Is(err, journal.ErrNotApproved):
+		return answer(reversalNothing, dialect.Answers.OriginalNotFound, found) // there is nothing of which a part could stay
+	case err != nil:
+		return Result{}, fmt.Errorf("recording reversal of transaction %d: %w", found.ID, err)
+	case stands.Replacement != replacement:
+		return answer(reversalOther, dialect.Answers.Duplicate, found)
+	}
+	s.forwarder.Wake()
+	what := reversalKnown
+	if found.Reversal.ID == 0 {
+		what = reversalRecorded
+	}
+
+	// Answer.
+	if v.Message.MTI.IsAdvice() {
+		return answer(what, accepted, found)
+	}
+	return answer(what, s.forwarder.verdict(ctx, stands, accepted), found)
+}
+
+// original finds the transaction that a reversal is about, after it has ended. If there is none, its names are barred, so that what comes
+// late is not sent, and what it returns says so.
+func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan card.PAN) (journal.Found, error) {
+	for {
+		for _, name := range names {
+			if ended := s.inFlightWith(v.Upstream.Name, name); ended != nil && !wait(ctx, ended) {
+				return journal.Found{}, ctx.Err()
+			}
+		}
+		for _, name := range names {
+			found, known, err := s.journal.Find(ctx, v.Upstream.Name, name)
+			if err != nil || known {
+				return found, err
+			}
+		}
+		for _, name := range names {
+			err := s.journal.Bar(ctx, journal.Barred{Upstream: v.Upstream.Name, UpstreamKey: name, MTI: messages.MTIOf(name),
+				UpstreamSTAN: messages.STANOf(name), MaskedPAN: pan.Mask()})
+			if err != nil && !errors.Is(err, journal.ErrDuplicate) {
+				return journal.Found{}, err
+			}
+		}
+		// It is on record now: as barred, or because it came at this moment.
+	}
+}
+
+// disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency or terminal. Of the
+// card, the digits that may be shown are compared, so that no reversal waits for the HSM.
+func disagrees(reversal *messages.Message, found journal.Found, pan card.PAN) bool {
+	differs := func(e messages.Element) bool {
+		value := reversal.Get(e)
+		return value != "" && value != found.Original.Get(e)
+	}
+	amount := reversal.Get(messages.Amount)
+	return found.MaskedPAN != pan.Mask() || differs(messages.Currency) || differs(messages.Terminal) ||
+		differs(messages.Amount) && (found.ApprovedAmount == "" || amount != found.ApprovedAmount)
+}
+
+// forward records a reversal whose original is not on record, under numbers of its own, to be sent as it came.
+func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (result Result, err error) {
+	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Message.Identity()})
+	if !s.lead(ctx, v) {
+		return Result{}, nil
+	}
+	if v.differs || v.follows {
+		return s.beside(ctx, v, started), nil
+	}
+	defer func() { result = s.conclude(v, result) }()
+	found, known, err := s.journal.Find(ctx, v.Upstream.Name, v.Key)
+	if err != nil {
+		return s.refuse(v, refusedJournal, "", err, started), nil
+	}
+	if known {
+		return s.repeated(ctx, v, found, started), nil
+	}
+	name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
+	if !routed {
+		return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
+	}
+	s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
+	return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+}
+
+// reversed answers a reversal, counts it and logs its one line. Without a code there is no answer.
+func (s *Switch) reversed(v *Visit, what, code string, found journal.Found, started time.Time) Result {
+	s.metrics.upstreamReversals.WithLabelValues(what).Inc()
+	level := slog.LevelInfo
+	if what == reversalDisagrees || what == reversalOther {
+		level = slog.LevelWarn
+	}
+	m := v.Message
+	s.log.Log(context.Background(), level, "reversal from upstream", "result", what, "transaction", int64(found.ID), "upstream", v.Upstream.Name,
+		"mti", string(m.MTI), "upstream_stan", m.Get(messages.STAN), "endpoint", found.Endpoint, "stan", found.Original.Get(messages.STAN),
+		"rrn", found.Original.Get(messages.RRN), "amount", m.Get(messages.Amount), "currency", m.Get(messages.Currency),
+		"response_code", code, "elapsed_seconds", time.Since(started).Seconds())
+	if code == "" {
+		return Result{}
+	}
+	return Result{Answer: messages.NewAnswer(m, code)}
+}
