@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,47 @@ const (
 	Mismatch       Outcome = "mismatch"        // an answer by its key, but for another amount, card or terminal
 )
 
+// A Belief is what an upstream takes for true of a transaction, and acts on.
+type Belief string
+
+// The beliefs of a Duty. Upstream.Do alone has none: it leaves what it means to its owner.
+const (
+	BelievesNothing  Belief = ""         // not yet, or not a Duty's
+	BelievesApproved Belief = "approved" // of the believed amount, which may be 0
+	BelievesNone     Belief = "none"     // there is no approval, and nothing may be held
+)
+
+// A DebtState is how far an upstream's reversal or advice has come. "" if there is none.
+type DebtState string
+
+// The states of a reversal or advice of the upstream.
+const (
+	DebtOpen         DebtState = "open"         // it is being sent, again and again
+	DebtAcknowledged DebtState = "acknowledged" // answered by 00, a reversal also by 25
+	DebtRefused      DebtState = "refused"      // a reversal that will never be taken: a fault of the book
+)
+
+// A BookReversal is the upstream's reversal of a transaction.
+type BookReversal struct {
+	MTI          messages.MTI `json:"mti"` // of its first message
+	State        DebtState    `json:"state"`
+	Partial      bool         `json:"partial"`
+	Replacement  int64        `json:"replacement"`             // what remains (DE 95), 0 if it is whole
+	ResponseCode string       `json:"response_code,omitempty"` // of its last answer
+	Tries        int          `json:"tries"`                   // messages that may have been sent
+}
+
+// A BookAdvice is the completion that followed an approval.
+type BookAdvice struct {
+	MTI              messages.MTI `json:"mti"` // of its first message
+	STAN             string       `json:"stan"`
+	TransmissionTime string       `json:"transmission_time"`
+	Amount           int64        `json:"amount"`
+	State            DebtState    `json:"state"`
+	ResponseCode     string       `json:"response_code,omitempty"` // of its last answer
+	Tries            int          `json:"tries"`                   // messages that may have been sent
+}
+
 // An Entry is one request and what the upstream was told of it. It holds no card number in clear.
 type Entry struct {
 	MTI              messages.MTI  `json:"mti"`
@@ -33,6 +75,7 @@ type Entry struct {
 	TransmissionTime string        `json:"transmission_time"`
 	RRN              string        `json:"rrn"` // the upstream's; in an answer without it, the daemon's is in AnswerRRN
 	AnswerRRN        string        `json:"answer_rrn,omitempty"`
+	AcquirerID       string        `json:"acquirer_id,omitempty"`
 	Terminal         string        `json:"terminal"`
 	PAN              string        `json:"pan"` // masked
 	Amount           int64         `json:"amount"`
@@ -46,6 +89,19 @@ type Entry struct {
 	LateCode         string        `json:"late_code,omitempty"` // of an answer that came after the timeout
 	SentAt           time.Time     `json:"sent_at"`
 	Elapsed          time.Duration `json:"elapsed_ns"`
+
+	// What follows is of a Duty's transactions alone.
+	Duty               bool         `json:"duty,omitempty"`
+	Open               bool         `json:"open,omitempty"` // something is still to be done
+	Belief             Belief       `json:"belief,omitempty"`
+	BelievedAmount     int64        `json:"believed_amount,omitempty"`
+	Tries              int          `json:"tries,omitempty"`               // of the request, that may have been sent
+	Repeats            int          `json:"repeats,omitempty"`             // of these, those marked as repeats before there was an answer
+	Resends            int          `json:"resends,omitempty"`             // duplicates that were sent after the answer
+	DuplicatesAnswered int          `json:"duplicates_answered,omitempty"` // answers to repeats and duplicates
+	Reversal           BookReversal `json:"reversal,omitzero"`
+	Advice             BookAdvice   `json:"advice,omitzero"`
+	Faults             []string     `json:"faults,omitempty"` // what the daemon should not have answered
 }
 
 // BookCounts are the totals of a book.
@@ -58,6 +114,15 @@ type BookCounts struct {
 	Unmatched   int64             `json:"unmatched"`   // answers to nothing that was asked, or asked once and answered twice
 	Undecodable int64             `json:"undecodable"` // messages that could not be read
 	Unlisted    int64             `json:"unlisted"`    // requests beyond the book's limit
+
+	Repeats            int64 `json:"repeats"`             // requests sent as x1 before they were answered
+	Resends            int64 `json:"resends"`             // duplicates of answered requests
+	DuplicatesAnswered int64 `json:"duplicates_answered"` // answers to both
+	Reversals          int64 `json:"reversals"`           // begun, whole or in part
+	Partial            int64 `json:"partial"`             // those in part
+	Advices            int64 `json:"advices"`             // begun
+	Open               int64 `json:"open"`                // transactions of a Duty that are not at rest
+	Faults             int64 `json:"faults"`              // answers that should not have been given
 }
 
 // A BookSnapshot is a book at one moment. It shares nothing with it.
@@ -87,6 +152,9 @@ func (b *Book) open(e *Entry) {
 	defer b.mu.Unlock()
 	b.counts.Requests++
 	b.counts.Outcomes[Pending]++
+	if e.Open {
+		b.counts.Open++
+	}
 	if len(b.entries) < b.max {
 		b.entries = append(b.entries, e)
 	} else {
@@ -94,23 +162,45 @@ func (b *Book) open(e *Entry) {
 	}
 }
 
-// settle changes a pending entry by fill and returns a copy.
-func (b *Book) settle(e *Entry, outcome Outcome, fill func(*Entry)) Entry {
+// settle enters what became of a pending request and returns a copy.
+func (b *Book) settle(e *Entry, r reply) Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counts.Outcomes[Pending]--
-	b.counts.Outcomes[outcome]++
-	e.Outcome, e.Elapsed = outcome, time.Since(e.SentAt)
-	if fill != nil {
-		fill(e)
+	b.counts.Outcomes[r.outcome]++
+	e.Outcome, e.Elapsed = r.outcome, r.at.Sub(e.SentAt)
+	e.ResponseCode, e.AuthorizationID = r.code, r.authorizationID
+	if r.rrn != e.RRN {
+		e.AnswerRRN = r.rrn
 	}
-	if outcome == Answered {
-		b.counts.Codes[e.ResponseCode]++
-		if e.Approved {
+	e.Approved, e.ApprovedAmount = r.approves, r.amount
+	if r.outcome == Answered {
+		b.counts.Codes[r.code]++
+		if r.approves {
 			b.counts.Approved++
 		}
 	}
-	return *e
+	return e.copy()
+}
+
+// change alters an entry and the totals.
+func (b *Book) change(e *Entry, change func(*Entry, *BookCounts)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change(e, &b.counts)
+}
+
+// read copies an entry.
+func (b *Book) read(e *Entry) Entry {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return e.copy()
+}
+
+func (e *Entry) copy() Entry {
+	copied := *e
+	copied.Faults = slices.Clone(e.Faults)
+	return copied
 }
 
 func (b *Book) late(e *Entry, code string) {
@@ -132,7 +222,7 @@ func (b *Book) Snapshot() BookSnapshot {
 	defer b.mu.Unlock()
 	s := BookSnapshot{Counts: b.copyCounts(), Entries: make([]Entry, len(b.entries))}
 	for i, e := range b.entries {
-		s.Entries[i] = *e
+		s.Entries[i] = e.copy()
 	}
 	return s
 }

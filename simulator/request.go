@@ -30,6 +30,11 @@ type Request struct {
 	// OriginalMTI is for a reversal (0400, 0420 and their repeats): the type of the request that it undoes, default 0100. The other
 	// elements are then those of that request.
 	OriginalMTI messages.MTI
+
+	// Replacement is for a reversal in part: the amount that remains (DE 95); Amount stays that of the request. 0: it is whole.
+	Replacement int64
+	// AuthorizationID is DE 38, for an advice or a reversal of what was approved.
+	AuthorizationID string
 }
 
 // Again returns the request with the numbers of its first sending.
@@ -82,10 +87,9 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	m.SetSensitive(messages.ChipData, string(r.Chip))
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
-		reversal := messages.NewReversal(m.Original(), pan, "")
-		reversal.MTI = r.MTI
-		return reversal, nil
+		return newReversal(m, r.MTI, r.AuthorizationID, r.Replacement), nil
 	}
+	m.Set(messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
 		block, err := u.cfg.ZPK.PINBlock(r.PIN, pan)
 		if err != nil {
@@ -96,6 +100,20 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	}
 	return m, nil
 }
+
+// newReversal undoes a request, whole, or so that the replacement remains.
+func newReversal(request *messages.Message, mti messages.MTI, authorizationID string, replacement int64) *messages.Message {
+	reversal := messages.NewReversal(request.Original(), request.PAN(), authorizationID)
+	reversal.MTI = mti
+	if replacement > 0 {
+		reversal.Set(messages.ReplacementAmounts, replacementAmounts(replacement))
+	}
+	return reversal
+}
+
+// replacementAmounts is DE 95 of ISO 8583:1987, an42: the actual amount of the transaction (12), of the settlement (12), and their fees
+// (9 each), of which only the first is ours to say.
+func replacementAmounts(amount int64) string { return fmt.Sprintf("%012d%030d", amount, 0) }
 
 // numbers gives a request its STAN, one after the other, and an RRN of the year's last digit, day, hour and STAN (DE 37).
 func (u *Upstream) numbers(r Request, now time.Time) messages.Numbers {

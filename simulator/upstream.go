@@ -200,37 +200,67 @@ func (u *Upstream) open() []*connection {
 // Do sends one request, waits for what becomes of it and returns its entry in the book. The wait ends at the reply timeout; the end of
 // ctx ends it before that with the same outcome. An error means that no such request can be made, and that nothing was sent or
 // written down.
+//
+// The same numbers again (Request.Again) take over from a request that has timed out: its late answer then answers the newer one.
 func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
 	m, err := u.build(r)
 	if err != nil {
 		return Entry{}, err
 	}
+	entry := newEntry(m, r)
+	x, err := u.newExchange(m, func(code string) { u.book.late(entry, code) })
+	if err != nil {
+		return Entry{}, err
+	}
+	c, err := u.place(x)
+	if err != nil {
+		return Entry{}, err
+	}
+	u.book.open(entry)
+	u.carry(ctx, c, x)
+	return u.book.settle(entry, x.reply), nil
+}
+
+// newEntry is what the book says of a request before it is sent.
+func newEntry(m *messages.Message, r Request) *Entry {
+	return &Entry{MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), RRN: m.Get(messages.RRN),
+		AcquirerID: m.Get(messages.AcquirerID), Terminal: m.Get(messages.Terminal), PAN: m.PAN().Mask(), Amount: r.Amount,
+		Currency: m.Get(messages.Currency), WithPIN: m.Has(messages.PINData), Outcome: Pending, SentAt: time.Now().UTC()}
+}
+
+// newExchange encodes a message. noted is told the code of an answer that comes after the timeout.
+func (u *Upstream) newExchange(m *messages.Message, noted func(code string)) (*exchange, error) {
 	frame, err := u.cfg.Codec.EncodeFrame(m)
 	if err != nil {
-		return Entry{}, fmt.Errorf("encoding request: %w", err)
+		return nil, fmt.Errorf("encoding request: %w", err)
 	}
 	key, keyed := u.cfg.Codec.Key(m)
 	if !keyed {
-		return Entry{}, errors.New("encoding request: it has no key")
+		return nil, errors.New("encoding request: it has no key")
 	}
-	entry := &Entry{MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), RRN: m.Get(messages.RRN),
-		Terminal: m.Get(messages.Terminal), PAN: m.PAN().Mask(), Amount: r.Amount, Currency: m.Get(messages.Currency),
-		WithPIN: m.Has(messages.PINData), Outcome: Pending, SentAt: time.Now().UTC()}
-	x := &exchange{request: m, entry: entry, done: make(chan struct{})}
+	return &exchange{request: m, frame: frame, key: key, noted: noted, done: make(chan struct{})}, nil
+}
+
+// place gives an exchange its connection, nil if there is none.
+func (u *Upstream) place(x *exchange) (*connection, error) {
 	c := u.choose()
-	if c != nil && !c.register(key, x) {
-		return Entry{}, errors.New("sending request: its key is in flight already")
+	if c != nil && !c.register(x) {
+		return nil, errors.New("sending request: its key is in flight already")
 	}
-	u.book.open(entry)
+	return c, nil
+}
+
+// carry sends an exchange on its connection and waits for its reply.
+func (u *Upstream) carry(ctx context.Context, c *connection, x *exchange) {
 	if c == nil {
-		return u.book.settle(entry, NotSent, nil), nil
+		x.reply = reply{outcome: NotSent, at: time.Now()}
+		return
 	}
-	c.trace(Sent, m, len(frame))
-	if !c.send(outgoing{frame: frame}) {
-		c.giveUp(key, x, NotSent)
+	c.trace(Sent, x.request, len(x.frame))
+	if !c.send(outgoing{frame: x.frame}) {
+		c.giveUp(x, NotSent)
 	}
-	c.wait(ctx, key, x)
-	return x.result, nil
+	c.wait(ctx, x)
 }
 
 // Echo sends an 0800 echo on one connection and waits for its answer.
@@ -260,36 +290,52 @@ type connection struct {
 	name string
 
 	mu      sync.Mutex
-	pending map[messages.Key]*exchange // and those that have timed out, until their late answer; nil when the connection has ended
+	pending map[messages.Key]*exchange // and those that have timed out, until their late answer or a repeat; nil when the connection has ended
 }
 
 func (c *connection) ended() bool { return isClosed(c.closed) }
 
-// An exchange is one request and its answer.
+// An exchange is one message and its answer.
 type exchange struct {
 	request *messages.Message
-	entry   *Entry        // nil for 0800
-	code    string        // DE 39 of an 0800's answer, guarded by connection.mu until done
-	late    bool          // guarded by connection.mu
-	result  Entry         // set before done is closed
-	done    chan struct{} // closed once
+	frame   []byte
+	key     messages.Key
+	noted   func(code string) // nil for 0800: no answer is waited for after the timeout
+	late    bool              // guarded by connection.mu
+	reply   reply             // set before done is closed
+	done    chan struct{}     // closed once
 }
 
-// register is false if the key is taken. On a connection that has ended, the exchange is over at once when it is sent.
-func (c *connection) register(key messages.Key, x *exchange) bool {
+// A reply is what came of a message.
+type reply struct {
+	outcome         Outcome
+	at              time.Time
+	code            string // of the answer, as all that follows
+	authorizationID string
+	rrn             string
+	approves        bool
+	amount          int64 // that is approved, of the request's or of a part
+}
+
+// register is false if the key is taken by an exchange that still waits. One that has been given up is replaced: its late answer cannot
+// be told from the newer one's. On a connection that has ended, the exchange is over at once when it is sent.
+func (c *connection) register(x *exchange) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pending[key] != nil {
-		return false
+	if older := c.pending[x.key]; older != nil {
+		if !older.late {
+			return false
+		}
+		older.request.Clear()
 	}
 	if c.pending != nil {
-		c.pending[key] = x
+		c.pending[x.key] = x
 	}
 	return true
 }
 
 // wait returns when the exchange is done, or has been given up at its timeout.
-func (c *connection) wait(ctx context.Context, key messages.Key, x *exchange) {
+func (c *connection) wait(ctx context.Context, x *exchange) {
 	timer := time.NewTimer(c.cfg.ReplyTimeout)
 	defer timer.Stop()
 	select {
@@ -298,29 +344,28 @@ func (c *connection) wait(ctx context.Context, key messages.Key, x *exchange) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	c.giveUp(key, x, TimedOut)
+	c.giveUp(x, TimedOut)
 	<-x.done
 }
 
 // giveUp ends an exchange that nobody has ended yet.
-func (c *connection) giveUp(key messages.Key, x *exchange, outcome Outcome) {
+func (c *connection) giveUp(x *exchange, outcome Outcome) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if x.late || c.pending != nil && c.pending[key] != x || isClosed(x.done) {
+	if x.late || c.pending != nil && c.pending[x.key] != x || isClosed(x.done) {
 		return
 	}
 	x.late = true
-	if outcome != TimedOut || x.entry == nil {
-		delete(c.pending, key)
+	if outcome != TimedOut || x.noted == nil {
+		delete(c.pending, x.key)
 	}
-	c.finish(x, outcome, nil)
+	x.finish(reply{outcome: outcome})
 }
 
 // finish is called once for each exchange, under the connection's lock.
-func (c *connection) finish(x *exchange, outcome Outcome, fill func(*Entry)) {
-	if x.entry != nil {
-		x.result = c.book.settle(x.entry, outcome, fill)
-	}
+func (x *exchange) finish(r reply) {
+	r.at = time.Now()
+	x.reply = r
 	close(x.done)
 }
 
@@ -341,7 +386,7 @@ func (c *connection) read() {
 		defer c.mu.Unlock()
 		for _, x := range c.pending {
 			if !x.late {
-				c.finish(x, ConnectionLost, nil)
+				x.finish(reply{outcome: ConnectionLost})
 			}
 		}
 		c.pending = nil
@@ -377,32 +422,22 @@ func (c *connection) deliver(m *messages.Message) {
 	defer x.request.Clear()
 	code := m.Get(messages.ResponseCode)
 	if x.late {
-		c.book.late(x.entry, code)
+		x.noted(code)
 		return
 	}
-	if x.entry == nil {
-		x.code = code
-		c.finish(x, Answered, nil)
-		return
-	}
-	outcome := Answered
-	if err := c.cfg.Codec.Echoes(x.request, m); err != nil {
-		c.cfg.Log.Warn("answer is not for its request", "stan", x.entry.STAN, "error", err)
-		outcome = Mismatch
+	r := reply{outcome: Answered, code: code, authorizationID: m.Get(messages.AuthorizationID), rrn: m.Get(messages.RRN)}
+	if err := c.cfg.Codec.Echoes(x.request, m); err != nil && x.noted != nil {
+		c.cfg.Log.Warn("answer is not for its request", "stan", x.request.Get(messages.STAN), "error", err)
+		r.outcome = Mismatch
 	}
 	dialect := c.cfg.Codec.Dialect()
-	c.finish(x, outcome, func(e *Entry) {
-		e.ResponseCode, e.AuthorizationID = code, m.Get(messages.AuthorizationID)
-		if rrn := m.Get(messages.RRN); rrn != e.RRN {
-			e.AnswerRRN = rrn
+	if r.outcome == Answered && dialect.Approves(code) {
+		r.approves, r.amount = true, max(0, amountOf(x.request))
+		if dialect.ApprovesPartially(code) {
+			r.amount = max(0, amountOf(m))
 		}
-		if outcome == Answered && dialect.Approves(code) {
-			e.Approved, e.ApprovedAmount = true, e.Amount
-			if dialect.ApprovesPartially(code) {
-				e.ApprovedAmount = max(0, amountOf(m))
-			}
-		}
-	})
+	}
+	x.finish(r)
 }
 
 // manage sends an 0800 and waits for an answer that accepts it.
@@ -410,30 +445,28 @@ func (c *connection) manage(ctx context.Context, code string) error {
 	now := time.Now().UTC()
 	numbers := c.numbers(Request{}, now)
 	m := messages.NewNetworkManagement(code, now.Format("0102150405"), numbers.STAN)
-	frame, err := c.cfg.Codec.EncodeFrame(m)
+	x, err := c.newExchange(m, nil)
 	if err != nil {
-		return fmt.Errorf("encoding 0800: %w", err)
+		return err
 	}
-	key, _ := c.cfg.Codec.Key(m)
-	x := &exchange{request: m, done: make(chan struct{})}
-	if !c.register(key, x) {
+	if !c.register(x) {
 		return errors.New("sending 0800: its key is in flight already")
 	}
-	c.trace(Sent, m, len(frame))
-	if !c.send(outgoing{frame: frame}) {
+	c.trace(Sent, m, len(x.frame))
+	if !c.send(outgoing{frame: x.frame}) {
 		return errors.New("sending 0800: the connection is closed")
 	}
 	select {
 	case <-x.done:
 	case <-ctx.Done():
-		c.giveUp(key, x, TimedOut)
+		c.giveUp(x, TimedOut)
 		return fmt.Errorf("waiting for 0810: %w", ctx.Err())
 	}
-	if x.code == "" {
+	if x.reply.code == "" {
 		return errors.New("waiting for 0810: the connection was closed")
 	}
-	if !slices.Contains(c.cfg.Codec.Dialect().NetworkManagement.Accepted, x.code) {
-		return fmt.Errorf("0800 with code %s is answered %s", code, x.code)
+	if !slices.Contains(c.cfg.Codec.Dialect().NetworkManagement.Accepted, x.reply.code) {
+		return fmt.Errorf("0800 with code %s is answered %s", code, x.reply.code)
 	}
 	return nil
 }
