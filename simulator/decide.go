@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -19,18 +20,24 @@ func (l *link) decide(m *messages.Message, do action) *messages.Message {
 		l.ledger.tally(func(c *Counts) { c.BeforeSignOn++ })
 		return messages.NewAnswer(m, codeBeforeSignOn)
 	}
+	refusal := do.code // of a reversal or an advice
+	if refusal == codeApproved {
+		refusal = ""
+	}
 	switch {
 	case class == messages.Reversal:
-		refusal := do.code
-		if refusal == codeApproved {
-			refusal = ""
-		}
-		code, err := l.ledger.reverse(m, refusal)
+		code, err := l.ledger.reverse(m, refusal, do.names())
 		if err != nil {
 			l.ledger.tally(func(c *Counts) { c.FormatErrors++ })
-			return messages.NewFormatError(m, dialect.Answers.FormatError, messages.OriginalData)
+			failing := messages.OriginalData
+			if errors.Is(err, errReplacement) {
+				failing = messages.ReplacementAmounts
+			}
+			return messages.NewFormatError(m, dialect.Answers.FormatError, failing)
 		}
 		return messages.NewAnswer(m, code)
+	case isAdvice(m.MTI):
+		return messages.NewAnswer(m, byDefault(l.ledger.advise(m, refusal, do.names()), dialect.Answers.Busy))
 	case (class == messages.Authorization || class == messages.Financial) && m.MTI[2] == '0':
 		return l.authorize(m, do)
 	}
@@ -55,7 +62,7 @@ func (l *link) authorize(m *messages.Message, do action) *messages.Message {
 	case do.approved > 0:
 		d.amount = min(do.approved, asked)
 	}
-	entered := l.ledger.request(m, d)
+	entered := l.ledger.request(m, d, do.names())
 	if entered.full {
 		return messages.NewAnswer(m, dialect.Answers.Busy)
 	}

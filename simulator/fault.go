@@ -29,12 +29,15 @@ type Faults struct {
 	Garble    float64       `json:"garble"`    // its answer cannot be decoded
 	NoSTAN    float64       `json:"no_stan"`   // its answer has no DE 11
 	OtherLink float64       `json:"other_link"`
+	CutAnswer float64       `json:"cut_answer"` // its answer's frame is written up to some byte, none or all of them, and the link closed
+	Stall     float64       `json:"stall"`      // the link is not read for up to MaxDelay after it
 }
 
 const defaultMaxDelay = 2 * time.Second
 
 func (f *Faults) probabilities() []*float64 {
-	return []*float64{&f.Lost, &f.Late, &f.Delay, &f.Silence, &f.Drop, &f.Close, &f.Duplicate, &f.Reorder, &f.Garble, &f.NoSTAN, &f.OtherLink}
+	return []*float64{&f.Lost, &f.Late, &f.Delay, &f.Silence, &f.Drop, &f.Close, &f.Duplicate, &f.Reorder, &f.Garble, &f.NoSTAN, &f.OtherLink,
+		&f.CutAnswer, &f.Stall}
 }
 
 // check returns the faults with their defaults.
@@ -88,6 +91,10 @@ func (f *Faults) draw(m *messages.Message, attempt int64, a *action) {
 	a.noSTAN = hit(f.NoSTAN) || a.noSTAN
 	a.otherLink = hit(f.OtherLink) || a.otherLink
 	a.garbleMode = chance.Uint64()
+	if cut, at := hit(f.CutAnswer), chance.Uint64(); cut || a.cut == cutAnywhere {
+		a.cut, a.cutMode = cutAnywhere, at
+	}
+	a.stall += wait(f.Stall)
 }
 
 // names lists the faults of an action, for the ledger's counts.
@@ -98,7 +105,7 @@ func (a *action) names() []string {
 		name string
 	}{{a.lost, "lost"}, {a.late > 0, "late"}, {a.delay > 0 || a.delayAmount, "delay"}, {a.silence, "silence"}, {a.drop, "drop"},
 		{a.close, "close"}, {a.duplicate, "duplicate"}, {a.reorder, "reorder"}, {a.garble, "garble"}, {a.noSTAN, "no_stan"},
-		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}} {
+		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}, {a.cut != 0, "cut_answer"}, {a.stall > 0, "stall"}} {
 		if f.is {
 			names = append(names, f.name)
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 const (
 	DefaultMaxHolds = 2_000_000 // entries; a request over it is answered with the dialect's code for "busy" and not entered
 	maxListed       = 1_000     // duplicates and unknown words that are listed; beyond it they are only counted
+	maxEvents       = 16        // messages that are listed of one hold; beyond it they are only counted
 )
 
 // A State is what has become of a request at the processor.
@@ -29,7 +32,7 @@ const (
 	Declined State = "declined"
 )
 
-// A Hold is one request as the processor saw it. It holds no card number in clear.
+// A Hold is one request, or one advice, as the processor saw it. It holds no card number in clear.
 type Hold struct {
 	MTI              messages.MTI `json:"mti"`
 	STAN             string       `json:"stan"`
@@ -37,7 +40,7 @@ type Hold struct {
 	RRN              string       `json:"rrn"`
 	PAN              string       `json:"pan"` // masked
 	Amount           int64        `json:"amount"`
-	ApprovedAmount   int64        `json:"approved_amount"` // less than Amount for a partial approval, 0 for a decline
+	ApprovedAmount   int64        `json:"approved_amount"` // less than Amount for a partial approval or reversal, 0 for a decline
 	Currency         string       `json:"currency"`
 	Terminal         string       `json:"terminal"`
 	ResponseCode     string       `json:"response_code"`
@@ -45,8 +48,56 @@ type Hold struct {
 	State            State        `json:"state"`
 	RequestedAt      time.Time    `json:"requested_at"`
 	ReversedAt       time.Time    `json:"reversed_at,omitzero"`
+	Replacement      int64        `json:"replacement,omitempty"` // what a reversal in part left (DE 95)
+	Advice           bool         `json:"advice,omitempty"`      // it was no request: 0120, 0220 or a repeat. Declined: not taken yet
 
 	ReversalCounts
+	AdviceCounts
+	Events
+}
+
+// An Event is one message that came for a hold.
+type Event struct {
+	At          time.Time    `json:"at"`
+	MTI         messages.MTI `json:"mti"`
+	Code        string       `json:"code,omitempty"` // of its answer, whether that went out or not; "" for a message that was lost
+	Replacement int64        `json:"replacement,omitempty"`
+	Effects     []string     `json:"effects,omitempty"` // that it met
+}
+
+// Events are the first messages of a hold.
+type Events struct {
+	Events     []Event `json:"events,omitempty"`
+	MoreEvents int     `json:"more_events,omitempty"` // that are not listed
+}
+
+func (e *Events) note(m *messages.Message, code string, effects []string) {
+	if len(e.Events) == maxEvents {
+		e.MoreEvents++
+		return
+	}
+	replacement, _ := replacementOf(m)
+	e.Events = append(e.Events, Event{At: time.Now().UTC(), MTI: m.MTI, Code: code, Replacement: replacement, Effects: effects})
+}
+
+// AdviceCounts are the messages of one advice.
+type AdviceCounts struct {
+	Advices         int `json:"advices,omitempty"`          // all of them
+	AdviceRepeats   int `json:"advice_repeats,omitempty"`   // those marked as repeats: 0121, 0221
+	UnmarkedAdvices int `json:"unmarked_advices,omitempty"` // 0120 or 0220 after another one of them, as for reversals
+}
+
+func (c *AdviceCounts) add(mti messages.MTI) (unmarked bool) {
+	c.Advices++
+	if mti.IsRepeat() {
+		c.AdviceRepeats++
+		return false
+	}
+	if c.Advices-c.AdviceRepeats > 1 {
+		c.UnmarkedAdvices++
+		return true
+	}
+	return false
 }
 
 // ReversalCounts are the messages that came to undo one request.
@@ -83,6 +134,7 @@ type UnknownReversal struct {
 	FirstAt          time.Time    `json:"first_at"`
 
 	ReversalCounts
+	Events
 }
 
 // A RequestKey names a request that came twice without a repeat mark: a number was used again.
@@ -106,7 +158,12 @@ type Counts struct {
 	AlreadyReversed      int64            `json:"already_reversed"`  // answered 00 once more
 	UnknownReversals     int64            `json:"unknown_reversals"` // messages answered 25
 	RefusedAfterReversal int64            `json:"refused_after_reversal"`
-	DisagreeingReversals int64            `json:"disagreeing_reversals"` // amount, currency or terminal are not the original's
+	DisagreeingReversals int64            `json:"disagreeing_reversals"` // amount, currency or terminal are not the original's, or what remains is not what it was
+	PartialReversals     int64            `json:"partial_reversals"`     // holds that a reversal in part has lowered
+	Advices              int64            `json:"advices"`               // entered: without repeats
+	RepeatedAdvices      int64            `json:"repeated_advices"`      // of a known one that is taken: answered 00 once more
+	UnmarkedAdvices      int64            `json:"unmarked_advices"`      // that should have been marked as repeats
+	DisagreeingAdvices   int64            `json:"disagreeing_advices"`   // of a known number, and another card or amount
 	DuplicateRequests    int64            `json:"duplicate_requests"`
 	RepeatedRequests     int64            `json:"repeated_requests"` // 0101, 0201 of a known request: the stored answer went out
 	FormatErrors         int64            `json:"format_errors"`
@@ -166,8 +223,11 @@ type ledgerKey struct {
 
 type entry struct {
 	Hold
-	card uint64
-	next *entry // of the same key, from another terminal or of another card
+	card     uint64
+	approved int64  // at first: a repeat is told what the request was
+	asked    int64  // what the first reversal was to leave
+	undone   bool   // an advice was reversed before it was taken
+	next     *entry // of the same key, from another terminal or of another card
 }
 
 type unknownEntry struct {
@@ -204,49 +264,78 @@ type entered struct {
 //     happened"; a hold made now would be one that nobody knows of and nobody would ever undo.
 //   - A request that came before under the same key is a duplicate and answered 94, or, if it is marked as a repeat and is the same, with
 //     the stored answer.
-func (l *Ledger) request(m *messages.Message, d decision) entered {
+func (l *Ledger) request(m *messages.Message, d decision, effects []string) entered {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	pan := m.PAN()
-	key := ledgerKey{m.MTI.Class(), m.Get(messages.STAN), m.Get(messages.TransmissionTime)}
-	hashed, terminal, amount := l.hash(pan), m.Get(messages.Terminal), max(0, amountOf(m))
-	for known := l.index[key]; known != nil; known = known.next {
-		if known.Terminal == terminal {
-			return l.again(m.MTI, known, known.card == hashed && known.Amount == amount)
-		}
+	if known := l.find(m); known != nil {
+		again := l.again(m, known)
+		known.note(m, again.code, effects)
+		return again
 	}
-	if len(l.holds) >= l.maxHolds {
-		l.counts.Full++
+	e, reversed := l.enter(m)
+	if e == nil {
 		return entered{full: true}
 	}
 	l.counts.Requests++
-	e := &entry{card: hashed, next: l.index[key], Hold: Hold{MTI: m.MTI, STAN: key.stan, TransmissionTime: key.transmissionTime,
-		RRN: m.Get(messages.RRN), PAN: pan.Mask(), Amount: amount, Currency: m.Get(messages.Currency),
-		Terminal: terminal, State: Held, RequestedAt: time.Now().UTC()}}
-	for _, u := range l.unknown[key] {
-		if u.card == hashed {
-			u.OriginalCame = true
-			e.ReversalCounts = u.ReversalCounts
-			d = decision{code: codeNoAction}
-			l.counts.RefusedAfterReversal++
-		}
+	if reversed {
+		d = decision{code: codeNoAction}
 	}
 	if e.ResponseCode = d.code; d.approves {
-		e.ApprovedAmount = d.amount
-		e.AuthorizationID = fmt.Sprintf("%06d", (len(l.holds)+1)%1_000_000)
+		e.ApprovedAmount, e.approved = d.amount, d.amount
+		e.AuthorizationID = fmt.Sprintf("%06d", len(l.holds)%1_000_000)
 		l.counts.Held++
 	} else {
 		e.State = Declined
 		l.counts.Declined++
 	}
-	l.holds = append(l.holds, e)
-	l.index[key] = e
+	e.note(m, e.ResponseCode, effects)
 	return e.stored()
 }
 
+// find returns what was entered under the numbers of a request or an advice.
+func (l *Ledger) find(m *messages.Message) *entry {
+	known, terminal := l.index[keyOf(m)], m.Get(messages.Terminal)
+	for known != nil && known.Terminal != terminal {
+		known = known.next
+	}
+	return known
+}
+
+// enter makes the entry of a request or an advice, nil if the ledger is full. reversed says that its reversal came first.
+func (l *Ledger) enter(m *messages.Message) (e *entry, reversed bool) {
+	if len(l.holds) >= l.maxHolds {
+		l.counts.Full++
+		return nil, false
+	}
+	key, pan := keyOf(m), m.PAN()
+	e = &entry{card: l.hash(pan), next: l.index[key], Hold: Hold{MTI: m.MTI, STAN: key.stan, TransmissionTime: key.transmissionTime,
+		RRN: m.Get(messages.RRN), PAN: pan.Mask(), Amount: max(0, amountOf(m)), Currency: m.Get(messages.Currency),
+		Terminal: m.Get(messages.Terminal), State: Held, RequestedAt: time.Now().UTC(), Advice: isAdvice(m.MTI)}}
+	for _, u := range l.unknown[key] {
+		if u.card == e.card {
+			u.OriginalCame, reversed = true, true
+			e.ReversalCounts = u.ReversalCounts
+			l.counts.RefusedAfterReversal++
+		}
+	}
+	l.holds = append(l.holds, e)
+	l.index[key] = e
+	return e, reversed
+}
+
+func keyOf(m *messages.Message) ledgerKey {
+	return ledgerKey{m.MTI.Class(), m.Get(messages.STAN), m.Get(messages.TransmissionTime)}
+}
+
+// same reports whether a message of known numbers says what the first one said.
+func (l *Ledger) same(m *messages.Message, known *entry) bool {
+	return known.Advice == isAdvice(m.MTI) && known.card == l.hash(m.PAN()) && known.Amount == max(0, amountOf(m))
+}
+
 // again answers a request that came before.
-func (l *Ledger) again(mti messages.MTI, known *entry, same bool) entered {
-	if mti.IsRepeat() && same {
+func (l *Ledger) again(m *messages.Message, known *entry) entered {
+	same := l.same(m, known)
+	if m.MTI.IsRepeat() && same {
 		l.counts.RepeatedRequests++
 		if known.State == Reversed {
 			return entered{decision: decision{code: codeNoAction}}
@@ -261,21 +350,123 @@ func (l *Ledger) again(mti messages.MTI, known *entry, same bool) entered {
 }
 
 func (e *entry) stored() entered {
-	return entered{decision: decision{e.ResponseCode, e.State == Held, e.ApprovedAmount}, authorizationID: e.AuthorizationID}
+	return entered{decision: decision{e.ResponseCode, e.State == Held, e.approved}, authorizationID: e.AuthorizationID}
 }
 
-// errOriginalData says that a reversal does not name its original.
-var errOriginalData = errors.New("DE 90 does not name an original")
+// advise enters an advice and returns the code of the answer, "" at the ledger's limit. With a refusal other than "", it is not taken;
+// a repeat may take it later. One that is taken is answered 00 again: its sender must hear that the debt is paid. One whose reversal came
+// first is answered 00 too, and holds nothing.
+func (l *Ledger) advise(m *messages.Message, refusal string, effects []string) (code string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := l.find(m)
+	if known == nil {
+		var reversed bool
+		if known, reversed = l.enter(m); known == nil {
+			return ""
+		}
+		l.counts.Advices++
+		l.counts.Declined++
+		known.State, known.undone = Declined, reversed // until it is taken, below
+	} else if !known.Advice {
+		return l.again(m, known).code
+	}
+	defer func() { known.note(m, code, effects) }()
+	if known.AdviceCounts.add(m.MTI) {
+		l.counts.UnmarkedAdvices++
+	}
+	if !l.same(m, known) {
+		l.counts.DisagreeingAdvices++
+		return codeDuplicate
+	}
+	switch {
+	case known.State != Declined:
+		l.counts.RepeatedAdvices++
+		return codeApproved
+	case refusal != "":
+		known.ResponseCode = refusal
+		return refusal
+	}
+	l.counts.Declined--
+	known.ResponseCode = codeApproved
+	if known.undone {
+		known.State, known.ReversedAt = Reversed, time.Now().UTC()
+		l.counts.Reversed++
+		return codeApproved
+	}
+	known.State, known.ApprovedAmount, known.approved = Held, known.Amount, known.Amount
+	l.counts.Held++
+	return codeApproved
+}
 
-// reverse undoes the hold that DE 90 and the card name and returns the code of the answer. With a refusal other than "", the message is
-// counted and answered so, and nothing is undone.
+// lost notes a message that never arrived, where what it is about is known.
+func (l *Ledger) lost(m *messages.Message, effects []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := l.find(m)
+	if m.MTI.Class() == messages.Reversal {
+		key, err := originalOf(m)
+		if err != nil {
+			return
+		}
+		known = l.original(key, l.hash(m.PAN()))
+	}
+	if known != nil {
+		known.note(m, "", effects)
+	}
+}
+
+// The errors of a reversal that cannot be read.
+var (
+	errOriginalData = errors.New("DE 90 does not name an original")
+	errReplacement  = errors.New("DE 95 does not begin with an amount")
+)
+
+// originalOf reads DE 90. A reversal may have numbers of its own; only those of DE 90 say what it is about.
+func originalOf(m *messages.Message) (ledgerKey, error) {
+	original := m.Get(messages.OriginalData)
+	if len(original) < 20 {
+		return ledgerKey{}, errOriginalData
+	}
+	return ledgerKey{messages.MTI(original[:4]).Class(), original[4:10], original[10:20]}, nil
+}
+
+// original finds what DE 90 and the card name.
+func (l *Ledger) original(key ledgerKey, hashed uint64) *entry {
+	known := l.index[key]
+	for known != nil && known.card != hashed {
+		known = known.next
+	}
+	return known
+}
+
+const amountDigits = 12
+
+// replacementOf reads from DE 95 what a reversal leaves, 0 for a whole one.
+func replacementOf(m *messages.Message) (int64, error) {
+	text := m.Get(messages.ReplacementAmounts)
+	if text == "" {
+		return 0, nil
+	}
+	if len(text) < amountDigits || !digitsOnly(text[:amountDigits]) {
+		return 0, errReplacement
+	}
+	return strconv.ParseInt(text[:amountDigits], 10, 64)
+}
+
+// reverse undoes the hold that DE 90 and the card name, or lowers it to the amount of DE 95, and returns the code of the answer. With a
+// refusal other than "", the message is counted and answered so, and nothing is undone.
 //
 // A hold that is reversed already is answered 00 again: the answer to the first reversal may have been lost, and its sender must hear
 // that the debt is paid. A reversal of an unknown request is answered 25 and remembered, see request.
-func (l *Ledger) reverse(m *messages.Message, refusal string) (code string, err error) {
-	original := m.Get(messages.OriginalData)
-	if len(original) < 20 {
-		return "", errOriginalData
+func (l *Ledger) reverse(m *messages.Message, refusal string, effects []string) (code string, err error) {
+	key, err := originalOf(m)
+	if err != nil {
+		return "", err
+	}
+	replacement, err := replacementOf(m)
+	if err != nil {
+		return "", err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -283,36 +474,42 @@ func (l *Ledger) reverse(m *messages.Message, refusal string) (code string, err 
 	if m.MTI.IsRepeat() {
 		l.counts.ReversalRepeats++
 	}
-	mti := messages.MTI(original[:4])
-	key := ledgerKey{mti.Class(), original[4:10], original[10:20]}
-	pan := m.PAN()
-	hashed := l.hash(pan)
-	known := l.index[key]
-	for known != nil && known.card != hashed {
-		known = known.next
-	}
+	known := l.original(key, l.hash(m.PAN()))
 	if known == nil {
-		return l.reverseUnknown(m, mti, key, pan, refusal), nil
+		return l.reverseUnknown(m, key, refusal, effects), nil
 	}
-	l.count(known.add(m.MTI))
+	defer func() { known.note(m, code, effects) }()
+	first := known.Reversals == 0
+	l.count(known.ReversalCounts.add(m.MTI))
 	if m.Has(messages.Amount) && amountOf(m) != known.Amount || differs(m, messages.Currency, known.Currency) ||
-		differs(m, messages.Terminal, known.Terminal) {
+		differs(m, messages.Terminal, known.Terminal) || replacement > known.Amount || !first && replacement != known.asked {
 		l.counts.DisagreeingReversals++
+	}
+	if first {
+		known.asked = replacement
 	}
 	switch {
 	case refusal != "":
 		return refusal, nil
-	case known.State == Reversed:
+	case known.State == Reversed, known.State == Held && replacement > 0 && known.Replacement == replacement:
 		l.counts.AlreadyReversed++
+	case known.State == Held && replacement > 0:
+		if replacement < known.ApprovedAmount { // else so much is not held, and nothing is to be undone
+			known.Replacement, known.ApprovedAmount = replacement, replacement
+			l.counts.PartialReversals++
+		}
 	case known.State == Held:
 		known.State, known.ReversedAt = Reversed, time.Now().UTC()
 		l.counts.Held--
 		l.counts.Reversed++
+	case known.Advice: // declined: not taken yet, and now never
+		known.undone = true
 	}
 	return codeApproved, nil
 }
 
-func (l *Ledger) reverseUnknown(m *messages.Message, mti messages.MTI, key ledgerKey, pan card.PAN, refusal string) string {
+func (l *Ledger) reverseUnknown(m *messages.Message, key ledgerKey, refusal string, effects []string) (code string) {
+	pan := m.PAN()
 	hashed := l.hash(pan)
 	var known *unknownEntry
 	for _, u := range l.unknown[key] {
@@ -321,13 +518,14 @@ func (l *Ledger) reverseUnknown(m *messages.Message, mti messages.MTI, key ledge
 		}
 	}
 	if known == nil {
-		known = &unknownEntry{card: hashed, UnknownReversal: UnknownReversal{OriginalMTI: mti, STAN: key.stan,
-			TransmissionTime: key.transmissionTime, PAN: pan.Mask(), Amount: max(0, amountOf(m)), OtherCard: l.index[key] != nil,
+		known = &unknownEntry{card: hashed, UnknownReversal: UnknownReversal{OriginalMTI: messages.MTI(m.Get(messages.OriginalData)[:4]),
+			STAN: key.stan, TransmissionTime: key.transmissionTime, PAN: pan.Mask(), Amount: max(0, amountOf(m)), OtherCard: l.index[key] != nil,
 			FirstAt: time.Now().UTC()}}
 		l.unknown[key] = append(l.unknown[key], known)
 		l.order = append(l.order, known)
 	}
-	l.count(known.add(m.MTI))
+	defer func() { known.note(m, code, effects) }()
+	l.count(known.ReversalCounts.add(m.MTI))
 	if refusal != "" {
 		return refusal
 	}
@@ -362,9 +560,11 @@ func (l *Ledger) Snapshot() Snapshot {
 		DuplicateRequests: append([]RequestKey{}, l.duplicates...)}
 	for i, e := range l.holds {
 		s.Holds[i] = e.Hold
+		s.Holds[i].Events.Events = slices.Clone(e.Events.Events)
 	}
 	for i, u := range l.order {
 		s.UnknownReversals[i] = u.UnknownReversal
+		s.UnknownReversals[i].Events.Events = slices.Clone(u.Events.Events)
 	}
 	return s
 }

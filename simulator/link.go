@@ -96,7 +96,9 @@ func (l *link) handle(m *messages.Message) {
 	}
 	l.later(do.late, func() {
 		var answer *messages.Message
-		if !do.lost {
+		if do.lost {
+			l.ledger.lost(m, do.names())
+		} else {
 			answer = l.decide(m, do)
 		}
 		m.Clear()
@@ -115,6 +117,20 @@ func (l *link) handle(m *messages.Message) {
 		}
 		l.later(do.delay, func() { l.answer(answer, do) })
 	})
+	l.stall(do.stall)
+}
+
+// stall keeps the link from being read.
+func (l *link) stall(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.closed:
+	}
 }
 
 // answer sends an answer in the way that the action says.
@@ -152,7 +168,11 @@ func (l *link) answer(answer *messages.Message, do action) {
 	if do.close {
 		note = "link closed after it"
 	}
-	target.deliver(answer, frame, outgoing{frame: frame, reorder: do.reorder, last: do.close}, note)
+	if do.cut != 0 {
+		frame = cutFrame(frame, do)
+		note = fmt.Sprintf("cut after %d bytes", len(frame))
+	}
+	target.deliver(answer, frame, outgoing{frame: frame, reorder: do.reorder, last: do.close || do.cut != 0, cut: do.cut != 0}, note)
 	if answer.MTI.Class() == messages.Network {
 		l.sendStray()
 	}
@@ -204,6 +224,14 @@ func (l *link) trace(direction Direction, m *messages.Message, size int, note st
 	if l.cfg.Trace != nil && m != nil {
 		l.cfg.Trace(TraceEvent{Time: time.Now(), Link: l.name, Direction: direction, Message: m, Bytes: size, Note: note})
 	}
+}
+
+// cutFrame is the part of a frame that is still written: none of it, all of it, or what is between.
+func cutFrame(frame []byte, do action) []byte {
+	if do.cut == cutAnywhere {
+		return frame[:do.cutMode%uint64(len(frame)+1)]
+	}
+	return frame[:min(do.cut-1, int64(len(frame)))]
 }
 
 // garble spoils a frame, of which the length header stays right, so that it cannot be decoded: its end is cut off, or its MTI or bit

@@ -251,8 +251,12 @@ func (p *Processor) plan(m *messages.Message) action {
 	if do.delayAmount {
 		do.delay = time.Duration(amount%100) * 100 * time.Millisecond
 	}
-	if m.MTI.Class() != messages.Network && p.faults.any() {
-		p.faults.draw(m, count(), &do)
+	faults := p.faults
+	if m.MTI.Class() == messages.Network {
+		faults = Faults{Seed: p.faults.Seed, MaxDelay: p.faults.MaxDelay}
+	}
+	if faults.any() || do.cut == cutAnywhere {
+		faults.draw(m, count(), &do)
 	}
 	return do
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -99,6 +100,12 @@ func TestARuleBreaksTheAnswer(t *testing.T) {
 			w.t.Errorf("got %v, %v, want the link's end", m, err)
 		}
 	}
+	broken := func(w world) {
+		w.t.Helper()
+		if m, err := w.link.read(); err == nil || errors.Is(err, io.EOF) || errors.Is(err, errQuiet) {
+			w.t.Errorf("got %v, %v, want a part of a frame", m, err)
+		}
+	}
 	approved := func(w world, on *peer) *messages.Message {
 		w.t.Helper()
 		answer := on.receive()
@@ -165,6 +172,26 @@ func TestARuleBreaksTheAnswer(t *testing.T) {
 				w.t.Errorf("%s is answered first", got)
 			}
 			approved(w, w.link)
+		}},
+		{"cut before the first byte", "cut=0", 100, func(w world) { ended(w); held(w) }},
+		{"cut in the length", "cut=1", 100, func(w world) { broken(w); held(w) }},
+		{"cut in the message", "cut=20", 100, func(w world) { broken(w); held(w) }},
+		{"cut after the last byte", "cut=9999", 100, func(w world) { approved(w, w.link); ended(w); held(w) }},
+		{"cut where chance says", "cut", 100, func(w world) { broken(w); held(w) }},
+		{"cut after what stood aside", "amount=100 reorder", 100, func(w world) {
+			if err := w.p.SetRules(rules(w.t, "cut=3")...); err != nil {
+				w.t.Error(err)
+			}
+			w.link.send(w.link.request(visa, 200))
+			approved(w, w.link)
+			broken(w)
+		}},
+		{"stall", "amount=100 stall=7s", 100, func(w world) {
+			approved(w, w.link)
+			before := time.Now()
+			if got := w.link.code(w.link.request(visa, 200)); got != "00" || time.Since(before) != 7*time.Second {
+				w.t.Errorf("the next is answered %q after %v", got, time.Since(before))
+			}
 		}},
 		{"reorder before a close", "amount=100 reorder close", 100, func(w world) { approved(w, w.link); ended(w) }},
 		{"reorder without a second answer", "amount=100 reorder", 100, func(w world) { approved(w, w.link) }},
@@ -549,6 +576,201 @@ func TestAReversalCanFailToo(t *testing.T) {
 	})
 }
 
+func TestAReversalInPartLowersItsOriginal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		request := link.request(visa, 1250)
+		link.ask(request)
+		partial := func(replacement string) *messages.Message {
+			reversal := link.reversal(request)
+			reversal.Set(messages.ReplacementAmounts, replacement)
+			return reversal
+		}
+		const rest = "000000000000000000000000000000"
+		step := func(name string, m *messages.Message, code string, held int64, state simulator.State) {
+			t.Helper()
+			if got := link.code(m); got != code {
+				t.Errorf("%s is answered %q, want %q", name, got, code)
+			}
+			if hold := p.Ledger().Snapshot().Holds[0]; hold.State != state || hold.ApprovedAmount != held {
+				t.Errorf("after %s: %+v", name, hold)
+			}
+		}
+		repeated := func(m *messages.Message) *messages.Message { m.MTI = m.MTI.Repeat(); return m }
+		step("a part", partial("000000000400"+rest), "00", 400, simulator.Held)
+		step("its repeat", repeated(partial("000000000400"+rest)), "00", 400, simulator.Held)
+		again := request.Clone()
+		again.MTI = "0101"
+		step("the request's repeat", again, "00", 400, simulator.Held)
+		if counts := p.Ledger().Counts(); counts.PartialReversals != 1 || counts.AlreadyReversed != 1 || counts.UnmarkedRepeats != 0 ||
+			counts.DisagreeingReversals != 0 || counts.Held != 1 {
+			t.Errorf("counted %+v", counts)
+		}
+		step("another part", repeated(partial("000000000300"+rest)), "00", 300, simulator.Held)
+		step("more than is held", repeated(partial("000000000900"+rest)), "00", 300, simulator.Held)
+		step("a text", repeated(partial("ABC000000400"+rest)), "30", 300, simulator.Held)
+		if n := p.Ledger().Counts().DisagreeingReversals; n != 2 {
+			t.Errorf("%d reversals disagree", n)
+		}
+		step("nothing that remains", repeated(partial("000000000000"+rest)), "00", 300, simulator.Reversed)
+		step("a part of what is reversed", repeated(partial("000000000100"+rest)), "00", 300, simulator.Reversed)
+
+		hold := p.Ledger().Snapshot().Holds[0]
+		if want := (simulator.Event{At: hold.RequestedAt, MTI: "0420", Code: "00", Replacement: 400}); len(hold.Events.Events) != 8 ||
+			fmt.Sprint(hold.Events.Events[1]) != fmt.Sprint(want) {
+			t.Errorf("events %+v", hold.Events)
+		}
+	})
+}
+
+func TestAReversalIsKnownByItsOriginalDataAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c, Rules: rules(t, "mti=04 lost attempt=1")})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		request := link.request(visa, 1250)
+		link.ask(request)
+		reversal := link.reversal(request)
+		for i := range 3 {
+			reversal.Set(messages.STAN, link.number())
+			reversal.Set(messages.TransmissionTime, "1123120105")
+			link.send(reversal)
+			if i == 0 {
+				link.quiet() // an attempt is one of the original, too
+			} else if got := link.receive().Get(messages.ResponseCode); got != "00" {
+				t.Errorf("answered %q", got)
+			}
+			reversal.MTI = "0421"
+		}
+		hold, counts := p.Ledger().Snapshot().Holds[0], p.Ledger().Counts()
+		if hold.State != simulator.Reversed || hold.Reversals != 2 || counts.UnknownReversals+counts.UnmarkedRepeats+counts.DisagreeingReversals != 0 {
+			t.Errorf("entered %+v, counted %+v", hold, counts)
+		}
+		if lost := hold.Events.Events[1]; lost.MTI != "0420" || lost.Code != "" || !slices.Equal(lost.Effects, []string{"lost"}) {
+			t.Errorf("noted %+v", hold.Events)
+		}
+	})
+}
+
+func TestAHoldListsItsFirstMessages(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		request := link.request(visa, 1250)
+		link.ask(request)
+		request.MTI = "0101"
+		for range 20 {
+			link.ask(request)
+		}
+		hold := p.Ledger().Snapshot().Holds[0]
+		if len(hold.Events.Events) != 16 || hold.MoreEvents != 5 {
+			t.Errorf("%d events, and %d", len(hold.Events.Events), hold.MoreEvents)
+		}
+		hold.Events.Events[0].Code = "99"
+		if got := p.Ledger().Snapshot().Holds[0].Events.Events[0].Code; got != "00" {
+			t.Errorf("a snapshot shares its events: %q", got)
+		}
+	})
+}
+
+func TestAnAdviceIsTakenOnce(t *testing.T) {
+	for _, mti := range []messages.MTI{"0120", "0220"} {
+		bubble(t, func(t *testing.T) {
+			c := codec(t, "iso87-binary")
+			p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c, Rules: rules(t, "mti="+string(mti[:3])+" amount=777 answer=91 attempt=1")})
+			defer stop()
+			link := signedOn(t, c, listener, 0)
+			step := func(name string, m *messages.Message, code string) {
+				t.Helper()
+				if answer := link.ask(m); answer.MTI != m.MTI.Answer() || answer.Get(messages.ResponseCode) != code {
+					t.Errorf("%s is answered %v, want %s", name, answer, code)
+				}
+			}
+			last := func() simulator.Hold {
+				s := p.Ledger().Snapshot()
+				return s.Holds[len(s.Holds)-1]
+			}
+			advice := link.request(visa, 9051) // an amount means nothing for an advice
+			advice.MTI = mti
+			step("an advice", advice, "00")
+			advice.MTI = mti.Repeat()
+			step("its repeat", advice, "00")
+			if hold, counts := last(), p.Ledger().Counts(); !hold.Advice || hold.State != simulator.Held || hold.ApprovedAmount != 9051 || hold.Advices != 2 ||
+				hold.AdviceRepeats != 1 || counts.Advices != 1 || counts.RepeatedAdvices != 1 || counts.UnmarkedAdvices != 0 || counts.Held != 1 || counts.Requests != 0 {
+				t.Errorf("entered %+v, counted %+v", hold, counts)
+			}
+			advice.MTI = mti
+			step("the same without its mark", advice, "00")
+			advice.Set(messages.Amount, "000000000001")
+			advice.MTI = mti.Repeat()
+			step("another amount", advice, "94")
+			advice.Set(messages.Amount, "000000009051")
+			if counts := p.Ledger().Counts(); counts.UnmarkedAdvices != 1 || counts.DisagreeingAdvices != 1 || counts.Advices != 1 || counts.DuplicateRequests != 0 {
+				t.Errorf("counted %+v", counts)
+			}
+			advice.MTI = mti
+			step("its reversal", link.reversal(advice), "00")
+			if hold := last(); hold.State != simulator.Reversed {
+				t.Errorf("entered %+v", hold)
+			}
+			request := advice.Clone()
+			request.MTI = mti[:2] + "00"
+			step("a request of its numbers", request, "94")
+			if n := p.Ledger().Counts().DuplicateRequests; n != 1 {
+				t.Errorf("%d duplicates", n)
+			}
+
+			refused := link.request(visa, 777)
+			refused.MTI = mti
+			step("an advice that is refused", refused, "91")
+			if hold := last(); hold.State != simulator.Declined || hold.ApprovedAmount != 0 || hold.ResponseCode != "91" {
+				t.Errorf("entered %+v", hold)
+			}
+			refused.MTI = mti.Repeat()
+			step("its repeat", refused, "00")
+			if hold, counts := last(), p.Ledger().Counts(); hold.State != simulator.Held || hold.ApprovedAmount != 777 || counts.Declined != 0 || counts.Held != 1 {
+				t.Errorf("entered %+v, counted %+v", hold, counts)
+			}
+
+			overtaken := link.request(visa, 100)
+			overtaken.MTI = mti
+			step("a reversal before its advice", link.reversal(overtaken), "25")
+			step("the advice after it", overtaken, "00")
+			if hold := last(); hold.State != simulator.Reversed || hold.ApprovedAmount != 0 {
+				t.Errorf("entered %+v", hold)
+			}
+
+			untaken := link.request(visa, 777)
+			untaken.MTI = mti
+			step("one more that is refused", untaken, "91")
+			step("its reversal", link.reversal(untaken), "00")
+			untaken.MTI = mti.Repeat()
+			step("its repeat after that", untaken, "00")
+			if hold, counts := last(), p.Ledger().Counts(); hold.State != simulator.Reversed || counts.Held != 1 || counts.Declined != 0 || counts.Reversed != 3 {
+				t.Errorf("entered %+v, counted %+v", hold, counts)
+			}
+		})
+	}
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		_, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c, Ledger: simulator.NewLedger(1)})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		link.ask(link.request(visa, 100))
+		advice := link.request(visa, 100)
+		advice.MTI = "0220"
+		if got := link.code(advice); got != "96" {
+			t.Errorf("a full ledger answers %q", got)
+		}
+	})
+}
+
 func TestANumberThatIsUsedTwiceIsADuplicate(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c := codec(t, "iso87-ascii")
@@ -606,10 +828,10 @@ func TestWhatDoesNotKeepTheFormatIsRefused(t *testing.T) {
 		if answer.Get(messages.ResponseCode) != "30" || answer.Reveal(messages.AdditionalResponse) != "049" {
 			t.Errorf("without a currency: %v", answer)
 		}
-		advice := link.request(visa, 100)
-		advice.MTI = "0120"
-		if got := link.code(advice); got != "12" {
-			t.Errorf("an 0120 is answered %q", got)
+		update := link.request(visa, 100)
+		update.MTI = "0300"
+		if got := link.code(update); got != "12" {
+			t.Errorf("an 0300 is answered %q", got)
 		}
 		late := link.request(visa, 100)
 		late.MTI = "0110"
@@ -664,6 +886,42 @@ func TestChanceDependsOnTheSeedAlone(t *testing.T) {
 	text := func(m map[string]int64) string { b, _ := json.Marshal(m); return string(b) }
 	if text(first) != text(again) || text(first) == text(other) || len(first) != 9 {
 		t.Errorf("seed 7: %s\nbackwards: %s\nseed 8: %s", text(first), text(again), text(other))
+	}
+}
+
+func TestANewFaultLeavesTheOthersWhereTheyWere(t *testing.T) {
+	run := func(t *testing.T, faults simulator.Faults) map[string]int64 {
+		var effects map[string]int64
+		bubble(t, func(t *testing.T) {
+			c := codec(t, "iso87-ascii")
+			p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c, Faults: faults})
+			defer stop()
+			for range 100 {
+				link := signedOn(t, c, listener, 1000)
+				link.stan = int(p.Ledger().Counts().Links)
+				link.send(link.request(visa, 100))
+				for {
+					if _, err := link.read(); err != nil {
+						break
+					}
+				}
+				_ = link.conn.Close()
+			}
+			effects = p.Ledger().Counts().Effects
+		})
+		return effects
+	}
+	faults := simulator.Faults{Seed: 7, Delay: .2, Silence: .2, Duplicate: .2, OtherLink: .2}
+	before := run(t, faults)
+	faults.CutAnswer, faults.Stall = .2, .2
+	after := run(t, faults)
+	for name, n := range before {
+		if after[name] != n {
+			t.Errorf("%s: %d before, %d with the new ones", name, n, after[name])
+		}
+	}
+	if len(before) != 4 || after["cut_answer"] == 0 || after["stall"] == 0 {
+		t.Errorf("before %v, after %v", before, after)
 	}
 }
 
@@ -806,6 +1064,8 @@ func TestABadConfigurationIsRefused(t *testing.T) {
 		"a decline that is none": {Codec: c, Rules: rules(t, "decline=08")},
 		"a probability over 1":   {Codec: c, Faults: simulator.Faults{Drop: 1.5}},
 		"a negative delay":       {Codec: c, Faults: simulator.Faults{MaxDelay: -1}},
+		"a probability below 0":  {Codec: c, Faults: simulator.Faults{CutAnswer: -.1}},
+		"a probability of 2":     {Codec: c, Faults: simulator.Faults{Stall: 2}},
 		"a card with bad effects": {Codec: c,
 			Cards: []simulator.Card{{PAN: pan(t, visa), Effects: "explode"}}},
 	} {
@@ -818,7 +1078,7 @@ func TestABadConfigurationIsRefused(t *testing.T) {
 func TestABadRuleIsRefusedWithoutItsValues(t *testing.T) {
 	for _, text := range []string{"", "explode", "amount", "amount=x", "amount=5-1", "amount=*1-22", "amount=1234567890123", "card=12",
 		"card=411111111111111x", "mti=01000", "mti=x", "pin=maybe", "attempt=0", "times=x", "decline=5", "decline", "answer=123", "delay=x",
-		"delay=-1s", "late=amount", "partial=0", "partial=x", "approve=1", "silence=1", "currency=", "terminal="} {
+		"delay=-1s", "late=amount", "stall", "stall=0s", "cut=-1", "cut=x", "partial=0", "partial=x", "approve=1", "silence=1", "currency=", "terminal="} {
 		rule, err := simulator.ParseRule(text)
 		if err == nil {
 			t.Errorf("%q is read as %v", text, rule)

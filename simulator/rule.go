@@ -24,6 +24,7 @@ const (
 	codeDuplicate          = "94"
 	codeByAmount           = "amount" // in a rule: the last two digits of the amount
 	amountOfHalf     int64 = -1       // in a rule: half of what was asked
+	cutAnywhere      int64 = -1       // in a rule: at a byte that chance chooses
 )
 
 // DefaultRules is how the processor decides what no rule of its owner and no card has decided: by the last four digits of the
@@ -52,7 +53,8 @@ var DefaultRules = []struct{ Rule, Meaning string }{
 
 // ruleWords says what a rule is made of.
 const ruleWords = `amount, card, currency, terminal, mti, pin, attempt, times (what it applies to); ` +
-	`approve, decline, answer, partial, delay, late, silence, lost, drop, close, duplicate, reorder, garble, no-stan, other-link, wrong-amount (what happens)`
+	`approve, decline, answer, partial, delay, late, silence, lost, drop, close, duplicate, reorder, garble, no-stan, other-link, wrong-amount, ` +
+	`cut, stall (what happens)`
 
 // A Rule says what happens to the messages that it matches. ParseRule makes one from text.
 type Rule struct {
@@ -95,7 +97,10 @@ type action struct {
 	noSTAN       bool
 	otherLink    bool
 	wrongAmount  bool
-	declinesOnly bool // the code was given as a decline
+	cut          int64 // the answer is written up to this byte and the link closed: cutAnywhere, or the bytes and one; 0: whole
+	cutMode      uint64
+	stall        time.Duration // the link is not read so long after the message
+	declinesOnly bool          // the code was given as a decline
 }
 
 // ParseRule reads a rule: words separated by blanks, first to last in any order. What it applies to:
@@ -104,7 +109,7 @@ type action struct {
 //	card=4000000000000002  the card
 //	currency=978           DE 49
 //	terminal=TERM0001      DE 41, without the blanks at its end
-//	mti=0200               the MTI or its first digits; without it a rule applies to 01xx and 02xx
+//	mti=0200               the MTI or its first digits; without it a rule applies to requests, 010x and 020x
 //	pin=yes                whether there is a PIN block
 //	attempt=1              only the first so many messages of the same transaction: of its requests, or of its reversals
 //	times=3                only the first so many messages that the rule matches
@@ -119,8 +124,11 @@ type action struct {
 //	duplicate       answered twice                   reorder    answered after the next answer on the link
 //	garble          the answer cannot be decoded     no-stan    the answer has no DE 11
 //	other-link      answered on another link         wrong-amount   the answer names another amount
+//	cut             the link is closed in the midst of the answer, at a byte that chance chooses; cut=N: after N bytes
+//	stall=2s        the link is not read for so long after the message
 //
-// For a reversal, an answer other than 00 means that it is not done. The error quotes no value.
+// For a reversal, an answer other than 00 means that it is not done, and for an advice (mti=012, mti=022), that it is not taken. The error
+// quotes no value.
 func ParseRule(text string) (Rule, error) {
 	rule := Rule{used: new(atomic.Int64)}
 	var shown []string
@@ -198,8 +206,10 @@ func (r *Rule) parse(name, value string, hasValue bool) error {
 			return errRuleLength
 		}
 		r.do.code, r.do.declinesOnly = value, name == "decline"
-	case "delay", "late":
+	case "delay", "late", "stall":
 		return r.parseWait(name, value)
+	case "cut":
+		return r.parseCut(value, hasValue)
 	default:
 		return errRuleWord
 	}
@@ -234,7 +244,19 @@ func (r *Rule) parseWait(name, value string) error {
 	if err != nil || wait <= 0 {
 		return errRuleValue
 	}
-	*map[string]*time.Duration{"delay": &r.do.delay, "late": &r.do.late}[name] = wait
+	*map[string]*time.Duration{"delay": &r.do.delay, "late": &r.do.late, "stall": &r.do.stall}[name] = wait
+	return nil
+}
+
+func (r *Rule) parseCut(value string, hasValue bool) error {
+	if r.do.cut = cutAnywhere; !hasValue {
+		return nil
+	}
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil || n < 0 {
+		return errRuleValue
+	}
+	r.do.cut = n + 1
 	return nil
 }
 
@@ -271,7 +293,7 @@ func (r *Rule) matches(m *messages.Message, pan string, amount int64, attempt fu
 	class := m.MTI.Class()
 	switch {
 	case w.mti != "" && !strings.HasPrefix(string(m.MTI), w.mti),
-		w.mti == "" && class != messages.Authorization && class != messages.Financial,
+		w.mti == "" && (isAdvice(m.MTI) || class != messages.Authorization && class != messages.Financial),
 		len(w.amounts) > 0 && !slices.ContainsFunc(w.amounts, func(a amountRange) bool { return a.holds(amount) }),
 		w.card != "" && pan != w.card,
 		w.currency != "" && m.Get(messages.Currency) != w.currency,
@@ -282,6 +304,12 @@ func (r *Rule) matches(m *messages.Message, pan string, amount int64, attempt fu
 		return false
 	}
 	return true
+}
+
+// isAdvice reports whether a message is an advice of a transaction: 012x or 022x.
+func isAdvice(mti messages.MTI) bool {
+	class := mti.Class()
+	return (class == messages.Authorization || class == messages.Financial) && mti[2] == '2'
 }
 
 func (a amountRange) holds(amount int64) bool {

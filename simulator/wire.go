@@ -50,6 +50,7 @@ type outgoing struct {
 	frame   []byte
 	reorder bool // let the next frame go first
 	last    bool // close the connection after it
+	cut     bool // it is not whole: nothing may follow it
 }
 
 func newWire(conn net.Conn, timeout time.Duration) *wire {
@@ -89,7 +90,10 @@ func (w *wire) run() {
 		batch = batch[:0]
 		last := false
 		take := func(o outgoing) {
-			if o.reorder && aside == nil {
+			if o.cut {
+				batch = append(append(batch, aside...), o.frame...)
+				aside, asideEnds = nil, nil
+			} else if o.reorder && aside == nil {
 				aside, asideEnds = o.frame, time.After(reorderWindow)
 			} else {
 				batch = append(append(batch, o.frame...), aside...)

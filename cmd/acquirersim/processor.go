@@ -55,6 +55,8 @@ func (c *cli) processorCommand() *cobra.Command {
 		{&f.faults.Duplicate, "duplicate", "an answer comes twice"}, {&f.faults.Reorder, "reorder", "an answer changes places with the next"},
 		{&f.faults.Garble, "garble", "an answer cannot be decoded"}, {&f.faults.NoSTAN, "no-stan", "an answer has no DE 11"},
 		{&f.faults.OtherLink, "other-link", "an answer comes on another link"},
+		{&f.faults.CutAnswer, "cut-answer", "the link is closed in the midst of an answer"},
+		{&f.faults.Stall, "stall", "a link is not read for a while"},
 	} {
 		flags.Float64Var(p.value, "fault-"+p.name, 0, "probability, 0 to 1, that "+p.usage)
 	}
