@@ -225,6 +225,7 @@ type entry struct {
 	Hold
 	card     uint64
 	approved int64  // at first: a repeat is told what the request was
+	unmarked bool   // one without the mark of a repeat has come
 	asked    int64  // what the first reversal was to leave
 	undone   bool   // an advice was reversed before it was taken
 	next     *entry // of the same key, from another terminal or of another card
@@ -263,7 +264,7 @@ type entered struct {
 //   - A request whose reversal came first holds nothing and is answered 21. Whoever sent the reversal has settled the matter as "never
 //     happened"; a hold made now would be one that nobody knows of and nobody would ever undo.
 //   - A request that came before under the same key is a duplicate and answered 94, or, if it is marked as a repeat and is the same, with
-//     the stored answer.
+//     the stored answer; so is the first one that has no mark, after repeats that have.
 func (l *Ledger) request(m *messages.Message, d decision, effects []string) entered {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -310,7 +311,7 @@ func (l *Ledger) enter(m *messages.Message) (e *entry, reversed bool) {
 	key, pan := keyOf(m), m.PAN()
 	e = &entry{card: l.hash(pan), next: l.index[key], Hold: Hold{MTI: m.MTI, STAN: key.stan, TransmissionTime: key.transmissionTime,
 		RRN: m.Get(messages.RRN), PAN: pan.Mask(), Amount: max(0, amountOf(m)), Currency: m.Get(messages.Currency),
-		Terminal: m.Get(messages.Terminal), State: Held, RequestedAt: time.Now().UTC(), Advice: isAdvice(m.MTI)}}
+		Terminal: m.Get(messages.Terminal), State: Held, RequestedAt: time.Now().UTC(), Advice: isAdvice(m.MTI)}, unmarked: !m.MTI.IsRepeat()}
 	for _, u := range l.unknown[key] {
 		if u.card == e.card {
 			u.OriginalCame, reversed = true, true
@@ -332,10 +333,11 @@ func (l *Ledger) same(m *messages.Message, known *entry) bool {
 	return known.Advice == isAdvice(m.MTI) && known.card == l.hash(m.PAN()) && known.Amount == max(0, amountOf(m))
 }
 
-// again answers a request that came before.
+// again answers a request that came before. One without the mark may be the first that was sent, and have been overtaken by its repeat.
 func (l *Ledger) again(m *messages.Message, known *entry) entered {
-	same := l.same(m, known)
-	if m.MTI.IsRepeat() && same {
+	same, overtaken := l.same(m, known), !known.unmarked
+	known.unmarked = known.unmarked || !m.MTI.IsRepeat()
+	if same && (m.MTI.IsRepeat() || overtaken) {
 		l.counts.RepeatedRequests++
 		if known.State == Reversed {
 			return entered{decision: decision{code: codeNoAction}}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"acquirerd/messages"
@@ -179,6 +180,7 @@ func TestARuleBreaksTheAnswer(t *testing.T) {
 		{"cut after the last byte", "cut=9999", 100, func(w world) { approved(w, w.link); ended(w); held(w) }},
 		{"cut where chance says", "cut", 100, func(w world) { broken(w); held(w) }},
 		{"cut after what stood aside", "amount=100 reorder", 100, func(w world) {
+			synctest.Wait() // until it stands aside
 			if err := w.p.SetRules(rules(w.t, "cut=3")...); err != nil {
 				w.t.Error(err)
 			}
@@ -812,6 +814,28 @@ func TestANumberThatIsUsedTwiceIsADuplicate(t *testing.T) {
 			{Class: "1", STAN: "000002", TransmissionTime: "1123120059", Terminal: "TERM0001"}}
 		if !slices.Equal(s.DuplicateRequests, want) || s.Counts.DuplicateRequests != 3 || s.Counts.RepeatedRequests != 2 || s.Counts.Held != 1 {
 			t.Errorf("duplicates %+v, counted %+v", s.DuplicateRequests, s.Counts)
+		}
+	})
+}
+
+func TestARepeatMayOvertakeItsRequest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		request := link.request(visa, 1250)
+		for _, step := range []struct {
+			mti  messages.MTI
+			code string
+		}{{"0101", "00"}, {"0100", "00"}, {"0101", "00"}, {"0100", "94"}} {
+			request.MTI = step.mti
+			if got := link.code(request); got != step.code {
+				t.Errorf("%s is answered %q, want %q", step.mti, got, step.code)
+			}
+		}
+		if counts := p.Ledger().Counts(); counts.Held != 1 || counts.RepeatedRequests != 2 || counts.DuplicateRequests != 1 {
+			t.Errorf("counted %+v", counts)
 		}
 	})
 }
