@@ -26,7 +26,7 @@ func (l *link) decide(m *messages.Message, do action) *messages.Message {
 	}
 	switch {
 	case class == messages.Reversal:
-		code, err := l.ledger.reverse(m, refusal, do.names())
+		code, err := l.ledger.reverse(m, refusal, do.effects)
 		if err != nil {
 			l.ledger.tally(func(c *Counts) { c.FormatErrors++ })
 			failing := messages.OriginalData
@@ -37,7 +37,7 @@ func (l *link) decide(m *messages.Message, do action) *messages.Message {
 		}
 		return messages.NewAnswer(m, code)
 	case isAdvice(m.MTI):
-		return messages.NewAnswer(m, byDefault(l.ledger.advise(m, refusal, do.names()), dialect.Answers.Busy))
+		return messages.NewAnswer(m, byDefault(l.ledger.advise(m, refusal, do.effects), dialect.Answers.Busy))
 	case (class == messages.Authorization || class == messages.Financial) && m.MTI[2] == '0':
 		return l.authorize(m, do)
 	}
@@ -62,7 +62,7 @@ func (l *link) authorize(m *messages.Message, do action) *messages.Message {
 	case do.approved > 0:
 		d.amount = min(do.approved, asked)
 	}
-	entered := l.ledger.request(m, d, do.names())
+	entered := l.ledger.request(m, d, do.effects)
 	if entered.full {
 		return messages.NewAnswer(m, dialect.Answers.Busy)
 	}

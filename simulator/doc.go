@@ -2,15 +2,16 @@
 // what its script says, an upstream switch that keeps a book, and a load.
 //
 //	Processor   serves the daemon's links, decides by rules, breaks what it is told to break, and keeps a Ledger
-//	Ledger      what the processor holds: every request, its state (held, reversed, declined) and what came to undo it
+//	Ledger      what the processor holds: every request and advice, its state (held, reversed, declined) and what came to undo it
 //	Upstream    a client of the daemon's upstream door, with many requests in flight, that keeps a Book
 //	Book        every request with what the upstream was told: an answer, a timeout, a lost connection
+//	Duty        sends through an Upstream and brings each transaction to rest: repeats, reverses, completes, until it is taken
 //	Load        sends through an Upstream at a rate that does not wait for answers, or with a fixed number in flight
 //	Card        a test card and what the processor does with it
 //	Key         a test zone PIN key in this process's memory
 //
 // The ledger, the book and the daemon's journal are three accounts of the same money, kept by code that shares nothing but the codec.
-// Tests compare them: at rest the ledger's holds are exactly the approvals that the book knows.
+// Compare reads all three: at rest, with a Duty, the ledger's holds are exactly the approvals that the book believes, amounts included.
 //
 // Everything that is left to chance comes from a seed and a message's own numbers, never from the order in which goroutines run: the
 // same seed and the same messages meet the same faults.

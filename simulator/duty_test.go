@@ -540,3 +540,21 @@ func TestADutysChanceDependsOnTheSeedAlone(t *testing.T) {
 		t.Error("chance depends on the order, or not on the seed")
 	}
 }
+
+func TestARepeatThatIsAnsweredTwiceHasALateAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		_, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Rules: rules(t, "delay=15s times=1", "delay=8s times=1")})
+		defer stopProcessor()
+		u, stop := run(t, simulator.UpstreamConfig{ReplyTimeout: 10 * time.Second}, listener)
+		defer stop()
+		ready(t, u)
+		d := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1})
+		if entry, err := d.Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250}); err != nil || entry.Belief != simulator.BelievesApproved || entry.LateCode != "" {
+			t.Errorf("%+v, %v", entry, err)
+		}
+		<-time.After(time.Minute)
+		if s := u.Book().Snapshot(); s.Entries[0].LateCode != "00" || s.Counts.LateAnswers != 1 || s.Counts.Unmatched != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

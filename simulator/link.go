@@ -87,9 +87,9 @@ func (l *link) handle(m *messages.Message) {
 		return
 	}
 	do := l.plan(m)
-	if names := do.names(); len(names) > 0 {
+	if do.effects = do.names(); len(do.effects) > 0 {
 		l.ledger.tally(func(c *Counts) {
-			for _, name := range names {
+			for _, name := range do.effects {
 				c.Effects[name]++
 			}
 		})
@@ -97,7 +97,7 @@ func (l *link) handle(m *messages.Message) {
 	l.later(do.late, func() {
 		var answer *messages.Message
 		if do.lost {
-			l.ledger.lost(m, do.names())
+			l.ledger.lost(m, do.effects)
 		} else {
 			answer = l.decide(m, do)
 		}

@@ -179,6 +179,7 @@ func TestARuleBreaksTheAnswer(t *testing.T) {
 		{"cut in the message", "cut=20", 100, func(w world) { broken(w); held(w) }},
 		{"cut after the last byte", "cut=9999", 100, func(w world) { approved(w, w.link); ended(w); held(w) }},
 		{"cut where chance says", "cut", 100, func(w world) { broken(w); held(w) }},
+		{"cut by the amount", "", 9304, func(w world) { broken(w); held(w) }},
 		{"cut after what stood aside", "amount=100 reorder", 100, func(w world) {
 			synctest.Wait() // until it stands aside
 			if err := w.p.SetRules(rules(w.t, "cut=3")...); err != nil {
@@ -192,6 +193,13 @@ func TestARuleBreaksTheAnswer(t *testing.T) {
 			approved(w, w.link)
 			before := time.Now()
 			if got := w.link.code(w.link.request(visa, 200)); got != "00" || time.Since(before) != 7*time.Second {
+				w.t.Errorf("the next is answered %q after %v", got, time.Since(before))
+			}
+		}},
+		{"stall by the amount", "", 9405, func(w world) {
+			approved(w, w.link)
+			before := time.Now()
+			if got := w.link.code(w.link.request(visa, 200)); got != "00" || time.Since(before) != 2*time.Second {
 				w.t.Errorf("the next is answered %q after %v", got, time.Since(before))
 			}
 		}},
@@ -769,6 +777,41 @@ func TestAnAdviceIsTakenOnce(t *testing.T) {
 		advice.MTI = "0220"
 		if got := link.code(advice); got != "96" {
 			t.Errorf("a full ledger answers %q", got)
+		}
+	})
+}
+
+func TestAnAdviceCanFailToo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := codec(t, "iso87-ascii")
+		p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c})
+		defer stop()
+		link := signedOn(t, c, listener, 0)
+		for _, step := range []struct {
+			amount        int64
+			first, second string
+			state         simulator.State
+			advices       int
+		}{
+			{9600, "", "00", simulator.Held, 2},
+			{9601, "91", "00", simulator.Held, 2},
+			{9602, "12", "12", simulator.Declined, 2},
+			{9603, "", "00", simulator.Held, 1},
+		} {
+			advice := link.request(visa, step.amount)
+			advice.MTI = "0220"
+			link.send(advice)
+			if step.first == "" {
+				link.quiet()
+			} else if got := link.receive().Get(messages.ResponseCode); got != step.first {
+				t.Errorf("%d: first %q", step.amount, got)
+			}
+			advice.MTI = "0221"
+			got := link.code(advice)
+			s := p.Ledger().Snapshot()
+			if hold := s.Holds[len(s.Holds)-1]; got != step.second || hold.State != step.state || hold.Advices != step.advices || s.Counts.UnmarkedAdvices != 0 {
+				t.Errorf("%d: then %q, %+v", step.amount, got, hold)
+			}
 		}
 	})
 }

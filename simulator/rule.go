@@ -40,15 +40,21 @@ var DefaultRules = []struct{ Rule, Meaning string }{
 	{"amount=*9301 lost drop", "the link is dropped, and nothing is held"},
 	{"amount=*9302 close", "answered, then the link is closed"},
 	{"amount=*9303 drop other-link", "the link is dropped, and the answer comes on another one, or on the next that signs on"},
+	{"amount=*9304 cut", "the link is closed in the midst of the answer"},
 	{"amount=*9400 duplicate", "answered twice"},
 	{"amount=*9401 garble", "the answer cannot be decoded"},
 	{"amount=*9402 no-stan", "the answer has no DE 11"},
 	{"amount=*9403 other-link", "the answer comes on another link, if there is one"},
 	{"amount=*9404 wrong-amount", "the answer names another amount"},
+	{"amount=*9405 stall=2s", "answered, and the link is not read for 2 s"},
 	{"mti=04 amount=*9500 silence attempt=1", "approved; its first reversal is done and not answered"},
 	{"mti=04 amount=*9501 answer=91 attempt=1", "approved; its first reversal is refused with 91 and not done"},
 	{"mti=04 amount=*9502 answer=12", "approved; its reversals are always refused with 12"},
 	{"mti=04 amount=*9503 lost attempt=1", "approved; its first reversal never arrives"},
+	{"mti=022 amount=*9600 silence attempt=1", "a completion (0220) that is taken, and at first not answered"},
+	{"mti=022 amount=*9601 answer=91 attempt=1", "a completion that is at first refused with 91 and not taken"},
+	{"mti=022 amount=*9602 answer=12", "a completion that is always refused with 12"},
+	{"mti=022 amount=*9603 lost attempt=1", "a completion that at first never arrives"},
 }
 
 // ruleWords says what a rule is made of.
@@ -101,6 +107,7 @@ type action struct {
 	cutMode      uint64
 	stall        time.Duration // the link is not read so long after the message
 	declinesOnly bool          // the code was given as a decline
+	effects      []string      // names of all that breaks
 }
 
 // ParseRule reads a rule: words separated by blanks, first to last in any order. What it applies to:

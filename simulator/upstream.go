@@ -302,6 +302,7 @@ type exchange struct {
 	key     messages.Key
 	noted   func(code string) // nil for 0800: no answer is waited for after the timeout
 	late    bool              // guarded by connection.mu
+	twice   bool              // it replaced one that may be answered, too; guarded by connection.mu
 	reply   reply             // set before done is closed
 	done    chan struct{}     // closed once
 }
@@ -327,6 +328,7 @@ func (c *connection) register(x *exchange) bool {
 			return false
 		}
 		older.request.Clear()
+		x.twice = true
 	}
 	if c.pending != nil {
 		c.pending[x.key] = x
@@ -418,7 +420,11 @@ func (c *connection) deliver(m *messages.Message) {
 		c.book.tally(func(counts *BookCounts) { counts.Unmatched++ })
 		return
 	}
-	delete(c.pending, key)
+	if x.twice && !x.late {
+		defer func() { x.late = true }() // the other answer is a late one
+	} else {
+		delete(c.pending, key)
+	}
 	defer x.request.Clear()
 	code := m.Get(messages.ResponseCode)
 	if x.late {

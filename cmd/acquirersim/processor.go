@@ -66,11 +66,11 @@ func (c *cli) processorCommand() *cobra.Command {
 // processorHelp tells what the built-in rules do.
 func processorHelp() string {
 	var text strings.Builder
-	text.WriteString("Processor answers sign-on, echo, authorizations and reversals, and keeps a ledger of what it holds, which it writes when it is\n" +
-		"stopped (SIGINT, SIGTERM). What it does is decided by the first rule that matches: those of --rule, of the test cards, and these,\n" +
+	text.WriteString("Processor answers sign-on, echo, authorizations, advices and reversals, and keeps a ledger of what it holds, which it writes when\n" +
+		"it is stopped (SIGINT, SIGTERM). What it does is decided by the first rule that matches: those of --rule, of the test cards, and these,\n" +
 		"by the last digits of the amount in minor units:\n\n")
 	for _, d := range simulator.DefaultRules {
-		_, _ = fmt.Fprintf(&text, "  %-38s %s\n", d.Rule, d.Meaning)
+		_, _ = fmt.Fprintf(&text, "  %-41s %s\n", d.Rule, d.Meaning)
 	}
 	text.WriteString("\nEverything else is approved, if the PIN is right (" + simulator.DefaultPIN + ", but for some test cards).")
 	return text.String()
