@@ -267,7 +267,9 @@ func TestAPlainRequestIsCheckedByWhatItWasTold(t *testing.T) {
 		spoil func(*play)
 		want  string
 	}{
-		{"an approval that is reversed", func(p *play) { p.account(kept).Owed, p.hold(kept).State = "acknowledged", simulator.Reversed }, "is reversed or unknown"},
+		{"an approval that is reversed", func(p *play) {
+			p.account(kept).Owed, p.hold(kept).State = "acknowledged", simulator.Reversed
+		}, "is reversed or unknown"},
 		{"an approval that the journal has not", func(p *play) {
 			p.remove(p.entry(kept).STAN)
 			p.journal = slices.DeleteFunc(p.journal, func(a simulator.Account) bool { return a.UpstreamSTAN == p.entry(kept).STAN })
@@ -296,8 +298,8 @@ func TestATranscriptTellsTheStory(t *testing.T) {
 	p = played(t)
 	_, h := p.advice()
 	h.State = simulator.Declined
-	checkLines(t, p.compare().Transcript(), []string{"an approval in the journal", "upstream: 0100 ", "upstream: believes approved 1253", "upstream: advice 0220 ",
-		"journal: ", "processor: 0100 ", "  00:00:00.000000 0100 answered 00", "journal: ", "processor: 0220 ", "  00:00:00.000000 0220 answered 00"})
+	checkLines(t, p.compare().Transcript(), []string{"an approval in the journal", "upstream: 0100 ", "upstream: believes approved 1253",
+		"upstream: advice 0220 ", "journal: ", "processor: 0100 ", "  00:00:00.000000 0100 answered 00", "journal: ", "processor: 0220 ", "  00:00:00.000000 0220 answered 00"})
 
 	p = played(t)
 	p.entry(unanswered).Faults, p.entry(unanswered).Open = []string{"a reversal is refused with 94"}, true
@@ -305,13 +307,15 @@ func TestATranscriptTellsTheStory(t *testing.T) {
 	stan, at := p.account(unanswered).STAN, p.account(unanswered).TransmissionTime
 	p.ledger.UnknownReversals = []simulator.UnknownReversal{{OriginalMTI: "0100", STAN: stan, TransmissionTime: at,
 		Events: simulator.Events{Events: []simulator.Event{{MTI: "0420", Effects: []string{"lost"}}}}}}
-	checkLines(t, p.compare().Transcript(), []string{"a reversal is refused with 94", "upstream: 0100 ", "upstream: believes none, and is not at rest", "upstream: reversal 0420 whole",
-		"upstream: a reversal is refused", "journal: ", "processor: 0100 ", "  00:00:00.000000 0100 answered 00, silence", "  00:00:10.000000 0420 answered 00", "  and 3 more",
+	checkLines(t, p.compare().Transcript(), []string{"a reversal is refused with 94", "upstream: 0100 ",
+		"upstream: believes none, and is not at rest", "upstream: reversal 0420 whole", "upstream: a reversal is refused", "journal: ",
+		"processor: 0100 ", "  00:00:00.000000 0100 answered 00, silence", "  00:00:10.000000 0420 answered 00", "  and 3 more",
 		"processor: reversals of an unknown 0100 ", "  00:00:00.000000 0420 not taken notice of, lost"})
 
 	p = played(t)
 	p.journal = nil
-	checkLines(t, p.compare().Transcript(), []string{"the processor has a request that the journal does not know", "processor: 0100 ", "  00:00:00.000000 0100 answered 00"})
+	checkLines(t, p.compare().Transcript(), []string{"the processor has a request that the journal does not know", "processor: 0100 ",
+		"  00:00:00.000000 0100 answered 00"})
 }
 
 // checkLines compares the beginnings of lines.

@@ -121,6 +121,8 @@ func (d *door) types() string {
 	return strings.Join(types, " ")
 }
 
+func purchase(t testing.TB) simulator.Request { return simulator.Request{PAN: pan(t, visa), Amount: 1250} }
+
 func newDuty(t testing.TB, cfg simulator.DutyConfig) *simulator.Duty {
 	t.Helper()
 	d, err := simulator.NewDuty(cfg)
@@ -132,10 +134,12 @@ func newDuty(t testing.TB, cfg simulator.DutyConfig) *simulator.Duty {
 
 func TestADutyBringsATransactionToRest(t *testing.T) {
 	const none, approved = simulator.BelievesNone, simulator.BelievesApproved
-	const open, acknowledged, refused = simulator.DebtOpen, simulator.DebtAcknowledged, simulator.DebtRefused
+	const acknowledged, refused = simulator.DebtAcknowledged, simulator.DebtRefused
+	const answered, timedOut, lost = simulator.Answered, simulator.TimedOut, simulator.ConnectionLost
+	type shares = simulator.DutyConfig
 	for _, c := range []struct {
 		name     string
-		cfg      simulator.DutyConfig
+		cfg      shares
 		script   string // words by comma
 		types    string
 		belief   simulator.Belief
@@ -145,34 +149,38 @@ func TestADutyBringsATransactionToRest(t *testing.T) {
 		advice   simulator.DebtState
 		faults   int
 	}{
-		{"an approval", simulator.DutyConfig{}, "00", "0100", approved, 1250, simulator.Answered, "", "", 0},
-		{"an approval in part", simulator.DutyConfig{}, half, "0100", approved, 625, simulator.Answered, "", "", 0},
-		{"a decline", simulator.DutyConfig{CancelShare: 1}, "51", "0100", none, 0, simulator.Answered, "", "", 0},
-		{"an outcome that the daemon does not know", simulator.DutyConfig{RepeatShare: 1}, "91", "0100", none, 0, simulator.Answered, "", "", 0},
-		{"an answer to the repeat", simulator.DutyConfig{RepeatShare: 1}, "silence,00", "0100 0101", approved, 1250, simulator.Answered, "", "", 0},
-		{"a decline of the repeat", simulator.DutyConfig{RepeatShare: 1}, "silence,silence,51", "0100 0101 0101", none, 0, simulator.Answered, "", "", 0},
-		{"a lost connection and a repeat", simulator.DutyConfig{RepeatShare: 1}, "hang up,00", "0100 0101", approved, 1250, simulator.Answered, "", "", 0},
-		{"an answer for something else, and a repeat", simulator.DutyConfig{RepeatShare: 1}, "another,00", "0100 0101", approved, 1250, simulator.Answered, "", "", 1},
-		{"no answer", simulator.DutyConfig{}, "silence,00", "0100 0420", none, 0, simulator.TimedOut, acknowledged, "", 0},
-		{"no answer to any repeat", simulator.DutyConfig{RepeatShare: 1}, "silence,silence,silence,silence,silence,91,96,hang up,00",
-			"0100 0101 0101 0101 0420 0421 0421 0421 0421", none, 0, simulator.TimedOut, acknowledged, "", 0},
-		{"no answer, and reversal requests", simulator.DutyConfig{RequestShare: 1}, "silence,silence,00", "0100 0400 0401", none, 0, simulator.TimedOut, acknowledged, "", 0},
-		{"a lost connection, and a reversal that is first sent on the next", simulator.DutyConfig{}, "hang up,00", "0100 0420", none, 0, simulator.ConnectionLost, acknowledged, "", 0},
-		{"nothing to reverse", simulator.DutyConfig{}, "silence,25", "0100 0420", none, 0, simulator.TimedOut, acknowledged, "", 0},
-		{"a reversal that is refused", simulator.DutyConfig{}, "silence,silence,94", "0100 0420 0421", none, 0, simulator.TimedOut, refused, "", 1},
-		{"a reversal with a format error", simulator.DutyConfig{}, "silence,30", "0100 0420", none, 0, simulator.TimedOut, refused, "", 1},
-		{"a reversal that is not served", simulator.DutyConfig{}, "silence,12", "0100 0420", none, 0, simulator.TimedOut, refused, "", 1},
-		{"a cancellation", simulator.DutyConfig{CancelShare: 1}, "00,silence,00", "0100 0420 0421", none, 0, simulator.Answered, acknowledged, "", 0},
-		{"a cancellation of what the daemon has forgotten", simulator.DutyConfig{CancelShare: 1}, "00,25", "0100 0420", none, 0, simulator.Answered, acknowledged, "", 1},
-		{"a completion", simulator.DutyConfig{AdviceShare: 1}, "00,00", "0100 0220", approved, 1250, simulator.Answered, "", acknowledged, 0},
-		{"a completion that takes long", simulator.DutyConfig{AdviceShare: 1}, "00,silence,91,12,hang up,00", "0100 0220 0221 0221 0221 0221", approved, 1250, simulator.Answered, "", acknowledged, 0},
-		{"a duplicate", simulator.DutyConfig{ResendShare: 1}, "00,00", "0100 01xx", approved, 1250, simulator.Answered, "", "", 0},
-		{"a duplicate without an answer", simulator.DutyConfig{ResendShare: 1}, "00,silence", "0100 01xx", approved, 1250, simulator.Answered, "", "", 0},
-		{"a duplicate of a decline", simulator.DutyConfig{ResendShare: 1}, "51,51", "0100 01xx", none, 0, simulator.Answered, "", "", 0},
-		{"a duplicate that is answered otherwise", simulator.DutyConfig{ResendShare: 1}, "00,51", "0100 01xx", approved, 1250, simulator.Answered, "", "", 1},
-		{"a duplicate that is approved for less", simulator.DutyConfig{ResendShare: 1}, "00," + half, "0100 01xx", approved, 1250, simulator.Answered, "", "", 1},
-		{"no duplicate of what was refused unread", simulator.DutyConfig{ResendShare: 1}, "96", "0100", none, 0, simulator.Answered, "", "", 0},
-		{"a duplicate and a cancellation", simulator.DutyConfig{ResendShare: 1, CancelShare: 1}, "00,00,00", "0100 01xx 0420", none, 0, simulator.Answered, acknowledged, "", 0},
+		{"an approval", shares{}, "00", "0100", approved, 1250, answered, "", "", 0},
+		{"an approval in part", shares{}, half, "0100", approved, 625, answered, "", "", 0},
+		{"a decline", shares{CancelShare: 1}, "51", "0100", none, 0, answered, "", "", 0},
+		{"an outcome that the daemon does not know", shares{RepeatShare: 1}, "91", "0100", none, 0, answered, "", "", 0},
+		{"an answer to the repeat", shares{RepeatShare: 1}, "silence,00", "0100 0101", approved, 1250, answered, "", "", 0},
+		{"a decline of the repeat", shares{RepeatShare: 1}, "silence,silence,51", "0100 0101 0101", none, 0, answered, "", "", 0},
+		{"a lost connection and a repeat", shares{RepeatShare: 1}, "hang up,00", "0100 0101", approved, 1250, answered, "", "", 0},
+		{"an answer for something else, and a repeat", shares{RepeatShare: 1}, "another,00", "0100 0101", approved, 1250, answered, "", "", 1},
+		{"no answer", shares{}, "silence,00", "0100 0420", none, 0, timedOut, acknowledged, "", 0},
+		{"no answer to any repeat", shares{RepeatShare: 1}, "silence,silence,silence,silence,silence,91,96,hang up,00",
+			"0100 0101 0101 0101 0420 0421 0421 0421 0421", none, 0, timedOut, acknowledged, "", 0},
+		{"no answer, and reversal requests", shares{RequestShare: 1}, "silence,silence,00",
+			"0100 0400 0401", none, 0, timedOut, acknowledged, "", 0},
+		{"a lost connection, and a reversal that is first sent on the next", shares{}, "hang up,00",
+			"0100 0420", none, 0, lost, acknowledged, "", 0},
+		{"nothing to reverse", shares{}, "silence,25", "0100 0420", none, 0, timedOut, acknowledged, "", 0},
+		{"a reversal that is refused", shares{}, "silence,silence,94", "0100 0420 0421", none, 0, timedOut, refused, "", 1},
+		{"a reversal with a format error", shares{}, "silence,30", "0100 0420", none, 0, timedOut, refused, "", 1},
+		{"a reversal that is not served", shares{}, "silence,12", "0100 0420", none, 0, timedOut, refused, "", 1},
+		{"a cancellation", shares{CancelShare: 1}, "00,silence,00", "0100 0420 0421", none, 0, answered, acknowledged, "", 0},
+		{"a cancellation of what the daemon has forgotten", shares{CancelShare: 1}, "00,25", "0100 0420", none, 0, answered, acknowledged, "", 1},
+		{"a completion", shares{AdviceShare: 1}, "00,00", "0100 0220", approved, 1250, answered, "", acknowledged, 0},
+		{"a completion that takes long", shares{AdviceShare: 1}, "00,silence,91,12,hang up,00",
+			"0100 0220 0221 0221 0221 0221", approved, 1250, answered, "", acknowledged, 0},
+		{"a duplicate", shares{ResendShare: 1}, "00,00", "0100 01xx", approved, 1250, answered, "", "", 0},
+		{"a duplicate without an answer", shares{ResendShare: 1}, "00,silence", "0100 01xx", approved, 1250, answered, "", "", 0},
+		{"a duplicate of a decline", shares{ResendShare: 1}, "51,51", "0100 01xx", none, 0, answered, "", "", 0},
+		{"a duplicate that is answered otherwise", shares{ResendShare: 1}, "00,51", "0100 01xx", approved, 1250, answered, "", "", 1},
+		{"a duplicate that is approved for less", shares{ResendShare: 1}, "00," + half, "0100 01xx", approved, 1250, answered, "", "", 1},
+		{"no duplicate of what was refused unread", shares{ResendShare: 1}, "96", "0100", none, 0, answered, "", "", 0},
+		{"a duplicate and a cancellation", shares{ResendShare: 1, CancelShare: 1}, "00,00,00",
+			"0100 01xx 0420", none, 0, answered, acknowledged, "", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -182,7 +190,7 @@ func TestADutyBringsATransactionToRest(t *testing.T) {
 				defer stop()
 				ready(t, u)
 				c.cfg.Upstream = u
-				entry, err := newDuty(t, c.cfg).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250})
+				entry, err := newDuty(t, c.cfg).Do(t.Context(), purchase(t))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -223,7 +231,8 @@ func checkFollower(t *testing.T, first, m *messages.Message, entry simulator.Ent
 		}
 	case m.MTI == "0220" || m.MTI == "0221":
 		if m.Get(messages.STAN) == first.Get(messages.STAN) || m.Get(messages.STAN) != entry.Advice.STAN || m.Get(messages.AuthorizationID) != "A1B2C3" ||
-			m.Get(messages.RRN) != first.Get(messages.RRN) || m.Get(messages.Amount) != fmt.Sprintf("%012d", entry.Advice.Amount) || entry.Advice.Amount < 625 {
+			m.Get(messages.RRN) != first.Get(messages.RRN) || m.Get(messages.Amount) != fmt.Sprintf("%012d", entry.Advice.Amount) ||
+			entry.Advice.Amount < 625 {
 			t.Errorf("%v after %v", m, entry)
 		}
 	default:
@@ -254,7 +263,8 @@ func TestADutyReversesInPart(t *testing.T) {
 			u, stop := run(t, simulator.UpstreamConfig{Codec: d.codec, ReplyTimeout: 10 * time.Second}, d.listener)
 			defer stop()
 			ready(t, u)
-			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, PartialShare: 1}).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: c.amount})
+			request := simulator.Request{PAN: pan(t, visa), Amount: c.amount}
+			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, PartialShare: 1}).Do(t.Context(), request)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -285,8 +295,9 @@ func TestALateAnswerAnswersTheRepeat(t *testing.T) {
 		defer stop()
 		ready(t, u)
 		began := time.Now()
-		entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250})
-		if err != nil || entry.Belief != simulator.BelievesApproved || entry.Tries != 2 || entry.DuplicatesAnswered != 1 || time.Since(began) != 15*time.Second {
+		entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), purchase(t))
+		if err != nil || entry.Belief != simulator.BelievesApproved || entry.Tries != 2 || entry.DuplicatesAnswered != 1 ||
+			time.Since(began) != 15*time.Second {
 			t.Errorf("%+v, %v after %v", entry, err, time.Since(began))
 		}
 		if counts := u.Book().Counts(); counts.LateAnswers != 0 || counts.Unmatched != 0 {
@@ -300,7 +311,7 @@ func TestALateAnswerAnswersTheRepeat(t *testing.T) {
 			u, stop := run(t, simulator.UpstreamConfig{ReplyTimeout: 10 * time.Second, Connections: 2}, listener)
 			defer stop()
 			ready(t, u)
-			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250})
+			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), purchase(t))
 			if err != nil || entry.Belief != simulator.BelievesApproved || entry.Tries != 3 || entry.LateCode != "00" || u.Book().Counts().LateAnswers != 1 {
 				t.Errorf("%+v, %v", entry, err)
 			}
@@ -351,8 +362,9 @@ func TestOfWhatWasNotSentNothingIsOwed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250})
-		if err != nil || entry.Outcome != simulator.NotSent || entry.Open || entry.Belief != simulator.BelievesNone || entry.Tries != 0 || entry.Reversal.State != "" {
+		entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1}).Do(t.Context(), purchase(t))
+		if err != nil || entry.Outcome != simulator.NotSent || entry.Open || entry.Belief != simulator.BelievesNone || entry.Tries != 0 ||
+			entry.Reversal.State != "" {
 			t.Errorf("%+v, %v", entry, err)
 		}
 	})
@@ -386,14 +398,15 @@ func TestTheEndOfADutyLeavesOpenWhatIsOpen(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, AdviceShare: 1, Pause: time.Millisecond}).Do(ctx, simulator.Request{PAN: pan(t, visa), Amount: 1250})
+			entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, AdviceShare: 1, Pause: time.Millisecond}).Do(ctx, purchase(t))
 			if err != nil || !entry.Open || !c.want(entry) || u.Book().Counts().Open != 1 {
 				t.Errorf("%s: %+v, %v", c.script, entry, err)
 			}
 			if entry, err := newDuty(t, simulator.DutyConfig{Upstream: u}).Do(ctx, simulator.Request{PAN: pan(t, visa)}); err == nil {
 				t.Errorf("after the end: %+v", entry)
 			}
-			if verdict := simulator.Compare(nil, simulator.Snapshot{}, u.Book().Snapshot()); verdict.Mismatches != 1 || !strings.Contains(verdict.Disagreements[0], "not at rest") {
+			verdict := simulator.Compare(nil, simulator.Snapshot{}, u.Book().Snapshot())
+			if verdict.Mismatches != 1 || !strings.Contains(verdict.Disagreements[0], "not at rest") {
 				t.Errorf("%s: %+v", c.script, verdict)
 			}
 		})
@@ -463,13 +476,17 @@ func accountsOf(ledger simulator.Snapshot) []simulator.Account {
 func TestADutyAndALedgerAgreeWhateverBreaks(t *testing.T) {
 	for seed := range uint64(20) {
 		bubble(t, func(t *testing.T) {
-			p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: codec(t, "iso87-binary"), Faults: simulator.Faults{Seed: seed, MaxDelay: 15 * time.Second,
-				Lost: .05, Late: .05, Delay: .1, Silence: .1, Drop: .02, Close: .02, Duplicate: .03, Reorder: .03, Garble: .02, OtherLink: .05, CutAnswer: .03, Stall: .02}})
+			// What comes late on a link that has ended must not be refused as before its sign-on: to a Duty a refusal is final.
+			p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: codec(t, "iso87-binary"), AcceptBeforeSignOn: true,
+				Faults: simulator.Faults{Seed: seed, MaxDelay: 15 * time.Second, Lost: .05, Late: .05, Delay: .1, Silence: .1, Drop: .02, Close: .02,
+					Duplicate: .03, Reorder: .03, Garble: .02, OtherLink: .05, CutAnswer: .03, Stall: .02}})
 			defer stopProcessor()
-			u, stop := run(t, simulator.UpstreamConfig{Codec: codec(t, "iso87-binary"), ReplyTimeout: 10 * time.Second, Connections: 3, AcquirerID: "0012345"}, listener)
+			u, stop := run(t, simulator.UpstreamConfig{Codec: codec(t, "iso87-binary"), ReplyTimeout: 10 * time.Second, Connections: 3,
+				AcquirerID: "0012345"}, listener)
 			defer stop()
 			ready(t, u)
-			d := newDuty(t, simulator.DutyConfig{Upstream: u, Seed: seed, RepeatShare: .5, CancelShare: .2, PartialShare: .2, AdviceShare: .2, RequestShare: .3})
+			d := newDuty(t, simulator.DutyConfig{Upstream: u, Seed: seed, RepeatShare: .5, CancelShare: .2, PartialShare: .2, AdviceShare: .2,
+				RequestShare: .3})
 			var asking sync.WaitGroup
 			for n := range 100 {
 				<-time.After(200 * time.Millisecond)
@@ -549,7 +566,8 @@ func TestARepeatThatIsAnsweredTwiceHasALateAnswer(t *testing.T) {
 		defer stop()
 		ready(t, u)
 		d := newDuty(t, simulator.DutyConfig{Upstream: u, RepeatShare: 1})
-		if entry, err := d.Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250}); err != nil || entry.Belief != simulator.BelievesApproved || entry.LateCode != "" {
+		entry, err := d.Do(t.Context(), purchase(t))
+		if err != nil || entry.Belief != simulator.BelievesApproved || entry.LateCode != "" {
 			t.Errorf("%+v, %v", entry, err)
 		}
 		<-time.After(time.Minute)

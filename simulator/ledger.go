@@ -158,7 +158,7 @@ type Counts struct {
 	AlreadyReversed      int64            `json:"already_reversed"`  // answered 00 once more
 	UnknownReversals     int64            `json:"unknown_reversals"` // messages answered 25
 	RefusedAfterReversal int64            `json:"refused_after_reversal"`
-	DisagreeingReversals int64            `json:"disagreeing_reversals"` // amount, currency or terminal are not the original's, or what remains is not what it was
+	DisagreeingReversals int64            `json:"disagreeing_reversals"` // with their originals, or with one before
 	PartialReversals     int64            `json:"partial_reversals"`     // holds that a reversal in part has lowered
 	Advices              int64            `json:"advices"`               // entered: without repeats
 	RepeatedAdvices      int64            `json:"repeated_advices"`      // of a known one that is taken: answered 00 once more
@@ -527,7 +527,7 @@ func (l *Ledger) reverseUnknown(m *messages.Message, key ledgerKey, refusal stri
 		l.order = append(l.order, known)
 	}
 	defer func() { known.note(m, code, effects) }()
-	l.count(known.ReversalCounts.add(m.MTI))
+	l.count(known.add(m.MTI))
 	if refusal != "" {
 		return refusal
 	}

@@ -49,7 +49,7 @@ func (t *transcript) lines(c *comparison) []string {
 		for i := range c.ledger.UnknownReversals {
 			if u := &c.ledger.UnknownReversals[i]; u.STAN == a.STAN && u.TransmissionTime == a.TransmissionTime {
 				lines = append(lines, fmt.Sprintf("processor: reversals of an unknown %s %s at %s", u.OriginalMTI, u.STAN, u.TransmissionTime))
-				lines = append(lines, u.Events.lines()...)
+				lines = append(lines, u.lines()...)
 			}
 		}
 	}
@@ -79,16 +79,18 @@ func said(name, value string) string {
 }
 
 func (a *Account) line() string {
-	return "journal: " + sentence(fmt.Sprintf("transaction %d is %s %s at %s", a.ID, a.MTI, a.STAN, a.TransmissionTime), said("upstream", a.UpstreamKey),
-		said("amount", a.Amount), byDefault(a.Outcome, "no outcome"), said("approved", a.ApprovedAmount), said("code", a.ResponseCode), said("reason", a.Reason),
-		said("reversal", a.Owed), said("replacement", a.ReplacementAmount), said("advice", a.Advice))
+	return "journal: " + sentence(fmt.Sprintf("transaction %d is %s %s at %s", a.ID, a.MTI, a.STAN, a.TransmissionTime),
+		said("upstream", a.UpstreamKey), said("amount", a.Amount), byDefault(a.Outcome, "no outcome"), said("approved", a.ApprovedAmount),
+		said("code", a.ResponseCode), said("reason", a.Reason), said("reversal", a.Owed), said("replacement", a.ReplacementAmount),
+		said("advice", a.Advice))
 }
 
 const clock = "15:04:05.000000"
 
 func (e *Entry) lines() []string {
-	lines := []string{"upstream: " + sentence(fmt.Sprintf("%s %s at %s on %s", e.MTI, e.STAN, e.TransmissionTime, strings.TrimSpace(e.Terminal)),
-		fmt.Sprintf("amount %d", e.Amount), "sent "+e.SentAt.Format(clock), string(e.Outcome), said("code", e.ResponseCode), said("late code", e.LateCode))}
+	name := fmt.Sprintf("%s %s at %s on %s", e.MTI, e.STAN, e.TransmissionTime, strings.TrimSpace(e.Terminal))
+	lines := []string{"upstream: " + sentence(name, fmt.Sprintf("amount %d", e.Amount), "sent "+e.SentAt.Format(clock), string(e.Outcome),
+		said("code", e.ResponseCode), said("late code", e.LateCode))}
 	if !e.Duty {
 		return lines
 	}
@@ -99,18 +101,19 @@ func (e *Entry) lines() []string {
 	if e.Open {
 		belief += ", and is not at rest"
 	}
-	lines = append(lines, fmt.Sprintf("upstream: %s; tried %d times, %d of them repeats, %d times more after the answer", belief, e.Tries, e.Repeats, e.Resends))
+	lines = append(lines, fmt.Sprintf("upstream: %s; tried %d times, %d of them repeats, %d times more after the answer", belief, e.Tries,
+		e.Repeats, e.Resends))
 	if r := e.Reversal; r.State != "" {
 		amount := "whole"
 		if r.Partial {
 			amount = fmt.Sprintf("to %d", r.Replacement)
 		}
-		lines = append(lines, "upstream: "+sentence(fmt.Sprintf("reversal %s %s", r.MTI, amount), string(r.State), said("code", r.ResponseCode),
-			fmt.Sprintf("tried %d times", r.Tries)))
+		lines = append(lines, "upstream: "+sentence(fmt.Sprintf("reversal %s %s", r.MTI, amount), string(r.State),
+			said("code", r.ResponseCode), fmt.Sprintf("tried %d times", r.Tries)))
 	}
 	if d := e.Advice; d.State != "" {
-		lines = append(lines, "upstream: "+sentence(fmt.Sprintf("advice %s %s at %s", d.MTI, d.STAN, d.TransmissionTime), fmt.Sprintf("amount %d", d.Amount),
-			string(d.State), said("code", d.ResponseCode), fmt.Sprintf("tried %d times", d.Tries)))
+		lines = append(lines, "upstream: "+sentence(fmt.Sprintf("advice %s %s at %s", d.MTI, d.STAN, d.TransmissionTime),
+			fmt.Sprintf("amount %d", d.Amount), string(d.State), said("code", d.ResponseCode), fmt.Sprintf("tried %d times", d.Tries)))
 	}
 	for _, fault := range e.Faults {
 		lines = append(lines, "upstream: "+fault)
