@@ -299,7 +299,8 @@ func TestATranscriptTellsTheStory(t *testing.T) {
 	_, h := p.advice()
 	h.State = simulator.Declined
 	checkLines(t, p.compare().Transcript(), []string{"an approval in the journal", "upstream: 0100 ", "upstream: believes approved 1253",
-		"upstream: advice 0220 ", "journal: ", "processor: 0100 ", "  00:00:00.000000 0100 answered 00", "journal: ", "processor: 0220 ", "  00:00:00.000000 0220 answered 00"})
+		"upstream: advice 0220 ", "journal: ", "processor: 0100 ", "  00:00:00.000000 0100 answered 00", "journal: ", "processor: 0220 ",
+		"  00:00:00.000000 0220 answered 00"})
 
 	p = played(t)
 	p.entry(unanswered).Faults, p.entry(unanswered).Open = []string{"a reversal is refused with 94"}, true

@@ -121,7 +121,9 @@ func (d *door) types() string {
 	return strings.Join(types, " ")
 }
 
-func purchase(t testing.TB) simulator.Request { return simulator.Request{PAN: pan(t, visa), Amount: 1250} }
+func purchase(t testing.TB) simulator.Request {
+	return simulator.Request{PAN: pan(t, visa), Amount: 1250}
+}
 
 func newDuty(t testing.TB, cfg simulator.DutyConfig) *simulator.Duty {
 	t.Helper()
