@@ -330,8 +330,8 @@ func (c *comparison) find(e *Entry, mti messages.MTI, transmissionTime, stan str
 	if a := c.byUpstream[key]; a != nil {
 		return a
 	}
-	if a := c.bySTAN[stan+e.Terminal]; a != nil && !strings.HasPrefix(a.UpstreamKey, string(mti[:3])+"|") {
-		return a // the journal names it otherwise
+	if a := c.bySTAN[stan+e.Terminal]; a != nil && (a.UpstreamKey == "" || strings.HasPrefix(a.UpstreamKey, string(mti[:2])+"|")) {
+		return a // the journal has no such key, or an older one, of the MTI's class alone
 	}
 	return nil
 }
