@@ -23,7 +23,7 @@ type Hearing struct {
 type Heard struct {
 	Transaction TransactionID // 0: nobody knows the request
 	Outcome     Kind          // "": it is open, and nothing was recorded. It will have an outcome in a moment, and can be heard of then
-	Owed        OwedID // the reversal that is owed now and was not before, 0 if there is none
+	Owed        OwedID        // the reversal that is owed now and was not before, 0 if there is none
 }
 
 // Hear records an answer to a request that has ended, and that a reversal is owed if it approves what nobody was told of: an unknown
