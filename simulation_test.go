@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,9 +34,10 @@ var (
 	seed  = flag.Uint64("seed", 0, "run the simulation with this seed only")
 )
 
-// TestSimulation runs the real door, switch, journal, forwarder and links against a simulated processor that loses, delays, duplicates,
-// reorders and garbles, drops links, and is restarted; the daemon stops dead at random moments and recovers. All of it in fake time. At
-// rest, the processor's ledger, the upstream's book and the journal must agree.
+// TestSimulation runs the real doors, switch, journal, forwarder and links between several upstreams that do their duty and a simulated
+// processor that loses, delays, duplicates, reorders and garbles, cuts answers at each byte, stops reading, drops links and is restarted.
+// HSM and journal fail; the daemon stops dead at random moments and recovers. All of it in fake time. At rest, the processor's ledger, the
+// upstreams' book and the journal must agree: the holds are exactly the approvals that the upstreams know.
 //
 //	go test -run Simulation . -seed 7
 func TestSimulation(t *testing.T) {
@@ -43,103 +45,276 @@ func TestSimulation(t *testing.T) {
 	if *seed != 0 {
 		first, last = *seed, *seed
 	}
+	var total simulated
 	for s := first; s <= last; s++ {
 		t.Run(fmt.Sprintf("seed %d", s), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { simulate(t, s) })
+			synctest.Test(t, func(t *testing.T) { total.add(simulate(t, s)) })
 			if t.Failed() {
 				t.Logf("to repeat: go test -run Simulation . -seed %d", s)
 			}
 		})
+		if *seeds > shownSeeds && (s%shownSeeds == 0 || s == last) {
+			fmt.Printf("%d of %d seeds: %s\n", s, last, total.text())
+		}
+	}
+	t.Logf("%s", total.text())
+}
+
+// shownSeeds is after how many seeds a long run says how far it is.
+const shownSeeds = 25
+
+// A simulated is what some seeds came to.
+type simulated struct {
+	Seeds    int `json:"seeds"`
+	Restarts int `json:"restarts"` // after the daemon stopped dead, or by itself because its journal failed
+	simulator.Verdict
+}
+
+func (s *simulated) add(one simulated) {
+	s.Seeds++
+	s.Restarts += one.Restarts
+	for _, count := range []struct{ to, from *int }{
+		{&s.Transactions, &one.Transactions}, {&s.Approved, &one.Approved}, {&s.Declined, &one.Declined}, {&s.NotSent, &one.NotSent},
+		{&s.Unknown, &one.Unknown}, {&s.Advices, &one.Advices}, {&s.Reversed, &one.Reversed}, {&s.Partial, &one.Partial},
+		{&s.Parked, &one.Parked}, {&s.Unanswered, &one.Unanswered}, {&s.Late, &one.Late},
+		{&s.DuplicatesAnswered, &one.DuplicatesAnswered}, {&s.Mismatches, &one.Mismatches},
+	} {
+		*count.to += *count.from
 	}
 }
 
+func (s *simulated) text() string {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
 const (
-	simulatedRequests = 300
-	simulatedCrashes  = 4
+	simulatedUpstreams = 3
+	simulatedRequests  = 150 // of each upstream
+	simulatedCrashes   = 4
 )
 
 // A station is the daemon without its process: every room wired as serve wires it, with a software vault and pipes for links.
 type station struct {
-	t        *testing.T
-	path     string
-	chance   *rand.Rand
-	links    map[string]*simulator.PipeListener // of the processor, by address
-	door     *simulator.PipeListener            // of the running daemon; guarded by mu
+	t    *testing.T
+	path string
+
 	mu       sync.Mutex
-	stop     func()
-	stopDead func()
+	chance   *rand.Rand                         // guarded by mu
+	links    map[string]*simulator.PipeListener // of the processor, by address; guarded by mu
+	doors    []*simulator.PipeListener          // of the running daemon, by upstream; guarded by mu
+	clients  []net.Conn                         // of the upstreams; guarded by mu
+	calm     bool                               // HSM and journal do not fail any more; guarded by mu
+	restarts int                                // guarded by mu
+
+	running  chan struct{} // capacity 1: held by whoever starts or stops the daemon
+	stop     func()        // guarded by running
+	stopDead func()        // guarded by running
+	failed   chan struct{} // capacity 1: a part of the daemon has ended by itself
 }
 
-func simulate(t *testing.T, seed uint64) {
+// chances draws for all that is left to chance: [0, n).
+func (s *station) chances(n int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.chance.IntN(n)
+}
+
+// strikes reports whether something fails that fails once in n times.
+func (s *station) strikes(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.calm && s.chance.IntN(n) == 0
+}
+
+func simulate(t *testing.T, seed uint64) simulated {
 	s := &station{t: t, path: filepath.Join(t.TempDir(), "journal.db"), chance: rand.New(rand.NewPCG(seed, 0)),
-		links: map[string]*simulator.PipeListener{"a:1": simulator.NewPipeListener(), "b:1": simulator.NewPipeListener()}}
+		running: make(chan struct{}, 1), failed: make(chan struct{}, 1)}
 	if err := journal.Create(s.path, "simulated"); err != nil {
 		t.Fatal(err)
 	}
 	processor, err := simulator.NewProcessor(simulator.ProcessorConfig{Codec: codecOf(t, "iso87-ascii"), Faults: simulator.Faults{Seed: seed,
 		Lost: .02, Late: .01, Delay: .1, MaxDelay: 25 * time.Second, Silence: .03, Drop: .01, Close: .01, Duplicate: .03, Reorder: .05,
-		Garble: .02, NoSTAN: .01, OtherLink: .05}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := simulator.NewUpstream(simulator.UpstreamConfig{Codec: codecOf(t, "iso87-binary"), Dial: s.dial, Connections: 3,
-		ReplyTimeout: 40 * time.Second})
+		Garble: .02, NoSTAN: .01, OtherLink: .05, CutAnswer: .01, Stall: .005}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	outside, end := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = processor.Serve(outside, s.links["a:1"], s.links["b:1"]) })
+	var living, asking sync.WaitGroup
+	living.Go(func() { s.host(outside, processor) })
 	s.start()
-	running.Go(func() { _ = client.Run(outside) })
+	watching, unwatch := context.WithCancel(t.Context())
+	var watch sync.WaitGroup
+	watch.Go(func() { s.watch(watching) })
 
-	crashes := map[int]bool{}
+	book := simulator.NewBook(0)
+	for u := range simulatedUpstreams {
+		client, err := simulator.NewUpstream(simulator.UpstreamConfig{Codec: codecOf(t, "iso87-binary"), Book: book, Connections: 2,
+			Dial: func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, u) }, ReplyTimeout: 40 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		duty, err := simulator.NewDuty(simulator.DutyConfig{Upstream: client, Seed: seed, RepeatShare: .5, CancelShare: .1, PartialShare: .1,
+			AdviceShare: .2, RequestShare: .3, ResendShare: .1, Pause: 2 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		living.Go(func() { _ = client.Run(outside) })
+		asking.Go(func() { s.trade(outside, u, duty) })
+	}
 	for range simulatedCrashes {
-		crashes[s.chance.IntN(simulatedRequests)] = true
+		<-time.After(time.Duration(s.chances(60_000)) * time.Millisecond)
+		s.restart(true)
+		processor.DropLinks()
+		s.cut()
 	}
-	cards := simulator.TestCards()[3:7]
-	var asking sync.WaitGroup
-	for n := range simulatedRequests {
-		<-time.After(time.Duration(s.chance.IntN(400)) * time.Millisecond)
-		if crashes[n] {
-			s.stopDead()
-			<-time.After(time.Duration(s.chance.IntN(5000)) * time.Millisecond)
-			s.start()
-		}
-		if s.chance.IntN(100) == 0 {
-			processor.DropLinks()
-		}
-		request := simulator.Request{PAN: cards[s.chance.IntN(len(cards))].PAN, Amount: int64(100 + s.chance.IntN(5000)), Terminal: fmt.Sprintf("SIM%05d", n)}
-		if s.chance.IntN(5) == 0 {
-			request.Amount = 9051
-		}
-		asking.Go(func() { _, _ = client.Do(outside, request) })
-	}
-	asking.Wait()
+	<-time.After(time.Minute)
 
-	// Nothing breaks any more; what is owed is paid; one restart more, for what is still open.
+	// Nothing breaks any more; the upstreams end what they owe; what is owed is paid; one restart more, for what is still open.
 	if err := processor.SetFaults(simulator.Faults{}); err != nil {
 		t.Error(err)
 	}
+	s.mu.Lock()
+	s.calm = true
+	s.mu.Unlock()
+	asking.Wait()
 	<-time.After(10 * time.Minute)
-	s.stop()
-	s.start()
+	s.restart(false)
 	<-time.After(20 * time.Minute)
 	synctest.Wait()
+	unwatch()
+	watch.Wait()
 	s.stop()
 	end()
-	running.Wait()
-	verdict := simulator.Compare(s.accounts(), processor.Ledger().Snapshot(), client.Book().Snapshot())
-	for _, disagreement := range verdict.Disagreements {
+	living.Wait()
+	result := simulated{Restarts: s.restarts, Verdict: simulator.Compare(s.accounts(), processor.Ledger().Snapshot(), book.Snapshot())}
+	for _, disagreement := range result.Disagreements {
 		t.Error(disagreement)
 	}
-	if verdict.Transactions < simulatedRequests/3 || verdict.Approved == 0 || verdict.Unknown == 0 || verdict.Reversed == 0 {
-		t.Errorf("the simulation did not meet what it is for: %+v", verdict)
+	for _, line := range result.Transcript() {
+		t.Log(line)
 	}
-	if testing.Verbose() {
-		text, err := json.Marshal(verdict)
-		t.Logf("%s %v", text, err)
+	if result.Transactions < simulatedUpstreams*simulatedRequests/3 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
+		result.Advices == 0 || result.DuplicatesAnswered == 0 {
+		t.Errorf("the simulation did not meet what it is for: %s", (&result).text())
 	}
+	return result
+}
+
+// trade is one upstream's day.
+func (s *station) trade(ctx context.Context, number int, duty *simulator.Duty) {
+	cards := simulator.TestCards()[3:7]
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	for n := range simulatedRequests {
+		<-time.After(time.Duration(s.chances(1500)) * time.Millisecond)
+		request := simulator.Request{PAN: cards[s.chances(len(cards))].PAN, Amount: int64(100 + s.chances(5000)),
+			Terminal: fmt.Sprintf("S%d%06d", number, n)}
+		if s.chances(5) == 0 {
+			request.Amount = 9051
+		}
+		if s.chances(3) == 0 {
+			request.MTI = messages.FinancialRequest
+		}
+		asking.Go(func() {
+			if _, err := duty.Do(ctx, request); err != nil {
+				s.t.Error(err)
+			}
+		})
+	}
+}
+
+// host keeps the processor's host, and restarts it now and then with its ledger.
+func (s *station) host(ctx context.Context, processor *simulator.Processor) {
+	for ctx.Err() == nil {
+		a, b := simulator.NewPipeListener(), simulator.NewPipeListener()
+		s.mu.Lock()
+		s.links = map[string]*simulator.PipeListener{"a:1": a, "b:1": b}
+		s.mu.Unlock()
+		serving, stop := context.WithCancel(ctx)
+		timer := time.AfterFunc(time.Duration(30+s.chances(120))*time.Second, func() {
+			if s.strikes(2) {
+				stop()
+			}
+		})
+		_ = processor.Serve(serving, a, b)
+		timer.Stop()
+		stop()
+		select {
+		case <-time.After(time.Duration(s.chances(10_000)) * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// dialLink connects the daemon to the processor.
+func (s *station) dialLink(ctx context.Context, address string) (net.Conn, error) {
+	s.mu.Lock()
+	link := s.links[address]
+	s.mu.Unlock()
+	if link == nil {
+		return nil, net.ErrClosed
+	}
+	return link.Dial(ctx)
+}
+
+// dial connects an upstream to the daemon that runs now.
+func (s *station) dial(ctx context.Context, upstream int) (net.Conn, error) {
+	s.mu.Lock()
+	door := s.doors[upstream]
+	s.mu.Unlock()
+	connection, err := door.Dial(ctx)
+	if err == nil {
+		s.mu.Lock()
+		s.clients = append(s.clients, connection)
+		s.mu.Unlock()
+	}
+	return connection, err
+}
+
+// cut closes the upstreams' connections, whatever is on them.
+func (s *station) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, connection := range s.clients {
+		_ = connection.Close()
+	}
+	s.clients = nil
+}
+
+// watch starts the daemon again when a part of it has ended by itself, as a supervisor of processes would.
+func (s *station) watch(ctx context.Context) {
+	for {
+		select {
+		case <-s.failed:
+			s.restart(true)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// restart stops the daemon, dead or in order, and starts it after a while.
+func (s *station) restart(dead bool) {
+	s.running <- struct{}{}
+	defer func() { <-s.running }()
+	if dead {
+		s.stopDead()
+		<-time.After(time.Duration(s.chances(3000)) * time.Millisecond)
+	} else {
+		s.stop()
+	}
+	select {
+	case <-s.failed: // of the one that has ended
+	default:
+	}
+	s.start()
+	s.mu.Lock()
+	s.restarts++
+	s.mu.Unlock()
 }
 
 // start opens the journal, recovers and serves until stop or stopDead.
@@ -154,66 +329,133 @@ func (s *station) start() {
 	endpoint, err := conn.New(conn.Config{Name: "processor", Codec: codecOf(t, "iso87-ascii"), Links: []string{"a:1", "b:1"},
 		ReplyTimeout: 10 * time.Second, WriteTimeout: 2 * time.Second, DialTimeout: 2 * time.Second, SignOnTimeout: 5 * time.Second,
 		EchoInterval: 15 * time.Second, EchoTimeout: 5 * time.Second, EchoMisses: 2, BackoffMin: 50 * time.Millisecond, BackoffMax: 2 * time.Second,
-		InFlight: 256, Dial: func(ctx context.Context, address string) (net.Conn, error) { return s.links[address].Dial(ctx) }}, log, registry)
+		InFlight: 256, Dial: s.dialLink}, log, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	desk, err := acquirer.New(acquirer.Config{Journal: record, Vault: &softVault{chance: rand.New(rand.NewPCG(s.chance.Uint64(), 0))}, InFlight: 256,
+	desk, err := acquirer.New(acquirer.Config{Journal: &frailRecorder{Recorder: record, station: s}, Vault: &softVault{s}, InFlight: 256,
 		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", codecOf(t, "iso87-ascii"), endpoint)},
 		Routes:    []acquirer.Route{{Endpoint: "processor"}},
-		Forward:   acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour, NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8, Rate: 1000}}, log, registry)
+		Forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour,
+			NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8, Rate: 100}}, log, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: codecOf(t, "iso87-binary")}, InFlight: 128,
-		Connections: 8, Budget: 30 * time.Second, IdleTimeout: time.Hour, FrameTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}, desk, log, registry)
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener := simulator.NewPipeListener()
-	var writing, linking, forwarding, serving part
-	writing.begin(record.Run)
+	var writing, linking, forwarding part
+	servings := make([]part, simulatedUpstreams)
+	listeners := make([]*simulator.PipeListener, simulatedUpstreams)
+	writing.begin(record.Run, nil)
 	if _, err := desk.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	linking.begin(func(ctx context.Context) error {
 		return endpoint.Run(ctx, func(ctx context.Context, m conn.Unasked) { desk.Inbound(ctx, "processor", m) })
-	})
-	forwarding.begin(desk.Run)
-	serving.begin(func(ctx context.Context) error { return door.Serve(ctx, listener) })
+	}, nil)
+	forwarding.begin(desk.Run, s.failed)
+	for u := range servings {
+		door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: fmt.Sprint("pos-", u), Codec: codecOf(t, "iso87-binary")},
+			InFlight: 128, Connections: 8, Budget: 30 * time.Second, IdleTimeout: time.Hour, FrameTimeout: 5 * time.Second,
+			WriteTimeout: 5 * time.Second}, desk, log, registry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners[u] = simulator.NewPipeListener()
+		servings[u].begin(func(ctx context.Context) error { return door.Serve(ctx, listeners[u]) }, s.failed)
+	}
 	s.mu.Lock()
-	s.door = listener
+	s.doors = listeners
 	s.mu.Unlock()
-	close := func() {
+	ending := func(parts ...*part) (err error) {
+		for _, p := range parts {
+			err = errors.Join(err, p.end())
+		}
+		return err
+	}
+	doors := func() (err error) {
+		for u := range servings {
+			_ = listeners[u].Close()
+			err = errors.Join(err, servings[u].end())
+		}
+		return err
+	}
+	s.stop = func() {
+		if err := errors.Join(doors(), ending(&forwarding, &linking, &writing), record.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	// As near to a kill as one process comes: from this moment on nothing is recorded, so that nothing is answered either. What the parts say
+	// to that is not asked.
+	s.stopDead = func() {
+		_ = writing.end()
+		_ = errors.Join(doors(), ending(&forwarding, &linking))
 		if err := record.Close(); err != nil {
 			t.Error(err)
 		}
 	}
-	s.stop = func() {
-		for _, p := range []*part{&serving, &forwarding, &linking, &writing} {
-			if err := p.end(); err != nil {
-				t.Error(err)
-			}
-		}
-		close()
-	}
-	// As near to a kill as one process comes: from this moment on nothing is recorded, so that nothing is answered either.
-	s.stopDead = func() {
-		_ = writing.end()
-		_ = listener.Close()
-		_ = serving.end()
-		_ = forwarding.end()
-		_ = linking.end()
-		close()
-	}
 }
 
-// dial connects the upstream to the daemon that runs now.
-func (s *station) dial(ctx context.Context) (net.Conn, error) {
-	s.mu.Lock()
-	door := s.door
-	s.mu.Unlock()
-	return door.Dial(ctx)
+// A frailRecorder is a journal whose store fails now and then, before or after it has written; then it has failed for good.
+type frailRecorder struct {
+	acquirer.Recorder
+	station *station
+	broken  atomic.Bool
+}
+
+// storeFails is one call in how many.
+const storeFails = 8000
+
+// fails does something in the record, unless the store fails before; it may also fail after.
+func (r *frailRecorder) fails(do func() error) error {
+	if r.broken.Load() {
+		return journal.ErrFailed
+	}
+	if r.station.strikes(2 * storeFails) {
+		r.broken.Store(true)
+		return journal.ErrFailed
+	}
+	err := do()
+	if r.station.strikes(2 * storeFails) {
+		r.broken.Store(true)
+		return journal.ErrFailed
+	}
+	return err
+}
+
+func (r *frailRecorder) Begin(ctx context.Context, in journal.Intent) (ticket *journal.Ticket, err error) {
+	err = r.fails(func() (err error) { ticket, err = r.Recorder.Begin(ctx, in); return err })
+	return ticket, err
+}
+
+func (r *frailRecorder) Finish(ctx context.Context, ticket *journal.Ticket, out journal.Outcome) error {
+	return r.fails(func() error { return r.Recorder.Finish(ctx, ticket, out) })
+}
+
+func (r *frailRecorder) Accept(ctx context.Context, in journal.Intent, answer messages.Reply) (id journal.TransactionID, err error) {
+	err = r.fails(func() (err error) { id, err = r.Recorder.Accept(ctx, in, answer); return err })
+	return id, err
+}
+
+func (r *frailRecorder) Bar(ctx context.Context, barred journal.Barred) error {
+	return r.fails(func() error { return r.Recorder.Bar(ctx, barred) })
+}
+
+func (r *frailRecorder) Owe(ctx context.Context, of journal.Reversing) (stands journal.Reversal, err error) {
+	err = r.fails(func() (err error) { stands, err = r.Recorder.Owe(ctx, of); return err })
+	return stands, err
+}
+
+func (r *frailRecorder) Hear(ctx context.Context, hearing journal.Hearing) (heard journal.Heard, err error) {
+	err = r.fails(func() (err error) { heard, err = r.Recorder.Hear(ctx, hearing); return err })
+	return heard, err
+}
+
+func (r *frailRecorder) Attempt(ctx context.Context, id journal.OwedID, own journal.Numbers) (ticket *journal.Ticket, err error) {
+	err = r.fails(func() (err error) { ticket, err = r.Recorder.Attempt(ctx, id, own); return err })
+	return ticket, err
+}
+
+func (r *frailRecorder) Settle(ctx context.Context, ticket *journal.Ticket, settlement journal.Settlement) error {
+	return r.fails(func() error { return r.Recorder.Settle(ctx, ticket, settlement) })
 }
 
 // accounts reads the journal as its JSON, which is all that the checker knows of the daemon.
@@ -223,7 +465,7 @@ func (s *station) accounts() []simulator.Account {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	rows, err := reader.Transactions(s.t.Context(), journal.Filter{Limit: 100 * simulatedRequests})
+	rows, err := reader.Transactions(s.t.Context(), journal.Filter{Limit: 100 * simulatedUpstreams * simulatedRequests})
 	if err = errors.Join(err, reader.Close()); err != nil {
 		s.t.Fatal(err)
 	}
@@ -241,11 +483,21 @@ type part struct {
 	ended  chan error
 }
 
-func (p *part) begin(run func(context.Context) error) {
+// begin runs a part. If it ends by itself, that is a fault of the daemon: it is told, if anybody wants to know.
+func (p *part) begin(run func(context.Context) error, failed chan<- struct{}) {
 	var ctx context.Context
 	ctx, p.cancel = context.WithCancel(context.Background())
 	p.ended = make(chan error, 1)
-	go func() { p.ended <- run(ctx) }()
+	go func() {
+		p.ended <- run(ctx)
+		if ctx.Err() != nil || failed == nil {
+			return
+		}
+		select {
+		case failed <- struct{}{}:
+		default:
+		}
+	}()
 }
 
 func (p *part) end() error {
@@ -254,16 +506,9 @@ func (p *part) end() error {
 }
 
 // A softVault stands in for the HSM: it seals by turning the digits round, and is down now and then.
-type softVault struct {
-	mu     sync.Mutex
-	chance *rand.Rand
-}
+type softVault struct{ station *station }
 
-func (v *softVault) down() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.chance.IntN(50) == 0
-}
+func (v *softVault) down() bool { return v.station.strikes(50) }
 
 func (v *softVault) Protect(_ context.Context, c hsm.Card) (hsm.Protected, error) {
 	if v.down() {

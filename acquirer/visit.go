@@ -107,10 +107,10 @@ func (s *Switch) decide(v *Visit, result Result) {
 // leave ends the delivery to one visitor. When the last one's is over, and an approval was delivered to none, it is owed before the matter
 // ends: who asks again then is told of an approval only if it stands.
 func (s *Switch) leave(ctx context.Context, v *Visit, delivered bool) error {
-	m := v.matter
-	if m == nil {
+	if v == nil || v.matter == nil {
 		return nil
 	}
+	m := v.matter
 	s.mu.Lock()
 	m.visitors--
 	m.delivered = m.delivered || delivered
