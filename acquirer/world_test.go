@@ -38,6 +38,7 @@ type bank struct {
 
 	partial    string                                               // amount of an approval with 10
 	advices    map[string]int                                       // that reached the bank, by STAN and DE 7
+	unknown    bool                                                 // reversals may name originals that were never sent
 	otherCards bool                                                 // reversals may name cards other than testPAN
 	answer     func(req *messages.Message) (code string, err error) // of a request, after it is in the ledger
 	reversal   func(req *messages.Message) (code string, err error)
@@ -142,7 +143,7 @@ func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
 	}
 	if code == "00" {
 		key := original[4:20]
-		if _, known := b.holds[key]; !known {
+		if _, known := b.holds[key]; !known && !b.unknown {
 			code = "25"
 		} else if partial, _ := req.Replacement(); b.holds[key] == "held" && partial == "" {
 			b.holds[key] = "reversed"
@@ -199,6 +200,7 @@ type world struct {
 	vault    acquirer.Vault
 	forward  acquirer.Forwarding
 	log      *slog.Logger
+	dialect  *messages.Codec // of the bank
 
 	journal *journal.Journal
 	desk    *acquirer.Switch
@@ -211,7 +213,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, path: filepath.Join(t.TempDir(), "journal.db"), bank: newBank(t), vault: &vault{},
-		recorder: func(r acquirer.Recorder) acquirer.Recorder { return r }, told: map[string]string{}, log: slog.New(slog.DiscardHandler),
+		recorder: func(r acquirer.Recorder) acquirer.Recorder { return r }, told: map[string]string{}, dialect: codec(t, "iso87-ascii"), log: slog.New(slog.DiscardHandler),
 		forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 8 * time.Second, ParkAfter: time.Hour, NotFoundFinal: 20 * time.Second, Poll: time.Second, Parallel: 4, Rate: 1000}}
 	if err := journal.Create(w.path, "test"); err != nil {
 		t.Fatal(err)
@@ -231,7 +233,7 @@ func (w *world) start() {
 	w.journal = opened
 	w.desk, err = acquirer.New(acquirer.Config{
 		Journal: w.recorder(opened), Vault: w.vault, InFlight: 64, Forward: w.forward,
-		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("bank", "zpk-bank", codec(w.t, "iso87-ascii"), w.bank)},
+		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("bank", "zpk-bank", w.dialect, w.bank)},
 		Routes:    []acquirer.Route{{BINs: []string{"4", "51-55"}, Endpoint: "bank"}},
 	}, log, registry)
 	if err != nil {
@@ -287,7 +289,7 @@ func (w *world) ask(req acquirer.Request, deliver func(acquirer.Result) error) (
 	go func() {
 		defer close(done)
 		got, err := w.desk.Authorize(w.t.Context(), w.desk.Admit(req))
-		if err != nil {
+		if err != nil || got.Answer == nil {
 			return
 		}
 		if err := deliver(got); err != nil {
@@ -305,6 +307,11 @@ func (w *world) ask(req acquirer.Request, deliver func(acquirer.Result) error) (
 func delivered(acquirer.Result) error { return nil }
 
 func undelivered(acquirer.Result) error { return errInjected }
+
+// budget is how long an upstream waits.
+func (w *world) budget(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(w.t.Context(), d)
+}
 
 // rest lets time pass until all that is owed is paid or parked.
 func (w *world) rest() {
