@@ -206,6 +206,9 @@ type world struct {
 	desk    *acquirer.Switch
 	stop    func()
 
+	fails     bool  // recovery may fail
+	recovered error // of the last start
+
 	told map[string]string // the upstream's book: the code that each of its STANs was answered
 	next int
 }
@@ -243,8 +246,8 @@ func (w *world) start() {
 	forwarding, stopForwarding := context.WithCancel(w.t.Context())
 	var writer, forwarder sync.WaitGroup
 	writer.Go(func() { _ = opened.Run(writing) })
-	if _, err := w.desk.Recover(w.t.Context()); err != nil {
-		w.t.Fatal(err)
+	if _, w.recovered = w.desk.Recover(w.t.Context()); w.recovered != nil && !w.fails {
+		w.t.Fatal(w.recovered)
 	}
 	forwarder.Go(func() { _ = w.desk.Run(forwarding) })
 	w.stop = func() {
@@ -311,6 +314,24 @@ func undelivered(acquirer.Result) error { return errInjected }
 // budget is how long an upstream waits.
 func (w *world) budget(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(w.t.Context(), d)
+}
+
+// leaveOpen records a request as a crash before its outcome leaves it.
+func (w *world) leaveOpen() {
+	w.t.Helper()
+	numbers, err := w.journal.Next(w.t.Context(), "bank", time.Now())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m := messages.ForProcessor(w.request().Message, numbers, "1123120000")
+	protected, err := (&vault{}).Protect(w.t.Context(), hsm.Card{PAN: m.PAN()})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.journal.Begin(w.t.Context(), journal.Intent{Upstream: "pos", Endpoint: "bank", Original: m.Original(), PAN: protected.Sealed,
+		Token: protected.Token}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // rest lets time pass until all that is owed is paid or parked.
