@@ -129,12 +129,12 @@ func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error
 	held := bytes.Clone(rest) // after a timeout the task may still run when the caller clears his
 	var out card.SealedRest
 	err := h.call(ctx, sealRest, func(g *generation, worker int, _ *scratch) error {
-		defer clear(held)
 		k := g.keys[h.cfg.SealKey]
 		sealed, err := sealUnder(h.module, g.sessions[worker], k, sealAAD(restPurpose, k.Label), held)
 		if err != nil {
-			return fmt.Errorf("sealing the rest of an advice: %w", err)
+			return fmt.Errorf("sealing the rest of an advice: %w", err) // held stays: the call is tried again in the next generation
 		}
+		clear(held)
 		out = card.SealedRest(sealed)
 		return nil
 	})
