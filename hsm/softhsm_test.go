@@ -249,6 +249,67 @@ func TestASealIsBoundToItsKey(t *testing.T) {
 	}
 }
 
+func TestARestIsSealedForItsOwnPurpose(t *testing.T) {
+	token := hsmtest.Standard(t)
+	token.Put("new", hsm.PANSeal, unhex(t, strings.Repeat("5a", 32)))
+	h := run(t, token.Config())
+	digits := "4111111111111111"
+	seal := func(rest string) card.SealedRest {
+		t.Helper()
+		sealed, err := h.SealRest(t.Context(), []byte(rest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sealed
+	}
+	t.Run("and opened to the same bytes, whatever its length", func(t *testing.T) {
+		nonces := map[string]bool{}
+		for _, length := range []int{1, 15, 16, 17, 999, 9999} {
+			rest := strings.Repeat("\x00\xffr", length)[:length]
+			sealed := seal(rest)
+			if sealed.KeyID != "new" || nonces[string(sealed.Nonce)] || bytes.Contains(sealed.Ciphertext, []byte(rest)) && length > 1 {
+				t.Errorf("%d bytes: key %q, or a nonce used twice, or in clear", length, sealed.KeyID)
+			}
+			nonces[string(sealed.Nonce)] = true
+			if opened, err := h.OpenRest(t.Context(), sealed); err != nil || string(opened) != rest {
+				t.Errorf("%d bytes: opened %d bytes, %v", length, len(opened), err)
+			}
+		}
+	})
+	t.Run("a rest is not opened as a PAN, even if it is the digits of one", func(t *testing.T) {
+		if got, err := h.OpenPAN(t.Context(), card.SealedPAN(seal(digits))); !errors.Is(err, hsm.ErrSealedPAN) || !got.IsZero() {
+			t.Errorf("got %v, %v", got, err)
+		}
+	})
+	t.Run("a sealed PAN is not opened as a rest", func(t *testing.T) {
+		p, err := h.Protect(t.Context(), hsm.Card{PAN: pan(t, digits)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := h.OpenRest(t.Context(), card.SealedRest(p.Sealed)); !errors.Is(err, hsm.ErrSealedPAN) || got != nil {
+			t.Errorf("got %d bytes, %v", len(got), err)
+		}
+	})
+	for name, spoil := range map[string]func(*card.SealedRest){
+		"another key":    func(s *card.SealedRest) { s.KeyID = hsmtest.SealKey },
+		"a changed byte": func(s *card.SealedRest) { s.Ciphertext[0] ^= 1 },
+		"a changed tag":  func(s *card.SealedRest) { s.Ciphertext[len(s.Ciphertext)-1] ^= 1 },
+		"another nonce":  func(s *card.SealedRest) { s.Nonce[0] ^= 1 },
+		"a byte less":    func(s *card.SealedRest) { s.Ciphertext = s.Ciphertext[1:] },
+	} {
+		t.Run(name+" is refused, and the token goes on", func(t *testing.T) {
+			sealed := seal("rest of an advice")
+			spoil(&sealed)
+			if got, err := h.OpenRest(t.Context(), sealed); !errors.Is(err, hsm.ErrSealedPAN) || got != nil {
+				t.Errorf("got %d bytes, %v", len(got), err)
+			}
+			if got := h.Statement().Generation; got != 1 {
+				t.Errorf("generation %d: what was spoiled has broken the sessions", got)
+			}
+		})
+	}
+}
+
 func TestOpenRefusesWrongTemplates(t *testing.T) {
 	token := hsmtest.Standard(t)
 	value := bytes.Repeat([]byte{0x13, 0x57}, 8)
