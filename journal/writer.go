@@ -139,7 +139,7 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.insertTransaction, 1, insertTransactionSQL},
 		{&w.finishTransaction, 1, finishTransactionSQL},
 		{&w.approval, 7, approvalSQL},
-		{&w.insertEvent, 0, insertEventSQL},
+		{&w.insertEvent, 1, insertEventSQL},
 		{&w.lastEvent, 1, lastEventSQL},
 		{&w.insertOwed, 1, insertOwedSQL},
 		{&w.attemptOwed, 3, attemptOwedSQL},
@@ -212,11 +212,12 @@ func (w *writer) abandon(cause error) error {
 // errInvariant is given when the file is not as the writer left it: somebody else has written.
 var errInvariant = errors.New("record is not in the state that it must have")
 
-const insertEventSQL = `INSERT INTO events (transaction_id, number, owed_id, state, at, detail) VALUES (?, ?, ?, ?, ?, ?)`
+const insertEventSQL = `INSERT INTO events (transaction_id, number, owed_id, state, at, detail) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING RETURNING number`
 
 const lastEventSQL = `SELECT max(number) FROM events WHERE transaction_id = ?`
 
-// The numbers of a transaction's first events, which are known without asking.
+// The numbers of a transaction's first events, which are known without asking, unless an answer was heard before its outcome was written.
 const (
 	begunEvent    = 1
 	finishedEvent = 2
@@ -226,17 +227,23 @@ const (
 
 // note writes an event. owed is 0 for one of the transaction itself.
 func (w *writer) note(id TransactionID, number int64, owed OwedID, state, detail string, at time.Time) error {
-	if number == nextEvent {
-		row, err := w.lastEvent.one(int64(id))
-		if err != nil {
-			return err
-		}
-		last, _ := row[0].(int64)
-		number = last + 1
-	}
 	var owedID any
 	if owed != 0 {
 		owedID = int64(owed)
 	}
-	return w.insertEvent.run(int64(id), number, owedID, state, at.UnixMicro(), detail)
+	if number != nextEvent {
+		row, err := w.insertEvent.one(int64(id), number, owedID, state, at.UnixMicro(), detail)
+		if err != nil || row != nil {
+			return err
+		}
+	}
+	row, err := w.lastEvent.one(int64(id))
+	if err != nil {
+		return err
+	}
+	last, _ := row[0].(int64)
+	if row, err = w.insertEvent.one(int64(id), last+1, owedID, state, at.UnixMicro(), detail); err == nil && row == nil {
+		err = errInvariant
+	}
+	return err
 }
