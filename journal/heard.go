@@ -27,8 +27,8 @@ type Heard struct {
 }
 
 // Hear records an answer to a request that has ended, and that a reversal is owed if it approves what nobody was told of: an unknown
-// transaction whose reversal has ended without being found, or one that was taken for declined or not sent. It waits for its batch
-// whatever becomes of ctx.
+// transaction whose reversal has ended without being found, or one that was taken for declined or not sent. If the outcome is not written
+// yet, Finish writes with it that the reversal is owed. It waits for its batch whatever becomes of ctx.
 func (j *Journal) Hear(_ context.Context, h Hearing) (Heard, error) {
 	r := &hearingRecord{call: newCall(), Hearing: h}
 	if err := j.queue.put(r, true); err != nil {
@@ -96,6 +96,9 @@ func (r *hearingRecord) owe(w *writer, at time.Time) error {
 		if d, _, err = w.approved(r.heard.Transaction, ""); err == nil {
 			r.debt, err = w.owe(d, owing{reason: ReasonHeard}, at)
 		}
+	case r.heard.Outcome == "":
+		w.approvedEarly[r.heard.Transaction] = true // Finish owes it then; after a crash recovery does
+		return nil
 	default:
 		return nil
 	}

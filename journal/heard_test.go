@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"maps"
 	"testing"
 )
 
@@ -49,5 +50,47 @@ func TestAnAnswerIsHeardBeforeTheOutcomeIsWritten(t *testing.T) {
 	r.finish(tickets[0], Outcome{Kind: Unknown, Reason: "crash"})
 	if got, want := r.history(lost.ID()), "begun late_answer:00 unknown:crash owed:crash"; got != want {
 		t.Errorf("history %q, want %q", got, want)
+	}
+}
+
+func TestAnApprovalThatOvertakesItsOutcomeIsReversed(t *testing.T) {
+	for _, test := range []struct {
+		kind   Kind
+		reason string
+		want   string
+	}{
+		{Declined, "", "begun second_answer:00 declined:51 owed:late_approval"},
+		{NotSent, "no_link", "begun second_answer:00 not_sent:no_link owed:late_approval"},
+		{Unknown, "timeout", "begun second_answer:00 unknown:timeout owed:timeout"},
+		{Approved, "", "begun second_answer:00 approved:00"},
+	} {
+		t.Run("of "+string(test.kind), func(t *testing.T) {
+			path := create(t)
+			r := start(t, Config{Path: path})
+			ticket, other := r.begin(""), r.begin("")
+			h := hearingOf(ticket, "00")
+			h.Second = true
+			r.hear(h)
+			code := map[Kind]string{Declined: "51", Approved: "00"}[test.kind]
+			r.finish(ticket, Outcome{Kind: test.kind, ResponseCode: code, Reason: test.reason})
+			r.finish(other, Outcome{Kind: Declined, ResponseCode: "51"})
+			if got := r.history(ticket.ID()); got != test.want {
+				t.Errorf("history %q, want %q", got, test.want)
+			}
+			if got := r.history(other.ID()); got != "begun declined:51" {
+				t.Errorf("another transaction: %q", got)
+			}
+			want := map[string]uint64{"978": 12345}
+			if test.kind == Approved {
+				want = map[string]uint64{}
+			}
+			for range 2 {
+				if e, incurred := r.Exposure(), r.Incurred("processor-a"); !maps.Equal(e.Amounts, want) || len(incurred) != len(want) {
+					t.Errorf("exposure %+v, incurred %+v", e, incurred)
+				}
+				r.stop()
+				r = start(t, Config{Path: path})
+			}
+		})
 	}
 }

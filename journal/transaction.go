@@ -278,10 +278,17 @@ func (r *outcomeRecord) write(w *writer, at time.Time) error {
 	if err := w.note(t.id, finishedEvent, 0, string(r.Kind), detail, at); err != nil {
 		return err
 	}
-	if r.Kind != Unknown {
+	approvedEarly := w.approvedEarly[t.id]
+	delete(w.approvedEarly, t.id)
+	reason := r.Reason
+	switch {
+	case r.Kind == Unknown:
+	case approvedEarly && r.Kind != Approved:
+		reason = reasonHeard
+	default:
 		return nil
 	}
-	r.debt, err = w.owe(t.debt(KindReversal), owing{event: owedEvent, reason: r.Reason}, at)
+	r.debt, err = w.owe(t.debt(KindReversal), owing{event: owedEvent, reason: reason}, at)
 	if err == nil && r.debt == nil {
 		return errInvariant
 	}

@@ -121,13 +121,14 @@ type writer struct {
 	reserve                                        *statement
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
+	approvedEarly                                  map[TransactionID]bool // open ones of which an approval was heard
 	// fault is nil outside tests. It is called before and after each commit, and its error is taken for the store's.
 	fault func(committed bool) error
 }
 
 // newWriter prepares the statements. It owns conn if it returns no error.
 func newWriter(conn *connection) (*writer, error) {
-	w := &writer{conn: conn}
+	w := &writer{conn: conn, approvedEarly: map[TransactionID]bool{}}
 	for _, s := range []struct {
 		statement **statement
 		columns   int
