@@ -101,7 +101,7 @@ func (r *pruneRecord) write(w *writer, _ time.Time) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, count.close()) }()
-	row, err := count.one(r.before.UnixMicro(), int64(r.most))
+	row, err := count.one(r.before.UnixMicro(), int64(max(0, r.most))) // to SQLite a negative limit is none
 	if err != nil {
 		return err
 	}
