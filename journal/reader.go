@@ -292,7 +292,7 @@ func (r *Reader) standing(ctx context.Context, s *standing) error {
 			s.settle(d.ID, true)
 		}
 		return struct{}{}, nil
-	}, debtSQL+" WHERE o.state <> 'acknowledged' ORDER BY o.id")
+	}, debtSQL+" WHERE o.state <> 'acknowledged' ORDER BY o.since, o.id") // one that is owed again is younger than its ID
 	return err
 }
 

@@ -73,7 +73,7 @@ type standing struct {
 	debts    map[OwedID]*Debt
 	fresh    map[string][]*Debt // by endpoint, those that its payer has not been told of
 	attempts map[OwedID]bool    // those of debts for which a Ticket is out
-	ages     []*Debt            // by ID, and so by age; settled ones are dropped later
+	ages     []*Debt            // by age; settled ones are dropped later
 	amounts  map[string]uint64
 	parked   int
 }
@@ -119,7 +119,7 @@ func (s *standing) close(t *Ticket) {
 	s.release(t.endpoint, t.stan)
 }
 
-// incur adds a debt. IDs ascend, but for one that is owed again.
+// incur adds a debt, the youngest that there is.
 func (s *standing) incur(d *Debt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
