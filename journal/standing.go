@@ -35,9 +35,10 @@ func parseMoney(amount, currency string) (money, error) {
 	return money{value, currency}, nil
 }
 
-// atStake is the money that a reversal is about: what was approved, without what a partial reversal leaves.
+// atStake is the money that a reversal is about: what was approved, without what a partial reversal leaves. An approved amount that is
+// none is the processor's, and may not keep the journal from being read: then it is what was asked for.
 func atStake(amount, approved, replacement, currency string) (money, error) {
-	if approved != "" {
+	if approved != "" && len(approved) <= maxAmountDigits && digitsOnly(approved) {
 		amount = approved
 	}
 	whole, err := parseMoney(amount, currency)
