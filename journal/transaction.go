@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -144,8 +143,10 @@ func (j *Journal) Accept(ctx context.Context, in Intent, answer messages.Reply) 
 		return 0, fmt.Errorf("recording advice: %w", err)
 	}
 	r := &adviceRecord{intentRecord: intent}
-	if r.told, err = json.Marshal(answer); err != nil {
-		return 0, fmt.Errorf("recording advice: %w", err)
+	if !answer.IsZero() {
+		if r.told, err = answer.MarshalJSON(); err != nil {
+			return 0, fmt.Errorf("recording advice: %w", err)
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("recording advice: %w", err)
@@ -161,12 +162,12 @@ func (j *Journal) Accept(ctx context.Context, in Intent, answer messages.Reply) 
 
 type adviceRecord struct {
 	*intentRecord
-	told []byte // JSON
+	told []byte // JSON, nil if nothing
 	debt *Debt
 }
 
 func (r *adviceRecord) write(w *writer, at time.Time) error {
-	if err := r.insert(w, at, ending{kind: Accepted, answer: string(r.told)}); err != nil || r.refused != nil {
+	if err := r.insert(w, at, ending{kind: Accepted, answer: orNull(string(r.told))}); err != nil || r.refused != nil {
 		return err
 	}
 	if err := w.note(r.ticket.id, finishedEvent, 0, string(Accepted), "", at); err != nil {
@@ -198,6 +199,10 @@ const ReasonBarred = "reversed_first"
 // Bar records that a request which has not come must not be sent any more, because its reversal was answered: it takes the request's
 // key. An error wrapping ErrDuplicate means that it has come meanwhile. It waits for its batch whatever becomes of ctx.
 func (j *Journal) Bar(_ context.Context, b Barred) error {
+	// The store would refuse the first and the last, and that fails the journal; without a key nothing is barred.
+	if b.Upstream == "" || b.UpstreamKey == "" || len(b.MTI) != 4 {
+		return errors.New("barring a request: it has no upstream, key or MTI")
+	}
 	original, err := messages.New(b.MTI).Original().MarshalJSON()
 	if err != nil {
 		return fmt.Errorf("barring a request: %w", err)
