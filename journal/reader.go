@@ -136,23 +136,27 @@ func (r *Reader) Transactions(ctx context.Context, f Filter) ([]Transaction, err
 	where.add("t.stan = ?", f.STAN, f.STAN != "")
 	where.add("t.rrn = ?", f.RRN, f.RRN != "")
 	where.add("t.id < ?", int64(f.Before), f.Before != 0)
-	return rows(ctx, r.db, "listing transactions", func(scan scanner) (Transaction, error) {
-		var t Transaction
-		var begun int64
-		var finished sql.NullInt64
-		err := scan(&t.ID, &t.Upstream, &t.UpstreamKey, &t.UpstreamSTAN, &t.UpstreamRRN, &t.Endpoint, &t.MTI, &t.STAN, &t.RRN,
-			&t.TransmissionTime, &t.AcquirerID, &t.Terminal, &t.Merchant, &t.Amount, &t.Currency, &t.MaskedPAN, &t.Outcome,
-			&t.ResponseCode, &t.AuthorizationID, &t.ApprovedAmount, &t.Reason, &begun, &finished, &t.Owed,
-			&t.Replacement, &t.Advice)
-		t.BegunAt, t.FinishedAt = fromMicros(begun), fromNullMicros(finished)
-		return t, err
-	}, `SELECT t.id, t.upstream, coalesce(t.upstream_key, ''), t.upstream_stan, t.upstream_rrn, t.endpoint, t.mti, t.stan, t.rrn,
-		t.transmission_time, t.acquirer_id, t.terminal, t.merchant, t.amount, t.currency, t.masked_pan, coalesce(t.outcome, ''),
-		coalesce(t.response_code, ''), coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
-		coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, ''), coalesce(o.replacement, ''), coalesce(a.state, '')
-		FROM transactions t LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal'
-		LEFT JOIN owed a ON a.transaction_id = t.id AND a.kind = 'advice'`+
-		where.String()+" ORDER BY t.id DESC LIMIT ?", append(where.args, limitOr(f.Limit))...)
+	return rows(ctx, r.db, "listing transactions", scanTransaction,
+		selectTransaction+where.String()+" ORDER BY t.id DESC LIMIT ?", append(where.args, limitOr(f.Limit))...)
+}
+
+const selectTransaction = `SELECT t.id, t.upstream, coalesce(t.upstream_key, ''), t.upstream_stan, t.upstream_rrn, t.endpoint, t.mti, t.stan, t.rrn,
+t.transmission_time, t.acquirer_id, t.terminal, t.merchant, t.amount, t.currency, t.masked_pan, coalesce(t.outcome, ''),
+coalesce(t.response_code, ''), coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
+coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, ''), coalesce(o.replacement, ''), coalesce(a.state, '')
+FROM transactions t LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal'
+LEFT JOIN owed a ON a.transaction_id = t.id AND a.kind = 'advice'`
+
+func scanTransaction(scan scanner) (Transaction, error) {
+	var t Transaction
+	var begun int64
+	var finished sql.NullInt64
+	err := scan(&t.ID, &t.Upstream, &t.UpstreamKey, &t.UpstreamSTAN, &t.UpstreamRRN, &t.Endpoint, &t.MTI, &t.STAN, &t.RRN,
+		&t.TransmissionTime, &t.AcquirerID, &t.Terminal, &t.Merchant, &t.Amount, &t.Currency, &t.MaskedPAN, &t.Outcome,
+		&t.ResponseCode, &t.AuthorizationID, &t.ApprovedAmount, &t.Reason, &begun, &finished, &t.Owed,
+		&t.Replacement, &t.Advice)
+	t.BegunAt, t.FinishedAt = fromMicros(begun), fromNullMicros(finished)
+	return t, err
 }
 
 // An OwedFilter chooses what is or was owed. Zero fields choose all.
@@ -240,14 +244,17 @@ type Event struct {
 
 // History returns the changes of a transaction and of what it owes, oldest first.
 func (r *Reader) History(ctx context.Context, id TransactionID) ([]Event, error) {
-	return rows(ctx, r.db, "listing history", func(scan scanner) (Event, error) {
-		var e Event
-		var at int64
-		err := scan(&e.TransactionID, &e.Number, &e.OwedID, &e.State, &at, &e.Detail)
-		e.At = fromMicros(at)
-		return e, err
-	}, `SELECT transaction_id, number, coalesce(owed_id, 0), state, at, detail FROM events
-		WHERE transaction_id = ? ORDER BY number`, int64(id))
+	return rows(ctx, r.db, "listing history", scanEvent, selectEvent+" WHERE transaction_id = ? ORDER BY number", int64(id))
+}
+
+const selectEvent = "SELECT transaction_id, number, coalesce(owed_id, 0), state, at, detail FROM events"
+
+func scanEvent(scan scanner) (Event, error) {
+	var e Event
+	var at int64
+	err := scan(&e.TransactionID, &e.Number, &e.OwedID, &e.State, &at, &e.Detail)
+	e.At = fromMicros(at)
+	return e, err
 }
 
 // unfinished returns Tickets for the open intents up to an ID.
@@ -323,8 +330,13 @@ func scanDebt(scan scanner) (*Debt, State, error) {
 // A scanner reads the columns of the present row.
 type scanner func(into ...any) error
 
+// A queryer is the pool of readers, or a transaction of one.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // rows runs a query and reads each row. What wraps its errors.
-func rows[T any](ctx context.Context, db *sql.DB, what string, read func(scanner) (T, error), query string, args ...any,
+func rows[T any](ctx context.Context, db queryer, what string, read func(scanner) (T, error), query string, args ...any,
 ) (_ []T, err error) {
 	defer func() {
 		if err != nil {
@@ -368,8 +380,11 @@ func (c *conditions) String() string {
 	if len(c.texts) == 0 {
 		return ""
 	}
-	return " WHERE " + strings.Join(c.texts, " AND ")
+	return " WHERE " + c.text()
 }
+
+// text is the clause without its word.
+func (c *conditions) text() string { return strings.Join(c.texts, " AND ") }
 
 func limitOr(limit int) int {
 	if limit <= 0 {

@@ -1,0 +1,124 @@
+package journal
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A Dossier is all that the journal can show of a transaction. Its JSON holds no clear PAN, and nothing that is sealed.
+type Dossier struct {
+	Transaction
+	Owed    []Owed  `json:"debts"` // what is or was owed for it, oldest first; "owed" is the state of its reversal
+	History []Event `json:"history"`
+}
+
+// ErrNoTransaction is the error of Dossier for an ID that is not in the journal, or was pruned.
+var ErrNoTransaction = errors.New("there is no such transaction")
+
+// Dossier returns one transaction, as it stood at one moment.
+func (r *Reader) Dossier(ctx context.Context, id TransactionID) (Dossier, error) {
+	var page []Dossier
+	err := r.snapshot(ctx, func(tx *sql.Tx) (err error) {
+		page, err = dossiers(ctx, tx, "t.id = ?", int64(id))
+		return err
+	})
+	if err == nil && len(page) == 0 {
+		err = ErrNoTransaction
+	}
+	if err != nil {
+		return Dossier{}, fmt.Errorf("reading transaction %d: %w", id, err)
+	}
+	return page[0], nil
+}
+
+// exportPage is how many transactions Export holds at a time.
+const exportPage = 500
+
+// Export calls each with every transaction that was begun at or after since and before until, oldest first; a zero time is no bound. All
+// is as it stood when it began, whatever is written meanwhile, and SQLite's log grows until it ends. An error of each ends it, and is
+// returned as it is.
+func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(Dossier) error) error {
+	var failed error // of each
+	err := r.snapshot(ctx, func(tx *sql.Tx) error {
+		for last := TransactionID(0); ; {
+			where := conditions{}
+			where.add("t.id > ?", int64(last), true)
+			where.add("t.begun_at >= ?", since.UnixMicro(), !since.IsZero())
+			where.add("t.begun_at < ?", until.UnixMicro(), !until.IsZero())
+			page, err := dossiers(ctx, tx, where.text(), where.args...)
+			if err != nil {
+				return err
+			}
+			for _, d := range page {
+				if failed = each(d); failed != nil {
+					return nil
+				}
+			}
+			if len(page) < exportPage {
+				return nil
+			}
+			last = page[len(page)-1].ID
+		}
+	})
+	if failed != nil {
+		return failed
+	}
+	if err != nil {
+		return fmt.Errorf("exporting transactions: %w", err)
+	}
+	return nil
+}
+
+// snapshot reads in one transaction, which sees nothing of what is written after its first query.
+func (r *Reader) snapshot(ctx context.Context, read func(*sql.Tx) error) (err error) {
+	tx, err := r.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if ended := tx.Rollback(); !errors.Is(ended, sql.ErrTxDone) { // it has ended with ctx
+			err = errors.Join(err, ended)
+		}
+	}()
+	return read(tx)
+}
+
+// dossiers returns a page of transactions with what belongs to them, by ID.
+func dossiers(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]Dossier, error) {
+	found, err := rows(ctx, tx, "selecting transactions", scanTransaction,
+		selectTransaction+" WHERE "+where+" ORDER BY t.id LIMIT ?", append(args, exportPage)...)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	page, places := make([]Dossier, len(found)), make(map[TransactionID]*Dossier, len(found))
+	for i, transaction := range found {
+		page[i] = Dossier{Transaction: transaction, Owed: []Owed{}, History: []Event{}} // in JSON [] and not null
+		places[transaction.ID] = &page[i]
+	}
+	first, last := int64(page[0].ID), int64(page[len(page)-1].ID)
+	// Between the two there can be others, which where has left out.
+	_, err = rows(ctx, tx, "selecting what is owed", func(scan scanner) (none struct{}, err error) {
+		o, err := scanOwed(scan)
+		if d := places[o.TransactionID]; d != nil {
+			d.Owed = append(d.Owed, o)
+		}
+		return none, err
+	}, selectOwed+" WHERE o.transaction_id BETWEEN ? AND ? ORDER BY o.transaction_id, o.id", first, last)
+	if err != nil {
+		return nil, err
+	}
+	_, err = rows(ctx, tx, "selecting history", func(scan scanner) (none struct{}, err error) {
+		e, err := scanEvent(scan)
+		if d := places[e.TransactionID]; d != nil {
+			d.History = append(d.History, e)
+		}
+		return none, err
+	}, selectEvent+" WHERE transaction_id BETWEEN ? AND ? ORDER BY transaction_id, number", first, last)
+	if err != nil {
+		return nil, err
+	}
+	return page, nil
+}
