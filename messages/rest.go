@@ -13,9 +13,9 @@ import (
 // cryptograms of the hop they came over (PCI DSS 3.3.1). The PAN is sealed by itself.
 var neverStored = append([]Element{PAN, Track1, Track2, Track3}, cryptograms...)
 
-// neverStoredTags are those of DE 55 for the same reason: the tracks' equivalents and discretionary data, and the PAN, which DE 2 has
-// (EMV Book 3, annex A).
-var neverStoredTags = []string{"56", "57", "5A", "9F1F", "9F20", "9F6B"}
+// neverStoredTags are those of DE 55 for the same reason: the tracks' equivalents and discretionary data, the PIN that was entered (99),
+// and the PAN, which DE 2 has (EMV Book 3, annex A).
+var neverStoredTags = []string{"56", "57", "5A", "99", "9F1F", "9F20", "9F6B"}
 
 // Rest is the sensitive part of an advice that may be stored sealed: all of it but the PAN, what may never be stored, and that part of
 // the chip data. It is nil if there is none; its holder clears it. Its error is a *FormatError: chip data that cannot be read, so that
