@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"acquirerd/messages"
 )
 
 var seedFlag = flag.Uint64("seed", 0, "of the model test: 0 takes a few by chance")
@@ -54,13 +56,20 @@ type model struct {
 	transactions map[TransactionID]*modelTransaction
 	owed         map[OwedID]*modelOwed
 	given        map[string]bool // RRNs
+	newest       TransactionID
+	newestOwed   OwedID
+	fresh        []OwedID // what the payer has not been told of
 }
 
 type modelTransaction struct {
-	outcome Kind
-	ticket  *Ticket // while it is open
-	owed    bool
-	events  int
+	key              string
+	stan             string
+	outcome          Kind
+	ticket           *Ticket // while it is open
+	reversal, advice *modelOwed
+	events           int
+	finished         time.Time
+	early            bool // an approval was heard while it was open, in this run
 }
 
 type modelOwed struct {
@@ -70,6 +79,10 @@ type modelOwed struct {
 	attempts    int
 	since       time.Time
 	dueAt       time.Time
+	settled     time.Time
+	money       uint64
+	own         Numbers
+	code        string  // of the last answer
 	ticket      *Ticket // while an attempt is under way
 }
 
@@ -85,10 +98,12 @@ func (m *model) step() {
 		weight int
 		do     func()
 	}{
-		{"begin", 8, m.begin}, {"finish", 7, m.finish}, {"owe", 2, m.owe}, {"attempt", 5, m.attempt}, {"settle", 5, m.settle},
+		{"begin", 8, m.begin}, {"finish", 7, m.finish}, {"owe", 3, m.owe}, {"attempt", 6, m.attempt}, {"settle", 6, m.settle},
+		{"accept", 3, m.accept}, {"bar", 1, m.bar}, {"hear", 4, m.hear}, {"park", 2, m.park}, {"release", 3, m.release},
+		{"prune", 1, m.prune}, {"incurred", 3, m.incurred}, {"find", 2, m.find},
 		{"compare", 1, m.compare}, {"reopen", 1, func() { m.reopen(false) }}, {"crash", 1, func() { m.reopen(true) }},
 	}
-	n := m.random.IntN(30)
+	n := m.random.IntN(52)
 	for _, s := range steps {
 		if n -= s.weight; n < 0 {
 			m.steps = append(m.steps[max(0, len(m.steps)-20):], s.name)
@@ -98,29 +113,80 @@ func (m *model) step() {
 	}
 }
 
-func (m *model) begin() {
+// key is one that may have been used, or none.
+func (m *model) key() string {
+	if m.random.IntN(3) == 0 {
+		return ""
+	}
+	return fmt.Sprint("key-", m.random.IntN(200))
+}
+
+// add expects a new transaction, or that its key was used.
+func (m *model) add(id TransactionID, err error, transaction *modelTransaction) bool {
+	if m.keys[transaction.key] && transaction.key != "" {
+		if !errors.Is(err, ErrDuplicate) {
+			m.t.Errorf("%s again: %v", transaction.key, err)
+		}
+		return false
+	}
+	if err != nil || id != m.newest+1 {
+		m.t.Errorf("transaction %d after %d: %v", id, m.newest, err)
+		return false
+	}
+	m.keys[transaction.key] = true
+	m.newest, m.transactions[id] = id, transaction
+	return true
+}
+
+func (m *model) next() messages.Numbers {
 	numbers := m.r.next("processor-a")
 	if m.given[numbers.RRN] {
 		m.t.Errorf("RRN %s was given out twice", numbers.RRN)
 	}
 	m.given[numbers.RRN] = true
-	key := ""
-	if m.random.IntN(3) > 0 {
-		key = fmt.Sprint("key-", m.random.IntN(200))
-	}
+	return numbers
+}
+
+func (m *model) begin() {
+	numbers, key := m.next(), m.key()
 	ticket, err := m.r.Begin(context.Background(), intentOf(numbers, key))
-	if m.keys[key] && key != "" {
-		if !errors.Is(err, ErrDuplicate) {
-			m.t.Errorf("%s again: %v", key, err)
-		}
+	var id TransactionID
+	if err == nil {
+		id = ticket.ID()
+	}
+	m.add(id, err, &modelTransaction{key: key, stan: numbers.STAN, ticket: ticket, events: 1})
+}
+
+func (m *model) accept() {
+	in := adviceOf(m.next(), m.key())
+	id, err := m.r.Accept(context.Background(), in, replyOf(in, "00"))
+	transaction := &modelTransaction{key: in.UpstreamKey, stan: in.Original.Get(messages.STAN), outcome: Accepted, events: 2, finished: time.Now()}
+	if m.add(id, err, transaction) {
+		transaction.advice = m.incur(id, 12345)
+	}
+}
+
+func (m *model) bar() {
+	key := fmt.Sprint("key-", m.random.IntN(200))
+	err := m.r.Bar(context.Background(), Barred{Upstream: "pos-switch", UpstreamKey: key, MTI: "0100"})
+	m.add(m.newest+1, err, &modelTransaction{key: key, outcome: NotSent, events: 2, finished: time.Now()})
+}
+
+func (m *model) find() {
+	key := fmt.Sprint("key-", m.random.IntN(200))
+	got, found, err := m.r.Find(context.Background(), "pos-switch", key)
+	if err != nil || found != m.keys[key] {
+		m.t.Errorf("%s is found: %v, %v", key, found, err)
 		return
 	}
-	if err != nil || m.transactions[ticket.ID()] != nil {
-		m.t.Errorf("begin: %v, %v", ticket, err)
+	want := m.transactions[got.ID]
+	if !found {
 		return
 	}
-	m.keys[key] = true
-	m.transactions[ticket.ID()] = &modelTransaction{ticket: ticket, events: 1}
+	if want == nil || want.key != key || got.Outcome != want.outcome || (got.Reversal.ID == 0) != (want.reversal == nil) ||
+		want.reversal != nil && got.Reversal.State != want.reversal.state {
+		m.t.Errorf("found %+v, want %+v", got, want)
+	}
 }
 
 // pick takes one of those that can be used, nil if there is none. Order makes it the seed's choice.
@@ -148,19 +214,28 @@ func (m *model) finish() {
 		kind = Unknown
 	}
 	m.r.finish(transaction.ticket, Outcome{Kind: kind})
-	transaction.outcome, transaction.ticket = kind, nil
+	transaction.outcome, transaction.ticket, transaction.finished = kind, nil, time.Now()
 	transaction.events++
-	if kind == Unknown {
-		m.incur(id)
+	if kind == Unknown || transaction.early && kind != Approved {
+		transaction.reversal = m.incur(id, 12345)
 	}
 }
 
 // incur expects that a transaction is owed since now, with the next ID.
-func (m *model) incur(id TransactionID) {
-	o := &modelOwed{id: OwedID(len(m.owed) + 1), transaction: id, state: StateOwed, since: time.Now(), dueAt: time.Now()}
+func (m *model) incur(id TransactionID, money uint64) *modelOwed {
+	m.newestOwed++
+	o := &modelOwed{id: m.newestOwed, transaction: id, state: StateOwed, since: time.Now(), dueAt: time.Now(), money: money}
 	m.owed[o.id] = o
-	m.transactions[id].owed = true
+	m.fresh = append(m.fresh, o.id)
 	m.transactions[id].events++
+	return o
+}
+
+// again expects that something is owed once more, since now.
+func (m *model) again(o *modelOwed) {
+	o.state, o.since, o.dueAt, o.settled = StateOwed, time.Now(), time.Now(), time.Time{}
+	m.fresh = append(m.fresh, o.id)
+	m.transactions[o.transaction].events++
 }
 
 func (m *model) owe() {
@@ -168,20 +243,54 @@ func (m *model) owe() {
 	if !found {
 		return
 	}
-	_, err := m.r.Owe(context.Background(), Reversing{Transaction: id, Reason: "undelivered"})
+	of := Reversing{Transaction: id, Reason: "undelivered"}
+	money := uint64(12345)
+	if m.random.IntN(2) == 0 {
+		of.Replacement, money = "000000002345", 10000
+	}
+	stands, err := m.r.Owe(context.Background(), of)
 	switch {
-	case transaction.owed:
-		if err != nil {
-			m.t.Error(err)
+	case transaction.reversal != nil:
+		if err != nil || stands.ID != transaction.reversal.id || stands.State != transaction.reversal.state {
+			m.t.Errorf("stands %+v, want %+v: %v", stands, transaction.reversal, err)
 		}
-	case transaction.outcome != Approved:
+	case transaction.outcome != Approved && transaction.outcome != Accepted:
 		if !errors.Is(err, ErrNotApproved) {
 			m.t.Errorf("owing %q: %v", transaction.outcome, err)
 		}
 	case err != nil:
 		m.t.Error(err)
 	default:
-		m.incur(id)
+		transaction.reversal = m.incur(id, money)
+	}
+}
+
+func (m *model) hear() {
+	id, transaction, found := pick(m.random, m.transactions, func(t *modelTransaction) bool { return t.stan != "" })
+	if !found {
+		return
+	}
+	h := Hearing{Endpoint: "processor-a", STAN: transaction.stan, TransmissionTime: "1123220418", ResponseCode: "51", NotFound: []string{"25"},
+		Second: m.random.IntN(2) == 0}
+	if m.random.IntN(2) == 0 {
+		h.ResponseCode, h.Approves = "00", true
+	}
+	heard, err := m.r.Hear(context.Background(), h)
+	transaction.events++
+	want := Heard{Transaction: id, Outcome: transaction.outcome}
+	switch o := transaction.reversal; {
+	case !h.Approves:
+	case transaction.outcome == "":
+		transaction.early = true
+	case o != nil && transaction.outcome == Unknown && o.state == StateAcknowledged && o.code == "25":
+		m.again(o)
+		want.Owed = o.id
+	case o == nil && (transaction.outcome == Declined || transaction.outcome == NotSent):
+		transaction.reversal = m.incur(id, 12345)
+		want.Owed = transaction.reversal.id
+	}
+	if err != nil || heard != want {
+		m.t.Errorf("heard %+v, want %+v: %v", heard, want, err)
 	}
 }
 
@@ -190,16 +299,23 @@ func (m *model) attempt() {
 	if !found {
 		return
 	}
-	ticket, err := m.r.Attempt(context.Background(), id, Numbers{})
+	var own Numbers
+	if m.random.IntN(2) == 0 {
+		own = Numbers{m.next().STAN, "1123220500"}
+	}
+	ticket, err := m.r.Attempt(context.Background(), id, own)
 	if o.state != StateOwed || o.ticket != nil {
 		if !errors.Is(err, ErrNotOwed) {
 			m.t.Errorf("attempt of %+v: %v", o, err)
 		}
 		return
 	}
+	if o.attempts == 0 && o.own == (Numbers{}) {
+		o.own = own
+	}
 	o.attempts++
 	m.transactions[o.transaction].events++
-	if err != nil || ticket.Attempt() != o.attempts || ticket.ID() != o.transaction {
+	if err != nil || ticket.Attempt() != o.attempts || ticket.ID() != o.transaction || ticket.Own() != o.own {
 		m.t.Errorf("attempt of %+v: %v, %v", o, ticket, err)
 		return
 	}
@@ -218,12 +334,14 @@ func (m *model) settle() {
 	} else {
 		o.attempts--
 	}
+	o.code = ""
 	var s Settlement
 	switch choice := m.random.IntN(6); {
 	case choice == 0:
-		s, o.state = Parked("expired", ""), StateParked
+		s, o.state, o.settled = Parked("expired", ""), StateParked, time.Now()
 	case choice <= 2 && spent:
-		s, o.state = Acknowledged("00"), StateAcknowledged
+		o.code = []string{"00", "25"}[m.random.IntN(2)]
+		s, o.state, o.settled = Acknowledged(o.code), StateAcknowledged, time.Now()
 	case choice == 3:
 		if s, o.dueAt = Unsent(later, "no_link"), later; spent {
 			o.attempts--
@@ -236,6 +354,82 @@ func (m *model) settle() {
 		m.t.Error(err)
 	}
 	o.ticket = nil
+}
+
+func (m *model) park() {
+	id, o, found := pick(m.random, m.owed, func(*modelOwed) bool { return true })
+	if !found {
+		return
+	}
+	err := m.r.Park(context.Background(), id)
+	if o.state != StateOwed || o.ticket != nil {
+		if !errors.Is(err, ErrNotOwed) {
+			m.t.Errorf("parking %+v: %v", o, err)
+		}
+		return
+	}
+	if err != nil {
+		m.t.Error(err)
+	}
+	o.state, o.settled, o.code = StateParked, time.Now(), ""
+	m.transactions[o.transaction].events++
+}
+
+func (m *model) release() {
+	id, o, found := pick(m.random, m.owed, func(o *modelOwed) bool { return o.state == StateParked || m.random.IntN(5) == 0 })
+	if !found {
+		return
+	}
+	err := m.r.Release(context.Background(), id)
+	if o.state != StateParked {
+		if !errors.Is(err, ErrNotParked) {
+			m.t.Errorf("releasing %+v: %v", o, err)
+		}
+		return
+	}
+	if err != nil {
+		m.t.Error(err)
+	}
+	m.again(o)
+}
+
+// prune deletes what ended before a time, and expects that the rest stays.
+func (m *model) prune() {
+	before, most, want := time.Now().Add(-time.Duration(m.random.IntN(120))*time.Second), m.random.IntN(8), 0
+	kept := func(o *modelOwed) bool {
+		return o != nil && (o.state != StateAcknowledged || !o.settled.Before(before) || o.id == m.newestOwed)
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.transactions)) {
+		t := m.transactions[id]
+		if want == most || t.outcome == "" || !t.finished.Before(before) || id == m.newest || kept(t.reversal) || kept(t.advice) {
+			continue
+		}
+		want++
+		for _, o := range []*modelOwed{t.reversal, t.advice} {
+			if o != nil {
+				delete(m.owed, o.id)
+			}
+		}
+		delete(m.keys, t.key)
+		delete(m.transactions, id)
+	}
+	if got, err := m.r.Prune(context.Background(), before, most); err != nil || got != want {
+		m.t.Errorf("pruned %d, want %d: %v", got, want, err)
+	}
+}
+
+// incurred asks as the payer does.
+func (m *model) incurred() {
+	var want []OwedID
+	for i, id := range m.fresh { // the last time that it came to be owed counts
+		if o := m.owed[id]; o != nil && o.state == StateOwed && !slices.Contains(m.fresh[i+1:], id) {
+			want = append(want, id)
+		}
+	}
+	if got := m.r.incurred(); !slices.Equal(got, want) {
+		m.t.Errorf("incurred %v, want %v", got, want)
+	}
+	m.fresh = nil
 }
 
 // reopen stops the journal, or leaves it as a crash would and goes on with a copy.
@@ -263,10 +457,28 @@ func (m *model) reopen(crash bool) {
 		}
 		transaction.ticket = open[id]
 	}
+	m.fresh = nil
 	for _, o := range m.owed {
 		o.ticket = nil
+		if o.state == StateOwed {
+			m.fresh = append(m.fresh, o.id)
+		}
+	}
+	slices.SortFunc(m.fresh, func(a, b OwedID) int {
+		return cmp.Or(m.owed[a].since.Compare(m.owed[b].since), cmp.Compare(a, b))
+	})
+	for _, transaction := range m.transactions {
+		transaction.early = false
 	}
 	m.compare()
+}
+
+// stateOf is the state of something owed, "" if it is not there.
+func stateOf(o *modelOwed) State {
+	if o == nil {
+		return ""
+	}
+	return o.state
 }
 
 // compare reads everything.
@@ -278,7 +490,8 @@ func (m *model) compare() {
 	}
 	for _, got := range all {
 		want := m.transactions[got.ID]
-		if want == nil || got.Outcome != want.outcome || (got.Owed != "") != want.owed {
+		if want == nil || got.Outcome != want.outcome || got.Owed != stateOf(want.reversal) || got.Advice != stateOf(want.advice) ||
+			got.UpstreamKey != want.key || got.STAN != want.stan {
 			m.t.Errorf("transaction %+v, want %+v", got, want)
 			continue
 		}
@@ -286,19 +499,33 @@ func (m *model) compare() {
 			m.t.Errorf("transaction %d has %d events, want %d: %v", got.ID, len(events), want.events, err)
 		}
 	}
-	want := Exposure{Amounts: map[string]uint64{}}
+	want, stans := Exposure{Amounts: map[string]uint64{}}, map[string]int{}
+	for _, transaction := range m.transactions {
+		if transaction.outcome == "" {
+			stans[transaction.stan]++
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(m.owed)) {
 		o := m.owed[id]
+		if o.state != StateAcknowledged {
+			stans[m.transactions[o.transaction].stan]++
+			if o.own.STAN != "" {
+				stans[o.own.STAN]++
+			}
+		}
 		if o.state == StateParked {
 			want.Parked++
 		}
 		if o.state != StateOwed {
 			continue
 		}
-		if want.Owed++; want.Oldest.IsZero() {
+		if want.Owed++; want.Oldest.IsZero() || o.since.Before(want.Oldest) {
 			want.Oldest = o.since
 		}
-		want.Amounts["978"] += 12345
+		want.Amounts["978"] += o.money
+	}
+	if got := held(m.r); !maps.Equal(got, stans) {
+		m.t.Errorf("held %v, want %v", got, stans)
 	}
 	owed := m.r.owed()
 	if len(owed) != len(m.owed) {
@@ -306,7 +533,7 @@ func (m *model) compare() {
 	}
 	for _, got := range owed {
 		want := m.owed[got.ID]
-		if want == nil || got.TransactionID != want.transaction || got.State != want.state || got.Attempts != want.attempts ||
+		if want == nil || got.TransactionID != want.transaction || got.State != want.state || got.Attempts != want.attempts || got.Own != want.own ||
 			!got.Since.Equal(want.since) || want.state == StateOwed && !got.DueAt.Equal(want.dueAt) {
 			m.t.Errorf("owed %+v, want %+v", got, want)
 		}
