@@ -1,11 +1,13 @@
 package journal
 
 import (
+	"cmp"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -21,11 +23,14 @@ const checkedWhole = 256 << 20
 // checkIdentity tells a foreign file from a journal, and one that this program can read from one that it cannot; it returns the
 // version of the schema. Only SQLite opens the file: closing a handle of our own would release the locks that SQLite has on it in this process
 // (https://www.sqlite.org/howtocorrupt.html, 2.2).
-func checkIdentity(db *sql.DB) (version int, err error) {
+func checkIdentity(db *sql.DB, path string) (version int, err error) {
 	var application int
 	err = db.QueryRow("PRAGMA application_id").Scan(&application)
 	if failure := (sqlite3.Error{}); errors.As(err, &failure) && failure.Code == sqlite3.ErrNotADB {
 		return 0, errForeign
+	}
+	if failure := (sqlite3.Error{}); errors.As(err, &failure) && (failure.Code == sqlite3.ErrCantOpen || failure.Code == sqlite3.ErrReadonly) {
+		return 0, cmp.Or(unwritable(path), err)
 	}
 	if err != nil {
 		return 0, err
@@ -44,6 +49,15 @@ func checkIdentity(db *sql.DB) (version int, err error) {
 		return 0, fmt.Errorf("schema %d is newer than this program's %d", version, len(scripts))
 	}
 	return version, nil
+}
+
+// unwritable says what SQLite does not when it cannot open a file that is there: it needs to make an index of the log beside it. It is
+// nil if the folder can be written.
+func unwritable(path string) error {
+	if err := unix.Access(filepath.Dir(path), unix.W_OK); err != nil {
+		return fmt.Errorf("its folder cannot be written: %w", err)
+	}
+	return nil
 }
 
 var errForeign = errors.New("not a journal of acquirerd")

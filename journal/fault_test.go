@@ -518,48 +518,71 @@ func TestOneProcessHoldsAJournal(t *testing.T) {
 	}
 }
 
-func TestAReadOnlyDirectoryIsRefused(t *testing.T) {
-	path := create(t)
-	// A directory of its own: the test's parents may be closed to the user that root has to become.
-	directory, err := os.MkdirTemp("", "journal")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(directory)
-	moved := filepath.Join(directory, "journal.db")
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, moved, content)
-	if err := errors.Join(os.Chmod(moved, 0o444), os.Chmod(directory, 0o555)); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Chmod(directory, 0o700)
+func TestWhatCannotBeWrittenIsRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		file, directory os.FileMode
+		want            string
+	}{
+		"a read-only directory with a read-only file": {0o444, 0o555, "its folder cannot be written: permission denied"},
+		"a read-only directory":                       {0o666, 0o555, "its folder cannot be written: permission denied"},
+		"a read-only file":                            {0o444, 0o777, "attempt to write a readonly database"},
+		"a file that cannot be read":                  {0o000, 0o777, "unable to open database file: permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := create(t)
+			// A directory of its own: the test's parents may be closed to the user that root has to become.
+			directory, err := os.MkdirTemp("", "journal")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(directory)
+			moved := filepath.Join(directory, "journal.db")
+			content, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, moved, content)
+			if err := errors.Join(os.Chmod(moved, test.file), os.Chmod(directory, test.directory)); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Chmod(directory, 0o700)
 
-	cmd := child(t, "JOURNAL_CHILD_OPENS="+moved)
-	if os.Geteuid() == 0 { // root may write anywhere
-		binary, err := os.ReadFile(cmd.Path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		program, err := os.MkdirTemp("", "journal")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(program)
-		cmd.Path = filepath.Join(program, "journal.test")
-		if err := errors.Join(os.WriteFile(cmd.Path, binary, 0o755), os.Chmod(program, 0o755)); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Dir = "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			cmd := child(t, "JOURNAL_CHILD_OPENS="+moved)
+			if os.Geteuid() == 0 { // root may write anywhere
+				becomeNobody(t, cmd)
+			}
+			out, err := cmd.Output()
+			if err != nil || strings.TrimSpace(string(out)) != "opening journal "+moved+": "+test.want {
+				t.Errorf("got %s, %v", out, err)
+			}
+			if err := os.Chmod(moved, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if after, err := os.ReadFile(moved); err != nil || !bytes.Equal(after, content) {
+				t.Errorf("the file was changed: %v", err)
+			}
+		})
 	}
-	out, err := cmd.Output()
-	if err != nil || !strings.HasPrefix(string(out), "opening journal "+moved+": ") || bytes.Count(out, []byte("\n")) != 1 {
-		t.Errorf("got %s, %v", out, err)
+}
+
+// becomeNobody makes a child run as a user without rights, from a copy of the program that this user can read.
+func becomeNobody(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	binary, err := os.ReadFile(cmd.Path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("%s", out)
+	program, err := os.MkdirTemp("", "journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(program) })
+	cmd.Path = filepath.Join(program, "journal.test")
+	if err := errors.Join(os.WriteFile(cmd.Path, binary, 0o755), os.Chmod(program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 }
 
 func TestCreateRefuses(t *testing.T) {

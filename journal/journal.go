@@ -280,6 +280,10 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 	if err := checkSound(conn, cfg.Path); err != nil {
 		return nil, err
 	}
+	// SQLite opens a file that it may not write for reading, and begins transactions in it. Found at the first intent, that would be late.
+	if err := conn.execute("BEGIN IMMEDIATE; UPDATE journal SET station = station; ROLLBACK"); err != nil {
+		return nil, err
+	}
 	if err := migrate(conn); err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func openReader(path string) (_ *Reader, err error) {
 		}
 	}()
 	r := &Reader{db: db}
-	if r.version, err = checkIdentity(db); err != nil {
+	if r.version, err = checkIdentity(db, path); err != nil {
 		return nil, err
 	}
 	if err := db.QueryRow("SELECT station FROM journal").Scan(&r.station); err != nil {
