@@ -181,9 +181,15 @@ func Create(path, station string) (err error) {
 		return fmt.Errorf("its folder %s is not there", filepath.Dir(path))
 	}
 	if err != nil {
-		return err
+		return withoutPath(err)
 	}
-	defer func() { err = errors.Join(err, os.Remove(file.Name())) }() //nolint:gosec // made above
+	defer func() {
+		for _, suffix := range []string{"", "-wal", "-shm"} { // SQLite leaves its own when the disk is full
+			if removed := os.Remove(file.Name() + suffix); suffix == "" || !errors.Is(removed, fs.ErrNotExist) { //nolint:gosec // made above
+				err = errors.Join(err, removed)
+			}
+		}
+	}()
 	defer func() { err = errors.Join(err, file.Close()) }()
 	if err := fill(file.Name(), station); err != nil {
 		return err
