@@ -89,8 +89,9 @@ type pruneRecord struct {
 	pruned int
 }
 
-// prunableSQL selects what may go: ?1 is the time.
-const prunableSQL = `SELECT t.id FROM transactions t WHERE t.finished_at < ?1 AND t.id < (SELECT max(id) FROM transactions)
+// prunableSQL selects what may go: ?1 is the time. The plus keeps SQLite from searching by the newest ID: it takes one bound, and deleting
+// a few out of many it must be theirs.
+const prunableSQL = `SELECT t.id FROM transactions t WHERE t.finished_at < ?1 AND +t.id < (SELECT max(id) FROM transactions)
 AND t.id <> (SELECT coalesce((SELECT transaction_id FROM owed ORDER BY id DESC LIMIT 1), 0))
 AND NOT EXISTS (SELECT 1 FROM owed o WHERE o.transaction_id = t.id AND (o.state <> 'acknowledged' OR o.settled_at >= ?1))`
 
