@@ -52,7 +52,7 @@ func fillUp(t *testing.T, disk string, left uint64) (ballast string) {
 		t.Fatal(err)
 	}
 	ballast = filepath.Join(disk, "ballast")
-	if free := stat.Bavail * uint64(stat.Bsize); free > left { //nolint:gosec // it is not negative
+	if free := stat.Bavail * uint64(stat.Bsize); free > left {
 		write(t, ballast, make([]byte, free-left))
 	}
 	return ballast

@@ -152,7 +152,7 @@ func TestExportEndsWithTheErrorOfItsCaller(t *testing.T) {
 	full, calls := errors.New("pipe is closed"), 0
 	for range 2 * mostReaders { // each gives its connection back
 		calls = 0
-		if err := reader.Export(t.Context(), time.Time{}, time.Time{}, func(Dossier) error { calls++; return full }); err != full || calls != 1 {
+		if err := reader.Export(t.Context(), time.Time{}, time.Time{}, func(Dossier) error { calls++; return full }); !errors.Is(err, full) || err.Error() != full.Error() || calls != 1 {
 			t.Fatalf("after %d calls: %v", calls, err)
 		}
 	}

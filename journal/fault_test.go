@@ -103,6 +103,18 @@ func childWritesOne(ctx context.Context, j *Journal, key string, out Outcome) er
 		}
 		fmt.Printf("owed %d\n", ticket.ID())
 	}
+	if ticket.ID()%5 == 0 {
+		if numbers, err = j.Next(ctx, "processor-a", time.Now()); err != nil {
+			return err
+		}
+		fmt.Printf("numbers %s %s\n", numbers.STAN, numbers.RRN)
+		in := adviceOf(numbers, key+"-advice")
+		id, err := j.Accept(ctx, in, replyOf(in, "00"))
+		if err != nil {
+			return err
+		}
+		fmt.Printf("begun %d %s %s\nfinished %d %s\n", id, numbers.STAN, in.UpstreamKey, id, Accepted)
+	}
 	due := j.Incurred("processor-a")
 	if len(due) == 0 {
 		return nil
@@ -159,7 +171,7 @@ func (w *witness) hear(t *testing.T, line string) {
 		w.stan[number(1)], w.key[number(1)] = words[2], words[3]
 	case "finished":
 		w.outcome[number(1)] = words[2]
-		w.owed[number(1)] = w.owed[number(1)] || words[2] == string(Unknown)
+		w.owed[number(1)] = w.owed[number(1)] || words[2] == string(Unknown) || words[2] == string(Accepted)
 	case "owed":
 		w.owed[number(1)] = true
 	case "attempt":
