@@ -131,7 +131,7 @@ type counter struct {
 
 // A payment is the end of one attempt.
 type payment struct {
-	owed journal.OwedID
+	of   *place
 	turn       // the next one; not due: it is not owed any more
 	err  error // errHeld, or fatal
 }
@@ -166,17 +166,17 @@ func (c *counter) start(ctx context.Context, paying *sync.WaitGroup) time.Time {
 		reserved := c.limit.ReserveN(now, 1)
 		if wait := reserved.DelayFrom(now); wait > 0 {
 			reserved.CancelAt(now)
-			c.lineup.again(next.ID, next.turn)
+			c.lineup.again(next, next.turn)
 			return now.Add(wait)
 		}
 		c.underWay++
-		id, present := next.ID, next.turn
+		present := next.turn
 		paying.Go(func() {
-			following, err := c.pay(ctx, c.endpoint, id)
+			following, err := c.pay(ctx, c.endpoint, next.ID)
 			if err != nil {
 				following = present
 			}
-			c.settled <- payment{id, following, err}
+			c.settled <- payment{next, following, err}
 		})
 	}
 	return poll
@@ -188,13 +188,13 @@ func (c *counter) take(p payment) error {
 	switch {
 	case errors.Is(p.err, errHeld):
 		c.held = time.Now().Add(c.cfg.Poll)
-		c.lineup.again(p.owed, p.turn)
+		c.lineup.again(p.of, p.turn)
 	case p.err != nil:
 		return p.err
 	case p.due.IsZero():
-		c.lineup.remove(p.owed)
+		c.lineup.remove(p.of)
 	default:
-		c.lineup.again(p.owed, p.turn)
+		c.lineup.again(p.of, p.turn)
 	}
 	return nil
 }
@@ -277,7 +277,11 @@ func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journa
 		}
 		return advice, nil
 	}
-	reversal := messages.NewReversal(owed.Original, pan, owed.AuthorizationID)
+	authorizationID := owed.AuthorizationID
+	if authorizationID == "" {
+		authorizationID = owed.Original.Get(messages.AuthorizationID) // an advice bears it itself
+	}
+	reversal := messages.NewReversal(owed.Original, pan, authorizationID)
 	reversal.MTI = messages.MTI(endpoint.Codec.Dialect().Reversal.Type)
 	if owed.Replacement != "" {
 		reversal.SetReplacement(owed.Replacement)

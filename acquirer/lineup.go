@@ -55,7 +55,9 @@ func newLineup() *lineup {
 
 // add takes a debt in. One that is in it already was owed again.
 func (l *lineup) add(d journal.Debt, due time.Time) {
-	l.remove(d.ID)
+	if before := l.places[d.ID]; before != nil {
+		l.remove(before)
+	}
 	p := &place{Debt: d, turn: turn{attempts: d.Attempts, due: due}, at: -1}
 	l.places[d.ID] = p
 	key := keyOf(p)
@@ -103,23 +105,21 @@ func (l *lineup) next(now time.Time) (p *place, at time.Time) {
 	return nil, time.Time{}
 }
 
-// again puts back what was attempted.
-func (l *lineup) again(id journal.OwedID, next turn) {
-	p := l.places[id]
-	if p == nil {
+// again puts back what was attempted, unless it has been taken out, or in anew, meanwhile.
+func (l *lineup) again(p *place, next turn) {
+	if l.places[p.ID] != p {
 		return
 	}
 	p.paying, p.turn = false, next
 	l.offer(l.cards[keyOf(p)])
 }
 
-// remove takes out what is not owed any more.
-func (l *lineup) remove(id journal.OwedID) {
-	p := l.places[id]
-	if p == nil {
+// remove takes out what is not owed any more. What has been taken in anew meanwhile stays: it is owed again.
+func (l *lineup) remove(p *place) {
+	if l.places[p.ID] != p {
 		return
 	}
-	delete(l.places, id)
+	delete(l.places, p.ID)
 	if p.at >= 0 {
 		heap.Remove(&l.due, p.at)
 	}

@@ -52,16 +52,16 @@ func TestALineupIsInOrderForACardAndParallelOverCards(t *testing.T) {
 	}{
 		{"one of each card; the advice before the reversal of itself", func() {}, []journal.OwedID{2, 4, 6, 7}},
 		{"nothing more while they are being sent", func() {}, nil},
-		{"the next reversal when the first is done", func() { l.remove(2) }, []journal.OwedID{3}},
-		{"the reversal of an advice when that is done", func() { l.remove(4) }, []journal.OwedID{5}},
-		{"what is tried again holds up its card", func() { l.again(3, turn{attempts: 1, due: now.Add(time.Second)}) }, nil},
-		{"but not once it was sent often", func() { l.again(3, turn{attempts: sentOften, due: now.Add(time.Second)}) }, []journal.OwedID{1}},
+		{"the next reversal when the first is done", func() { l.remove(l.places[2]) }, []journal.OwedID{3}},
+		{"the reversal of an advice when that is done", func() { l.remove(l.places[4]) }, []journal.OwedID{5}},
+		{"what is tried again holds up its card", func() { l.again(l.places[3], turn{attempts: 1, due: now.Add(time.Second)}) }, nil},
+		{"but not once it was sent often", func() { l.again(l.places[3], turn{attempts: sentOften, due: now.Add(time.Second)}) }, []journal.OwedID{1}},
 		{"what is owed again comes again", func() { l.add(journal.Debt{ID: 7, Transaction: 15, Kind: journal.KindReversal, Attempts: 7}, now) }, []journal.OwedID{7}},
 		{"what cannot be opened holds up nothing", func() {
 			l.add(d.debt(journal.KindReversal, 3, 20), now) // 8
 			l.add(d.debt(journal.KindReversal, 3, 21), now) // 9
 			l.all(now)
-			l.again(8, turn{aside: true, due: now.Add(time.Minute)})
+			l.again(l.places[8], turn{aside: true, due: now.Add(time.Minute)})
 		}, []journal.OwedID{9}},
 	}
 	for _, s := range steps {
@@ -77,6 +77,21 @@ func TestALineupIsInOrderForACardAndParallelOverCards(t *testing.T) {
 	}
 }
 
+// A debt that is owed again while the end of its last attempt is on its way is not taken for the one that has ended.
+func TestWhatIsOwedAgainIsNotForgotten(t *testing.T) {
+	now := time.Now()
+	var d debtor
+	l := newLineup()
+	debt := d.debt(journal.KindReversal, 1, 10)
+	l.add(debt, now)
+	attempted, _ := l.next(now)
+	l.add(debt, now) // a late approval has come
+	l.remove(attempted)
+	if got := l.all(now); !slices.Equal(got, []journal.OwedID{1}) {
+		t.Errorf("got %v", got)
+	}
+}
+
 // What comes before something that was offered already goes first.
 func TestAReversalThatComesLaterGoesBeforeAnAdviceThatWaits(t *testing.T) {
 	now := time.Now()
@@ -87,7 +102,7 @@ func TestAReversalThatComesLaterGoesBeforeAnAdviceThatWaits(t *testing.T) {
 	if got := l.all(now.Add(time.Second)); !slices.Equal(got, []journal.OwedID{2}) {
 		t.Errorf("got %v", got)
 	}
-	l.remove(2)
+	l.remove(l.places[2])
 	if got := l.all(now.Add(time.Second)); !slices.Equal(got, []journal.OwedID{1}) {
 		t.Errorf("got %v", got)
 	}
@@ -138,19 +153,19 @@ func TestALineupLosesNothing(t *testing.T) {
 						delete(paying, id)
 						if random.IntN(3) == 0 {
 							delete(owed, id)
-							l.remove(id)
+							l.remove(l.places[id])
 							break
 						}
 						next := turn{attempts: owed[id].attempts + 1, aside: random.IntN(10) == 0, due: now.Add(time.Duration(random.IntN(9000)) * time.Millisecond)}
 						owed[id].turn = next
-						l.again(id, next)
+						l.again(l.places[id], next)
 						break
 					}
 				}
 			}
 			// At the end everything is paid, one after the other.
 			for id := range paying {
-				l.remove(id)
+				l.remove(l.places[id])
 				delete(owed, id)
 			}
 			for now = now.Add(time.Minute); len(owed) > 0; {
@@ -158,7 +173,7 @@ func TestALineupLosesNothing(t *testing.T) {
 				if p == nil {
 					t.Fatalf("%d are owed, and none may go", len(owed))
 				}
-				l.remove(p.ID)
+				l.remove(p)
 				delete(owed, p.ID)
 			}
 			if len(l.places)+len(l.cards)+len(l.due) != 0 {
@@ -204,7 +219,7 @@ func BenchmarkLineup(b *testing.B) {
 				}
 				for range 100_000 {
 					p, _ := l.next(now)
-					l.remove(p.ID)
+					l.remove(p)
 				}
 			}
 		})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"acquirerd/card"
@@ -131,12 +132,16 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 	}
 }
 
-// disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency or terminal. Of the
-// card, the digits that may be shown are compared, so that no reversal waits for the HSM.
+// disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or acquirer. Of
+// the card, the digits that may be shown are compared, so that no reversal waits for the HSM.
 func disagrees(reversal *messages.Message, found journal.Found, pan card.PAN) bool {
 	differs := func(e messages.Element) bool {
 		value := reversal.Get(e)
 		return value != "" && value != found.Original.Get(e)
+	}
+	acquirerID, named := found.Original.Get(messages.AcquirerID), reversal.Get(messages.AcquirerID)
+	if named != "" && acquirerID != "" && strings.TrimLeft(named, "0") != strings.TrimLeft(acquirerID, "0") {
+		return true
 	}
 	amount := reversal.Get(messages.Amount)
 	return found.MaskedPAN != pan.Mask() || differs(messages.Currency) || differs(messages.Terminal) ||

@@ -354,7 +354,7 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 	var heard journal.Heard
 	if isRequest && msg.MTI.IsResponse() {
 		var err error
-		heard, err = s.hear(ctx, journal.Hearing{Endpoint: endpoint, STAN: msg.Get(messages.STAN),
+		heard, err = s.journal.Hear(ctx, journal.Hearing{Endpoint: endpoint, STAN: msg.Get(messages.STAN),
 			TransmissionTime: msg.Get(messages.TransmissionTime), Second: msg.Arrival == conn.Second, ResponseCode: code,
 			Approves: kind == lateApproval || kind == secondApproval, NotFound: e.Codec.Dialect().Reversal.NotFound})
 		if err != nil {
@@ -375,26 +375,6 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 		tell(slog.LevelError, "approval of a request that is not on record")
 	default:
 		s.sometimes.Do(func() { tell(slog.LevelWarn, "answer that nobody waits for") })
-	}
-}
-
-// hearPause is how soon an answer is looked at again whose transaction is just being recorded.
-const hearPause = 100 * time.Millisecond
-
-// hear records an answer to a transaction that has ended. One that came between the end of the exchange and its record waits for that.
-func (s *Switch) hear(ctx context.Context, hearing journal.Hearing) (journal.Heard, error) {
-	for {
-		heard, err := s.journal.Hear(ctx, hearing)
-		if err != nil || heard.Transaction == 0 || heard.Outcome != "" {
-			return heard, err
-		}
-		pause := time.NewTimer(hearPause)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return heard, ctx.Err()
-		}
 	}
 }
 

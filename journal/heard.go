@@ -22,7 +22,7 @@ type Hearing struct {
 // A Heard is what a Hearing came to.
 type Heard struct {
 	Transaction TransactionID // 0: nobody knows the request
-	Outcome     Kind          // "": it is open, and nothing was recorded. It will have an outcome in a moment, and can be heard of then
+	Outcome     Kind          // "": it is open
 	Owed        OwedID        // the reversal that is owed now and was not before, 0 if there is none
 }
 
@@ -66,9 +66,6 @@ func (r *hearingRecord) write(w *writer, at time.Time) error {
 	}
 	number, _ := row[0].(int64)
 	r.heard = Heard{Transaction: TransactionID(number), Outcome: Kind(textOf(row[1]))}
-	if r.heard.Outcome == "" {
-		return nil
-	}
 	event := eventLate
 	if r.Second {
 		event = eventSecond
@@ -87,7 +84,7 @@ func (r *hearingRecord) owe(w *writer, at time.Time) error {
 	}
 	switch {
 	case stands.ID != 0:
-		if r.heard.Outcome != Unknown || stands.State != StateAcknowledged || !slices.Contains(r.NotFound, stands.ResponseCode) {
+		if stands.State != StateAcknowledged || !slices.Contains(r.NotFound, stands.ResponseCode) {
 			return nil
 		}
 		r.debt, err = w.reopen(stands.ID, reopening{event: string(StateOwed), detail: ReasonHeard, reason: ReasonHeard, at: at})

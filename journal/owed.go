@@ -37,7 +37,7 @@ type Owed struct {
 	Endpoint        string            `json:"endpoint"`
 	Reason          string            `json:"reason"`                       // why it is owed
 	Replacement     string            `json:"replacement_amount,omitempty"` // minor units that a partial reversal leaves
-	Own             Numbers           `json:"-"`                            // of its message, zero if they are its original's
+	Own             Numbers           `json:"own,omitzero"`                 // of its message, zero if they are its original's
 	State           State             `json:"state"`
 	Attempts        int               `json:"attempts"` // sends that may have left this host
 	Answered        int               `json:"answered"` // of these, how many had an answer; a crash leaves one without

@@ -299,7 +299,7 @@ func (r *Reader) standing(ctx context.Context, s *standing) error {
 			s.settle(d.ID, true)
 		}
 		return struct{}{}, nil
-	}, debtSQL+" WHERE o.state <> 'acknowledged' ORDER BY o.since, o.id") // one that is owed again is younger than its ID
+	}, debtSQL+" WHERE o.state = 'owed' UNION ALL "+debtSQL+" WHERE o.state = 'parked' ORDER BY 8, 1") // by since: one that is owed again is younger than its ID
 	return err
 }
 

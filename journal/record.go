@@ -74,8 +74,8 @@ var (
 
 // Numbers are those of a reversal that does not have its original's: the same at each attempt.
 type Numbers struct {
-	STAN             string // DE 11
-	TransmissionTime string // DE 7
+	STAN             string `json:"stan"`              // DE 11
+	TransmissionTime string `json:"transmission_time"` // DE 7
 }
 
 // A Ticket allows one message to be sent, once. Only Begin, Attempt and Unfinished make one.

@@ -85,7 +85,7 @@ func TestWhatIsReleasedIsOwedAsIfItWereNew(t *testing.T) {
 				t.Errorf("incurred twice: %v", again)
 			}
 			got := r.owed()[0]
-			if got.State != StateOwed || !got.SettledAt.IsZero() || got.LastReason != "operator" || got.Answered != 1 {
+			if got.State != StateOwed || !got.SettledAt.IsZero() || got.LastReason != "poison" || got.Answered != 1 {
 				t.Errorf("got %+v", got)
 			}
 			if e := r.Exposure(); e.Owed != 1 || e.Parked != 0 || e.Amounts["978"] != 12345 || !e.Oldest.Equal(time.Now()) {

@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// Identity is how the sender of a request would name it again, in a repeat or in the DE 90 of its reversal: version, class and function
-// of the MTI, DE 7, DE 11, DE 41 and DE 32. It holds nothing sensitive.
+// Identity is how the sender of a request would name it again, in a repeat or by the DE 90 of its reversal: version, class and function
+// of the MTI, DE 7, DE 11 and DE 41. DE 32 is not part of it: DE 90 may leave it open, and a reversal that did not find its original would
+// leave the money held. It holds nothing sensitive.
 func (m *Message) Identity() string {
-	return identity(m.MTI, m.Get(TransmissionTime), m.Get(STAN), m.Get(Terminal), m.Get(AcquirerID))
+	return identity(m.MTI, m.Get(TransmissionTime), m.Get(STAN), m.Get(Terminal))
 }
 
-// identity leaves out leading zeros of DE 32: DE 90 pads it with them.
-func identity(mti MTI, transmissionTime, stan, terminal, acquirerID string) string {
-	return strings.Join([]string{string(mti[:min(3, len(mti))]), transmissionTime, stan, terminal, strings.TrimLeft(acquirerID, "0")}, "|")
+func identity(mti MTI, transmissionTime, stan, terminal string) string {
+	return strings.Join([]string{string(mti[:min(3, len(mti))]), transmissionTime, stan, terminal}, "|")
 }
 
 // MTIOf is the type of the first sending in an identity.
@@ -36,7 +36,7 @@ var reversible = []MTI{AuthorizationRequest, FinancialRequest, AuthorizationAdvi
 // OriginalIdentities are the identities that the original of a reversal can have, the likeliest first: by DE 90 or, without one, by the
 // reversal's own DE 7 and DE 11, which are then those of its original. There is none if DE 90 is not one.
 func (m *Message) OriginalIdentities() []string {
-	types, transmissionTime, stan, acquirerIDs := reversible, m.Get(TransmissionTime), m.Get(STAN), []string{m.Get(AcquirerID)}
+	types, transmissionTime, stan := reversible, m.Get(TransmissionTime), m.Get(STAN)
 	if data := m.Get(OriginalData); data != "" {
 		if len(data) != dataElementsLength || strings.Trim(data, "0123456789") != "" {
 			return nil
@@ -46,17 +46,10 @@ func (m *Message) OriginalIdentities() []string {
 			return nil
 		}
 		types, stan, transmissionTime = []MTI{mti}, data[4:10], data[10:20]
-		if named := strings.TrimLeft(data[20:31], "0"); named != "" {
-			acquirerIDs = []string{named}
-		} else if acquirerIDs[0] != "" {
-			acquirerIDs = append(acquirerIDs, "") // DE 90 leaves open which it was
-		}
 	}
 	var list []string
 	for _, mti := range types {
-		for _, acquirerID := range acquirerIDs {
-			list = append(list, identity(mti, transmissionTime, stan, m.Get(Terminal), acquirerID))
-		}
+		list = append(list, identity(mti, transmissionTime, stan, m.Get(Terminal)))
 	}
 	return list
 }

@@ -1,10 +1,12 @@
 package messages
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"acquirerd/card"
 )
@@ -54,11 +56,18 @@ func (k kept) Get(e Element) string { return k.values[e] }
 // IsZero reports whether nothing was kept.
 func (k kept) IsZero() bool { return k.MTI == "" }
 
+// inHex marks the name of a value that is not UTF-8, which JSON cannot hold: a merchant's name in Latin-1, say.
+const inHex = ".hex"
+
 // MarshalJSON gives {"mti":"0100","stan":"000001",…}.
 func (k kept) MarshalJSON() ([]byte, error) {
 	named := map[string]string{"mti": string(k.MTI)}
 	for e, value := range k.values {
-		named[e.Name()] = value
+		if utf8.ValidString(value) {
+			named[e.Name()] = value
+		} else {
+			named[e.Name()+inHex] = hex.EncodeToString([]byte(value))
+		}
 	}
 	return json.Marshal(named)
 }
@@ -72,6 +81,14 @@ func (k *kept) UnmarshalJSON(text []byte) error {
 	read := kept{MTI: MTI(named["mti"]), values: make(map[Element]string, len(named))}
 	delete(named, "mti")
 	for name, value := range named {
+		name, isHex := strings.CutSuffix(name, inHex)
+		if isHex {
+			raw, err := hex.DecodeString(value)
+			if err != nil {
+				return errors.New("reading what was kept of a message: it has a value that is not hexadecimal")
+			}
+			value = string(raw)
+		}
 		e, known := elementNamed(name)
 		if !known || e.Sensitive() {
 			return errors.New("reading what was kept of a message: it has an element that is not kept")

@@ -46,12 +46,13 @@ func TestMTIsOfRepeatsAndAdvices(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	m := request(t)
-	if got, want := m.Identity(), "010|1123120059|000042|TERM0001|12345"; got != want {
+	if got, want := m.Identity(), "010|1123120059|000042|TERM0001"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	for name, same := range map[string]func(*messages.Message){
 		"a repeat":               func(m *messages.Message) { m.MTI = "0101" },
 		"DE 32 with zeros":       func(m *messages.Message) { m.Set(messages.AcquirerID, "00000012345") },
+		"another acquirer":       func(m *messages.Message) { m.Set(messages.AcquirerID, "123450") },
 		"another amount":         func(m *messages.Message) { m.Set(messages.Amount, "000000000001") },
 		"another card":           func(m *messages.Message) { m.SetSensitive(messages.PAN, "4000000000000002") },
 		"another RRN":            func(m *messages.Message) { m.Set(messages.RRN, "1") },
@@ -70,13 +71,12 @@ func TestIdentity(t *testing.T) {
 		"another STAN":     func(m *messages.Message) { m.Set(messages.STAN, "000043") },
 		"another terminal": func(m *messages.Message) { m.Set(messages.Terminal, "TERM0002") },
 		"no terminal":      func(m *messages.Message) { m.Delete(messages.Terminal) },
-		"another acquirer": func(m *messages.Message) { m.Set(messages.AcquirerID, "123450") },
 	} {
 		if got := edited(t, other).Identity(); got == m.Identity() {
 			t.Errorf("%s: got %s", name, got)
 		}
 	}
-	if got := messages.New("").Identity(); got != "||||" {
+	if got := messages.New("").Identity(); got != "|||" {
 		t.Errorf("of nothing: %s", got)
 	}
 	if strings.Contains(m.Identity(), testPAN[:6]) {
@@ -94,14 +94,14 @@ func TestAReversalHasTheIdentityOfItsOriginal(t *testing.T) {
 		acquirer string // DE 32 of the reversal
 		want     []string
 	}{
-		{"by DE 90", "0100" + "000777" + "1122110000" + "00000012345" + "00000000000", "99", []string{"010|1122110000|000777|TERM0001|12345"}},
-		{"of a repeat", "0101" + "000777" + "1122110000" + "00000012345" + "00000000000", "", []string{"010|1122110000|000777|TERM0001|12345"}},
-		{"of an advice", "0220" + "000777" + "1122110000" + "12345678901" + "00000000001", "", []string{"022|1122110000|000777|TERM0001|12345678901"}},
-		{"without an acquirer anywhere", "0200" + "000777" + "1122110000" + "00000000000" + "00000000000", "", []string{"020|1122110000|000777|TERM0001|"}},
+		{"by DE 90", "0100" + "000777" + "1122110000" + "00000012345" + "00000000000", "99", []string{"010|1122110000|000777|TERM0001"}},
+		{"of a repeat", "0101" + "000777" + "1122110000" + "00000012345" + "00000000000", "", []string{"010|1122110000|000777|TERM0001"}},
+		{"of an advice", "0220" + "000777" + "1122110000" + "12345678901" + "00000000001", "", []string{"022|1122110000|000777|TERM0001"}},
+		{"without an acquirer anywhere", "0200" + "000777" + "1122110000" + "00000000000" + "00000000000", "", []string{"020|1122110000|000777|TERM0001"}},
 		{"with an acquirer of its own alone", "0200" + "000777" + "1122110000" + "00000000000" + "00000000000", "0012345",
-			[]string{"020|1122110000|000777|TERM0001|12345", "020|1122110000|000777|TERM0001|"}},
-		{"without DE 90", "", "12345", all("1123120059|000042|TERM0001|12345")},
-		{"without DE 90 and DE 32", "", "", all("1123120059|000042|TERM0001|")},
+			[]string{"020|1122110000|000777|TERM0001"}},
+		{"without DE 90", "", "12345", all("1123120059|000042|TERM0001")},
+		{"without DE 90 and DE 32", "", "", all("1123120059|000042|TERM0001")},
 		{"of a reversal", "0420" + "000777" + "1122110000" + "00000012345" + "00000000000", "12345", nil},
 		{"of network management", "0800" + "000777" + "1122110000" + "00000012345" + "00000000000", "12345", nil},
 		{"of an answer", "0110" + "000777" + "1122110000" + "00000012345" + "00000000000", "12345", nil},
@@ -523,4 +523,20 @@ func FuzzKept(f *testing.F) {
 		_ = messages.NewReversal(original, card.PAN{}, "")
 		_, _ = messages.NewAdvice(original, card.PAN{}, nil)
 	})
+}
+
+// Text of a host that does not write UTF-8 is the same bytes when it comes back: a reversal that repeats others would not match.
+func TestKeptBytesThatAreNotUTF8ComeBack(t *testing.T) {
+	m := request(t)
+	m.Set(messages.Merchant, "CAF\xe9 \xff       ")
+	text, err := json.Marshal(m.Original())
+	var original messages.Original
+	if err != nil || json.Unmarshal(text, &original) != nil || original.Get(messages.Merchant) != m.Get(messages.Merchant) {
+		t.Errorf("got %q of %s, %v", original.Get(messages.Merchant), text, err)
+	}
+	for _, wrong := range []string{`{"mti":"0100","merchant.hex":"4"}`, `{"mti":"0100","pan.hex":"34"}`} {
+		if err := json.Unmarshal([]byte(wrong), &original); err == nil {
+			t.Errorf("%s is read", wrong)
+		}
+	}
 }

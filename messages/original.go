@@ -12,8 +12,8 @@ import (
 // DE 90 or its own elements. authorizationID is DE 38 of the answer, "" if there was none.
 func NewReversal(o Original, pan card.PAN, authorizationID string) *Message {
 	m := New(ReversalAdvice)
-	for e, value := range o.values {
-		m.Set(e, value)
+	for _, e := range originalElements { // of an advice, more was kept
+		m.Set(e, o.Get(e))
 	}
 	m.SetPAN(pan)
 	m.Set(AuthorizationID, authorizationID)

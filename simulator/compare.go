@@ -17,7 +17,7 @@ type Account struct {
 	STAN              string       `json:"stan"` // at the processor
 	TransmissionTime  string       `json:"transmission_time"`
 	UpstreamSTAN      string       `json:"upstream_stan"`
-	UpstreamKey       string       `json:"upstream_key"` // 010|DE 7|STAN|DE 41|DE 32: how the upstream names it
+	UpstreamKey       string       `json:"upstream_key"` // 010|DE 7|STAN|DE 41: how the upstream names it
 	Terminal          string       `json:"terminal"`
 	Amount            string       `json:"amount"`          // minor units
 	ApprovedAmount    string       `json:"approved_amount"` // "" if it is the amount
@@ -326,7 +326,7 @@ func (c *comparison) adviceOf(e *Entry) *Account {
 }
 
 func (c *comparison) find(e *Entry, mti messages.MTI, transmissionTime, stan string) *Account {
-	key := strings.Join([]string{string(mti[:3]), transmissionTime, stan, e.Terminal, strings.TrimLeft(e.AcquirerID, "0")}, "|")
+	key := strings.Join([]string{string(mti[:3]), transmissionTime, stan, e.Terminal}, "|")
 	if a := c.byUpstream[key]; a != nil {
 		return a
 	}

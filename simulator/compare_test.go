@@ -156,7 +156,7 @@ func TestWhatDoesNotAgreeIsFound(t *testing.T) {
 		}, "never asked for"},
 		{"a hold that nobody asked for", func(p *play) {
 			a, h := *p.account(kept), *p.hold(kept)
-			a.STAN, a.UpstreamSTAN, a.UpstreamKey, h.STAN = "900001", "900001", "010|1125101112|900001|SIM00001|12345", "900001"
+			a.STAN, a.UpstreamSTAN, a.UpstreamKey, h.STAN = "900001", "900001", "010|1125101112|900001|SIM00001", "900001"
 			p.journal, p.ledger.Holds = append(p.journal, a), append(p.ledger.Holds, h)
 		}, "never asked for"},
 		{"a request that went out twice", func(p *play) {

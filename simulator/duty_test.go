@@ -454,7 +454,7 @@ func accountsOf(ledger simulator.Snapshot) []simulator.Account {
 	var accounts []simulator.Account
 	for i, h := range ledger.Holds {
 		a := simulator.Account{ID: int64(i + 1), MTI: h.MTI, STAN: h.STAN, TransmissionTime: h.TransmissionTime, UpstreamSTAN: h.STAN, Terminal: h.Terminal,
-			UpstreamKey: strings.Join([]string{string(h.MTI[:3]), h.TransmissionTime, h.STAN, h.Terminal, "12345"}, "|"),
+			UpstreamKey: strings.Join([]string{string(h.MTI[:3]), h.TransmissionTime, h.STAN, h.Terminal}, "|"),
 			Amount:      fmt.Sprintf("%012d", h.Amount), Outcome: "approved", ResponseCode: h.ResponseCode}
 		switch {
 		case h.Advice:

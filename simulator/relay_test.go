@@ -86,8 +86,7 @@ func (r *relay) handle(ctx context.Context, m *messages.Message) *messages.Messa
 	if m.MTI.Class() == messages.Reversal {
 		return messages.NewAnswer(m, r.reverse(ctx, m))
 	}
-	key := strings.Join([]string{string(m.MTI[:3]), m.Get(messages.TransmissionTime), m.Get(messages.STAN), m.Get(messages.Terminal),
-		m.Get(messages.AcquirerID)}, "|")
+	key := strings.Join([]string{string(m.MTI[:3]), m.Get(messages.TransmissionTime), m.Get(messages.STAN), m.Get(messages.Terminal)}, "|")
 	c, first := r.find(key, m.Get(messages.STAN))
 	if first || r.forgets {
 		r.carry(ctx, c, m)
@@ -172,7 +171,7 @@ func (r *relay) insist(ctx context.Context, request *simulator.Request, codes ..
 func (r *relay) reverse(ctx context.Context, m *messages.Message) string {
 	original := m.Get(messages.OriginalData)
 	stan := original[4:10]
-	key := strings.Join([]string{original[:3], original[10:20], stan, m.Get(messages.Terminal), m.Get(messages.AcquirerID)}, "|")
+	key := strings.Join([]string{original[:3], original[10:20], stan, m.Get(messages.Terminal)}, "|")
 	c, first := r.find(key, stan)
 	if first {
 		c.account.Outcome, c.account.Reason, c.code = "not_sent", "reversed_first", "21"

@@ -93,12 +93,13 @@ ALTER TABLE events_2 RENAME TO events;
 
 CREATE UNIQUE INDEX transactions_upstream_key ON transactions (upstream, upstream_key) WHERE upstream_key IS NOT NULL;
 
--- And DE 32 at their end has no leading zeros, because DE 90 pads it with them.
-UPDATE OR IGNORE transactions SET upstream_key = substr(upstream_key, 1, length(upstream_key) - length(acquirer_id)) || ltrim(acquirer_id, '0')
-	WHERE acquirer_id LIKE '0%' AND substr(upstream_key, -length(acquirer_id) - 1) = '|' || acquirer_id;
+-- And they do not end in DE 32 any more, because the DE 90 of a reversal may leave it open.
+UPDATE OR IGNORE transactions SET upstream_key = substr(upstream_key, 1, length(upstream_key) - length(acquirer_id) - 1)
+	WHERE substr(upstream_key, -length(acquirer_id) - 1) = '|' || acquirer_id;
 
 CREATE INDEX transactions_open ON transactions (id) WHERE outcome IS NULL;
 CREATE INDEX transactions_stan ON transactions (stan);
 CREATE INDEX transactions_rrn ON transactions (rrn);
 CREATE UNIQUE INDEX owed_transaction ON owed (transaction_id, kind);
-CREATE INDEX owed_open ON owed (id) WHERE state <> 'acknowledged';
+CREATE INDEX owed_open ON owed (id) WHERE state = 'owed';
+CREATE INDEX owed_parked ON owed (id) WHERE state = 'parked';
