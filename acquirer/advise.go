@@ -74,9 +74,9 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	msg := messages.ForProcessor(v.Message, numbers, a.started.UTC().Format(transmissionTime))
 	defer msg.Clear()
 
-	// What is sensitive is sealed, or may not be stored and does not go on. What is left must fit the processor's dialect: later nobody could
-	// be told that it does not.
-	rest, err := msg.Rest()
+	// What is sensitive is sealed, if the upstream's dialect allows it to be stored; tracks and PIN block never go on. What is left must fit
+	// the processor's dialect: later nobody could be told that it does not.
+	rest, err := msg.Rest(dialect.Advices.Stored)
 	defer clear(rest)
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)

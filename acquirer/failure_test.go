@@ -326,7 +326,7 @@ var duties = []duty{
 // fullAdvice is an advice with something to seal.
 func (w *world) fullAdvice() acquirer.Request {
 	advice := w.advice()
-	advice.Message.SetSensitive(messages.AdditionalData, "PRIVATE")
+	advice.Message.SetSensitive(accountFrom, "ACCOUNT")
 	return advice
 }
 

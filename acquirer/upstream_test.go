@@ -400,6 +400,9 @@ func TestAReversalWhoseOriginalIsNotOnRecordIsForwardedIfTheDialectSaysSo(t *tes
 	})
 }
 
+// accountFrom is DE 102, which the dialects of these tests allow to be stored.
+const accountFrom messages.Element = 102
+
 func TestAnAdviceIsOursOnceItIsAnswered(t *testing.T) {
 	for _, restarts := range []bool{false, true} {
 		t.Run(fmt.Sprintf("restarted %v", restarts), func(t *testing.T) {
@@ -413,7 +416,7 @@ func TestAnAdviceIsOursOnceItIsAnswered(t *testing.T) {
 				}
 				advice := w.advice()
 				advice.Message.SetSensitive(messages.Expiry, "2912")
-				advice.Message.SetSensitive(messages.AdditionalData, "PRIVATE")
+				advice.Message.SetSensitive(accountFrom, "ACCOUNT")
 				advice.Message.SetSensitive(messages.ChipData, "\x57\x02\x41\x11\x9a\x03\x26\x11\x25")
 				for range 3 {
 					if answer := w.advise(advice); codeOf(answer) != "00" || answer.MTI != "0230" {
@@ -435,7 +438,7 @@ func TestAnAdviceIsOursOnceItIsAnswered(t *testing.T) {
 						want = "0220"
 					}
 					if sent.MTI != want || sent.Get(messages.STAN) != row.STAN || sent.PAN().Reveal() != testPAN || sent.Get(messages.AuthorizationID) != "654321" ||
-						sent.Reveal(messages.Expiry) != "2912" || sent.Reveal(messages.AdditionalData) != "PRIVATE" ||
+						sent.Reveal(messages.Expiry) != "2912" || sent.Reveal(accountFrom) != "ACCOUNT" ||
 						sent.Reveal(messages.ChipData) != "\x9a\x03\x26\x11\x25" {
 						t.Errorf("sent %v", sent)
 					}
@@ -455,8 +458,9 @@ func TestAnAdviceThatIsRefusedIsNotRecorded(t *testing.T) {
 		{"no HSM", func(w *world, _ *messages.Message) { w.vault.(*vault).err = hsm.ErrUnavailable }, "96"},
 		{"chip data that cannot be read", func(_ *world, m *messages.Message) { m.SetSensitive(messages.ChipData, "\x57\x7f\x41") }, "30"},
 		{"more than the processor's dialect has room for", func(_ *world, m *messages.Message) {
-			m.SetSensitive(messages.AdditionalData, strings.Repeat("x", 1200))
+			m.SetSensitive(accountFrom, strings.Repeat("x", 40))
 		}, "30"},
+		{"what may not be stored", func(_ *world, m *messages.Message) { m.SetSensitive(messages.AdditionalData, "CVV2 123") }, "30"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

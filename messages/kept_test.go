@@ -304,6 +304,22 @@ func TestCardNumbersInTextAreMasked(t *testing.T) {
 	}
 }
 
+// storable are the elements that the advices of these tests may have stored.
+var storable = []int{14, 34, 48, 55}
+
+func TestAnAdviceWithWhatMayNotBeStoredIsRefused(t *testing.T) {
+	for _, e := range []messages.Element{messages.AdditionalData, 62, 96, 127} {
+		m := messages.New(messages.FinancialAdvice)
+		m.SetSensitive(messages.Expiry, "2912")
+		m.SetSensitive(e, "CVV2 123")
+		rest, err := m.Rest([]int{14, 55})
+		var format *messages.FormatError
+		if !errors.As(err, &format) || format.Element != e || rest != nil || strings.Contains(err.Error(), "123") {
+			t.Errorf("%s: %q, %v", e, rest, err)
+		}
+	}
+}
+
 // advice is one with all that may come with it.
 func advice(t testing.TB) *messages.Message {
 	m := request(t)
@@ -325,7 +341,7 @@ func advice(t testing.TB) *messages.Message {
 func TestAnAdviceIsBuiltAgainWithoutWhatMayNotBeStored(t *testing.T) {
 	m := advice(t)
 	before := strings.Join(lines(m), "\n")
-	rest, err := m.Rest()
+	rest, err := m.Rest(storable)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +397,7 @@ func TestWhatMayNeverBeStoredLeavesTheChipDataInAnyNesting(t *testing.T) {
 		} {
 			m := messages.New(messages.FinancialAdvice)
 			m.SetSensitive(messages.ChipData, string(unhex(t, data)))
-			rest, err := m.Rest()
+			rest, err := m.Rest(storable)
 			if err != nil {
 				t.Errorf("%s %s: %v", tag, name, err)
 				continue
@@ -409,7 +425,7 @@ func TestChipDataThatCannotBeReadIsNotKept(t *testing.T) {
 	} {
 		m := messages.New(messages.FinancialAdvice)
 		m.SetSensitive(messages.ChipData, string(unhex(t, data)))
-		rest, err := m.Rest()
+		rest, err := m.Rest(storable)
 		var format *messages.FormatError
 		if name == "a length without an end" && err == nil { // read as a length of zero
 			continue
@@ -426,7 +442,7 @@ func TestAnAdviceWithoutARest(t *testing.T) {
 	m.SetPAN(pan(t))
 	m.SetSensitive(messages.MAC, "12345678")
 	m.SetSensitive(messages.ChipData, string(unhex(t, "5A084111111111111111")))
-	rest, err := m.Rest()
+	rest, err := m.Rest(storable)
 	if err != nil || rest != nil {
 		t.Fatalf("rest %q, %v", rest, err)
 	}
@@ -458,7 +474,7 @@ func FuzzRest(f *testing.F) {
 		m := messages.New(messages.FinancialAdvice)
 		m.SetSensitive(messages.ChipData, string(chip))
 		m.SetSensitive(messages.AdditionalData, string(private))
-		rest, err := m.Rest()
+		rest, err := m.Rest(storable)
 		if err != nil {
 			var format *messages.FormatError
 			if !errors.As(err, &format) || format.Element != messages.ChipData || rest != nil {
@@ -471,7 +487,7 @@ func FuzzRest(f *testing.F) {
 			t.Fatalf("got %v, %v", again, err)
 		}
 		// What may be stored once may be stored again: nothing is left in it.
-		twice, err := again.Rest()
+		twice, err := again.Rest(storable)
 		if err != nil || string(twice) != string(rest) {
 			t.Fatalf("%s and then %s, %v", rest, twice, err)
 		}
@@ -479,7 +495,7 @@ func FuzzRest(f *testing.F) {
 }
 
 func FuzzNewAdvice(f *testing.F) {
-	rest, err := advice(f).Rest()
+	rest, err := advice(f).Rest(storable)
 	if err != nil {
 		f.Fatal(err)
 	}

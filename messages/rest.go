@@ -14,18 +14,24 @@ import (
 var neverStored = append([]Element{PAN, Track1, Track2, Track3}, cryptograms...)
 
 // neverStoredTags are those of DE 55 for the same reason: the tracks' equivalents and discretionary data, the PIN that was entered (99),
-// and the PAN, which DE 2 has (EMV Book 3, annex A).
-var neverStoredTags = []string{"56", "57", "5A", "99", "9F1F", "9F20", "9F6B"}
+// and the PAN, which DE 2 has (EMV Book 3, annex A); the dynamic verification codes (9F60, 9F61: EMV Contactless C-2, annex A).
+var neverStoredTags = []string{"56", "57", "5A", "99", "9F1F", "9F20", "9F60", "9F61", "9F6B"}
 
-// Rest is the sensitive part of an advice that may be stored sealed: all of it but the PAN, what may never be stored, and that part of
-// the chip data. It is nil if there is none; its holder clears it. Its error is a *FormatError: chip data that cannot be read, so that
-// nobody knows what it holds.
-func (m *Message) Rest() ([]byte, error) {
+// Rest is the sensitive part of an advice that is stored sealed: the elements that its dialect allows to be stored, without that part of the
+// chip data which may never be. The PAN is not in it, nor is what may never be stored at all, which does not go on. It is nil if there is
+// none; its holder clears it.
+//
+// Its error is a *FormatError: chip data that cannot be read, so that nobody knows what it holds, or another sensitive element that the
+// dialect does not list. It could hold a card verification value, and left out in silence it would be missed.
+func (m *Message) Rest(storable []int) ([]byte, error) {
 	sensitive := map[Element][]byte{}
 	for _, entry := range m.elements {
 		e, value := entry.element, entry.value
 		if !e.Sensitive() || slices.Contains(neverStored, e) {
 			continue
+		}
+		if !slices.Contains(storable, int(e)) {
+			return nil, &FormatError{e, "may not be stored, as an advice must be"}
 		}
 		if e == ChipData {
 			var err error

@@ -54,6 +54,11 @@ type Dialect struct {
 	// Reversal says how reversals and advices go to this party and which answers settle them, and what becomes of those that it sends.
 	Reversal Reversal `yaml:"reversal"`
 
+	// Advices say what of this party's advices may be stored until the processor has them.
+	Advices struct {
+		Stored []int `yaml:"stored"` // sensitive elements, sealed: none that can hold a card verification value
+	} `yaml:"advices"`
+
 	// Answers are the response codes of answers that acquirerd gives itself, when this party is the one that asked.
 	Answers Answers `yaml:"answers"`
 
@@ -252,6 +257,7 @@ func (d *Dialect) lint() []error {
 	fields("match.transaction", d.Match.Transaction)
 	fields("match.network_management", d.Match.NetworkManagement)
 	fields("echoed", d.Echoed)
+	fields("advices.stored", d.Advices.Stored)
 	for path, key := range map[string][]int{"match.transaction": d.Match.Transaction, "match.network_management": d.Match.NetworkManagement} {
 		if !slices.Contains(key, 11) || len(key) < 2 {
 			fault(path, "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
