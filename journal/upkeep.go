@@ -129,6 +129,18 @@ func (r *pruneRecord) delete(w *writer, query string, last int64) (err error) {
 
 func (r *pruneRecord) done(_ *Journal, err error) { r.answer(err) }
 
+// Vacuum writes the file anew without the room that deleted rows have left. Run must not have been called. The file system needs room for a
+// second copy; a crash leaves the file as it was.
+func (j *Journal) Vacuum() error {
+	if j.started.Load() {
+		panic("journal: vacuuming while it runs")
+	}
+	if err := j.writer.conn.execute("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		return fmt.Errorf("vacuuming journal %s: %w", j.path, err)
+	}
+	return nil
+}
+
 // scanRow reads the writer's rows as database/sql would: the columns that a debt has are integers, texts and blobs.
 func scanRow(row []driver.Value) scanner {
 	return func(into ...any) error {

@@ -67,7 +67,7 @@ func TestBadInputIsOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"pay"}, 2, `unknown command "pay"`},
-		{[]string{"journal"}, 2, "which of list, owed?"},
+		{[]string{"journal"}, 2, "which of list, owed, show, release, park, prune, export?"},
 		{[]string{"journal", "lst"}, 2, `unknown command "lst"`},
 		{[]string{"serve", "now"}, 2, "unknown command"},
 		{[]string{"serve", "--fast"}, 2, "unknown flag: --fast"},
@@ -79,8 +79,17 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"journal", "list", "--stan", "1"}, 2, `--stan "1" is not six digits`},
 		{[]string{"journal", "list", "--stan", "abcdef"}, 2, `--stan "abcdef" is not six digits`},
 		{[]string{"journal", "list", "--rrn", "abc"}, 2, `--rrn "abc" is not twelve characters`},
-		{[]string{"journal", "list", "--outcome", "lost"}, 2, `--outcome "lost" is not one of approved, declined, not_sent, unknown, open`},
+		{[]string{"journal", "list", "--outcome", "lost"}, 2, `--outcome "lost" is not one of approved, declined, not_sent, unknown, accepted, open`},
 		{[]string{"journal", "owed", "--state", "paid"}, 2, `--state "paid" is not one of owed, acknowledged, parked`},
+		{[]string{"journal", "show"}, 2, "accepts 1 arg(s), received 0"},
+		{[]string{"journal", "show", "x"}, 2, `"x" is not the ID of a transaction`},
+		{[]string{"journal", "release"}, 2, "release: name IDs, or --all"},
+		{[]string{"journal", "release", "--all", "1"}, 2, "release: name IDs, or --all"},
+		{[]string{"journal", "release", "0"}, 2, `"0" is not the ID of something owed`},
+		{[]string{"journal", "park"}, 2, "requires at least 1 arg(s)"},
+		{[]string{"journal", "park", "-1"}, 2, "unknown shorthand flag"},
+		{[]string{"journal", "prune"}, 2, "--keep 0s is shorter than 48h0m0s"},
+		{[]string{"journal", "export", "--since", "yesterday"}, 2, `--since "yesterday" is not a time such as 2026-11-25T00:00:00Z`},
 		{[]string{"keys", "generate", "--use", "pin-in"}, 2, "--label is missing"},
 		{[]string{"keys", "generate", "--label", "a\nb", "--use", "pin-in"}, 2, "--label is not 1 to 64 printable ASCII characters without spaces"},
 		{[]string{"keys", "generate", "--label", strings.Repeat("a", 65), "--use", "pin-in"}, 2, "--label is not 1 to 64"},
@@ -135,7 +144,7 @@ func TestInitCreatesAJournalOnce(t *testing.T) {
 	if got := command(t, "journal", "list", "--config", path, "--output", "json"); got != (result{0, "[]\n", ""}) {
 		t.Errorf("list: got %+v", got)
 	}
-	if got := command(t, "journal", "owed", "--config", path); got.code != 0 || !strings.HasPrefix(got.out, "ID  TRANSACTION  ENDPOINT") {
+	if got := command(t, "journal", "owed", "--config", path); got.code != 0 || !strings.HasPrefix(got.out, "ID  TRANSACTION  KIND  ENDPOINT") {
 		t.Errorf("owed: got %+v", got)
 	}
 	other := changed(t, "/var/lib/acquirerd/journal.db", journal, "station: acq01", "station: acq02")
@@ -171,15 +180,15 @@ func TestJournalListingsAreMasked(t *testing.T) {
 	rrn := regexp.MustCompile(`\b\d{12}\b`)
 	for _, c := range []struct{ args, want []string }{
 		{[]string{"journal", "list"}, []string{
-			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED",
-			"1 TIME pos-switch processor-a 0100 000001 N12 N12 978 411111******1111 unknown - - mismatch acknowledged"}},
+			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE",
+			"1 TIME pos-switch processor-a 0100 000001 N12 N12 978 411111******1111 unknown - - mismatch acknowledged -"}},
 		{[]string{"journal", "list", "--outcome", "approved"}, []string{
-			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED"}},
+			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE"}},
 		{[]string{"journal", "owed", "--state", "acknowledged"}, []string{
-			"ID TRANSACTION ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST",
-			"1 1 processor-a 000001 N12 N12 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 -"}},
+			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST",
+			"1 1 reversal processor-a 000001 N12 N12 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 -"}},
 		{[]string{"journal", "owed", "--state", "parked"}, []string{
-			"ID TRANSACTION ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST"}},
+			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST"}},
 	} {
 		got := command(t, append(c.args, "--config", path)...)
 		var lines []string

@@ -31,8 +31,13 @@ func (d *daemon) serveOperations(ctx context.Context, listener net.Listener) err
 	server := &http.Server{Handler: d.operations(), ReadHeaderTimeout: operationsHeaderTimeout, ReadTimeout: operationsTimeout,
 		WriteTimeout: operationsTimeout, IdleTimeout: operationsIdleTimeout, MaxHeaderBytes: operationsHeaderBytes,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
+	return untilDone(ctx, server, newLimited(listener, operationsConnections))
+}
+
+// untilDone serves until ctx ends.
+func untilDone(ctx context.Context, server *http.Server, listener net.Listener) error {
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(newLimited(listener, operationsConnections)) }()
+	go func() { ended <- server.Serve(listener) }()
 	select {
 	case err := <-ended:
 		return err

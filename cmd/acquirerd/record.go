@@ -58,7 +58,7 @@ func (c *cli) journalCommands() *cobra.Command {
 
 	var owedFilter journal.OwedFilter
 	var state string
-	owed := c.command("owed", "List reversals that are or were owed, newest first, masked",
+	owed := c.command("owed", "List reversals and advices that are or were owed, newest first, masked",
 		"acquirerd journal owed --state owed\nacquirerd journal owed --state parked --output json",
 		cobra.NoArgs, func(ctx context.Context, _ []string) error {
 			owedFilter.State = journal.State(state)
@@ -67,11 +67,13 @@ func (c *cli) journalCommands() *cobra.Command {
 	owed.Flags().IntVar(&owedFilter.Limit, "limit", 100, "most rows")
 	owed.Flags().StringVar(&owedFilter.Endpoint, "endpoint", "", "only this endpoint")
 	owed.Flags().StringVar(&state, "state", "", "only this state: "+oneOf(states))
-	return c.group("journal", "Read the journal, also beside a running daemon", "acquirerd journal list --limit 20\nacquirerd journal owed", list, owed)
+	return c.group("journal", "Read the journal and keep it, also beside a running daemon",
+		"acquirerd journal list --limit 20\nacquirerd journal owed --state parked\nacquirerd journal release 12",
+		append([]*cobra.Command{list, owed}, c.upkeepCommands()...)...)
 }
 
 var (
-	outcomes = []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown, journal.StillOpen}
+	outcomes = []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown, journal.Accepted, journal.StillOpen}
 	states   = []journal.State{journal.StateOwed, journal.StateAcknowledged, journal.StateParked}
 )
 
@@ -109,10 +111,10 @@ func (c *cli) journalList(ctx context.Context, filter journal.Filter) error {
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Transaction{}, transactions...))
 		}
-		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED")
+		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED", "ADVICE")
 		for _, t := range transactions {
 			table.row(t.ID, clock(t.BegunAt), t.Upstream, t.Endpoint, t.MTI, t.STAN, t.RRN, t.Amount, t.Currency, t.MaskedPAN, t.Outcome,
-				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed)
+				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed, t.Advice)
 		}
 		return table.Flush()
 	})
@@ -133,9 +135,9 @@ func (c *cli) journalOwed(ctx context.Context, filter journal.OwedFilter) error 
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Owed{}, owed...))
 		}
-		table := c.table("ID", "TRANSACTION", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
+		table := c.table("ID", "TRANSACTION", "KIND", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
 		for _, o := range owed {
-			table.row(o.ID, o.TransactionID, o.Endpoint, o.Original.Get(messages.STAN), o.Original.Get(messages.RRN),
+			table.row(o.ID, o.TransactionID, o.Kind, o.Endpoint, o.Original.Get(messages.STAN), o.Original.Get(messages.RRN),
 				o.Original.Get(messages.Amount), o.Original.Get(messages.Currency), o.MaskedPAN, o.Reason, o.State, o.Attempts,
 				clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason)
 		}

@@ -158,6 +158,12 @@ func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
 	}
 	d.log.Info("recovered", "transactions", recovered)
 
+	control, err := d.listenControl()
+	if err != nil {
+		return at, err
+	}
+	d.start("control socket", func(ctx context.Context) error { return d.serveControl(ctx, control) })
+
 	d.start("links", d.runLinks)
 	d.start("forwarder", d.desk.Run)
 	d.teardown.add("transactions in flight", nil, func() error { d.desk.Drain(); return nil })

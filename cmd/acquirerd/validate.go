@@ -100,6 +100,10 @@ func (f *faults) validate(c *Config) {
 	f.oneOf("environment", c.Environment, "production", "test")
 	f.oneOf("journal.engine", c.Journal.Engine, "sqlite")
 	f.given("journal.path", c.Journal.Path)
+	if path := socketPath(c); len(path) > longestSocketPath {
+		f.add("journal.path", "%d bytes are too long: the control socket stands beside it, and its path may have %d", len(c.Journal.Path),
+			longestSocketPath-len(path)+len(c.Journal.Path))
+	}
 	f.count("journal.batch", c.Journal.Batch, 100_000)
 	f.count("journal.queue", c.Journal.Queue, 1_000_000)
 	f.validateHSM(&c.HSM)

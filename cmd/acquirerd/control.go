@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"acquirerd/journal"
+)
+
+// The control socket is how the commands that change something reach a running daemon: HTTP over a Unix socket beside the journal, which
+// only the daemon's own user and root can use. Without a daemon the same commands work on the journal themselves.
+
+// longestSocketPath is that of a Unix socket's address on Linux, without its end.
+const longestSocketPath = 107
+
+// socketPath is beside the journal, so that it is as private, and there is one for each.
+func socketPath(cfg *Config) string { return cfg.Journal.Path + ".sock" }
+
+// An upkeep changes what is owed and what is kept: the journal, or a daemon that holds it.
+type upkeep interface {
+	Release(ctx context.Context, id journal.OwedID) error
+	Park(ctx context.Context, id journal.OwedID) error
+	Prune(ctx context.Context, before time.Time, most int) (int, error)
+}
+
+// listenControl opens the socket. The journal is ours, so a socket that is there already is one that a daemon left behind.
+func (d *daemon) listenControl() (net.Listener, error) {
+	path := socketPath(d.cfg)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening control socket: %w", err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("opening control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening control socket: %w", err), listener.Close())
+	}
+	return ownUser{listener}, nil
+}
+
+// ownUser accepts connections of this process's own user and of root. The socket's permissions say the same; this holds also for the
+// moment before they were set.
+type ownUser struct{ *net.UnixListener }
+
+// Accept drops the connections of others.
+func (l ownUser) Accept() (net.Conn, error) {
+	for {
+		connection, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if isOwnUser(connection) {
+			return connection, nil
+		}
+		_ = connection.Close()
+	}
+}
+
+func isOwnUser(connection *net.UnixConn) bool {
+	raw, err := connection.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) //nolint:gosec // a file descriptor
+	return err == nil && failed == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
+}
+
+// serveControl answers commands until ctx ends.
+func (d *daemon) serveControl(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{Handler: d.control(), ReadHeaderTimeout: operationsHeaderTimeout, MaxHeaderBytes: operationsHeaderBytes,
+		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
+	return untilDone(ctx, server, listener)
+}
+
+func (d *daemon) control() http.Handler {
+	mux := http.NewServeMux()
+	change := func(name string, do func(context.Context, journal.OwedID) error) {
+		mux.HandleFunc("POST /owed/{id}/"+name, func(w http.ResponseWriter, r *http.Request) {
+			id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
+			if err != nil {
+				refuseControl(w, http.StatusBadRequest, errors.New("the ID is not a number"))
+				return
+			}
+			if err := do(r.Context(), journal.OwedID(id)); err != nil {
+				refuseControl(w, http.StatusConflict, err)
+				return
+			}
+			d.log.Warn("changed by an operator", "command", name, "owed", id)
+			answer(w, http.StatusOK, map[string]int64{"id": id})
+		})
+	}
+	change("release", d.journal.Release)
+	change("park", d.journal.Park)
+	mux.HandleFunc("POST /journal/prune", func(w http.ResponseWriter, r *http.Request) {
+		before, errBefore := time.Parse(time.RFC3339, r.URL.Query().Get("before"))
+		most, errMost := strconv.Atoi(r.URL.Query().Get("most"))
+		if err := errors.Join(errBefore, errMost); err != nil {
+			refuseControl(w, http.StatusBadRequest, errors.New("before or most is missing"))
+			return
+		}
+		pruned, err := d.journal.Prune(r.Context(), before, most)
+		if err != nil {
+			refuseControl(w, http.StatusServiceUnavailable, err)
+			return
+		}
+		answer(w, http.StatusOK, map[string]int{"pruned": pruned})
+	})
+	return mux
+}
+
+func refuseControl(w http.ResponseWriter, code int, err error) {
+	answer(w, code, map[string]string{"error": oneLine(err)})
+}
+
+// changeJournal lets do work on the journal of the config: through the daemon that holds it, or by itself if there is none.
+func (c *cli) changeJournal(ctx context.Context, do func(upkeep) error) error {
+	cfg, err := c.loadParts("station", "journal")
+	if err != nil {
+		return err
+	}
+	remote := newRemote(socketPath(cfg))
+	if remote.listens(ctx) {
+		return do(remote)
+	}
+	return c.openJournal(ctx, cfg, func(j *journal.Journal) error { return do(j) })
+}
+
+// A remote is a running daemon's upkeep.
+type remote struct {
+	path   string
+	client http.Client
+}
+
+func newRemote(path string) *remote {
+	r := &remote{path: path}
+	r.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", r.path)
+	}}
+	return r
+}
+
+// listens reports whether a daemon answers there.
+func (r *remote) listens(ctx context.Context) bool {
+	connection, err := (&net.Dialer{}).DialContext(ctx, "unix", r.path)
+	if err != nil {
+		return false
+	}
+	return connection.Close() == nil
+}
+
+// post sends a command and reads its result into result.
+func (r *remote) post(ctx context.Context, path string, result any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://acquirerd"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := r.client.Do(request)
+	if err != nil {
+		return fmt.Errorf("asking the daemon: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }() // read whole, or of no use
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+	if err != nil {
+		return fmt.Errorf("asking the daemon: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		refusal := struct {
+			Error string `json:"error"`
+		}{"it answers " + response.Status}
+		_ = json.Unmarshal(body, &refusal) // else the status has to do
+		return errors.New(refusal.Error)
+	}
+	if err := json.Unmarshal(body, result); err != nil {
+		return fmt.Errorf("asking the daemon: %w", err)
+	}
+	return nil
+}
+
+// Release is journal.Release.
+func (r *remote) Release(ctx context.Context, id journal.OwedID) error {
+	return r.post(ctx, fmt.Sprintf("/owed/%d/release", id), &struct{}{})
+}
+
+// Park is journal.Park.
+func (r *remote) Park(ctx context.Context, id journal.OwedID) error {
+	return r.post(ctx, fmt.Sprintf("/owed/%d/park", id), &struct{}{})
+}
+
+// Prune is journal.Prune.
+func (r *remote) Prune(ctx context.Context, before time.Time, most int) (int, error) {
+	query := url.Values{"before": {before.UTC().Format(time.RFC3339)}, "most": {strconv.Itoa(most)}}
+	var result struct {
+		Pruned int `json:"pruned"`
+	}
+	err := r.post(ctx, "/journal/prune?"+query.Encode(), &result)
+	return result.Pruned, err
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"acquirerd/journal"
+)
+
+// leastKept is the shortest time for which transactions are kept: an upstream repeats and reverses for a day or so, and finds its
+// original only while it is there (STANDARDS: ISO-19).
+const leastKept = 48 * time.Hour
+
+// prunedAtOnce bounds one record of pruning, so that transactions do not wait for it.
+const prunedAtOnce = 1000
+
+func (c *cli) upkeepCommands() []*cobra.Command {
+	show := c.command("show ID", "Show one transaction with all that was owed for it and its history, masked", "acquirerd journal show 4711",
+		cobra.ExactArgs(1), c.journalShow)
+
+	var all bool
+	release := c.command("release ID...", "Send what is parked again",
+		"acquirerd journal release 12\nacquirerd journal release --all", cobra.ArbitraryArgs, func(ctx context.Context, args []string) error {
+			return c.journalRelease(ctx, args, all)
+		})
+	release.Long = "Release makes parked reversals and advices owed again, due at once; the next send is marked as a repeat. IDs are those of\n" +
+		"journal owed. It works beside a running daemon and without one; then the next start sends them."
+	release.Flags().BoolVar(&all, "all", false, "all that are parked")
+
+	park := c.command("park ID...", "Set what is owed aside: it is not sent any more until it is released", "acquirerd journal park 12",
+		cobra.MinimumNArgs(1), func(ctx context.Context, args []string) error {
+			return c.eachOwed(ctx, args, "parked", upkeep.Park)
+		})
+
+	var keep time.Duration
+	var vacuum bool
+	prune := c.command("prune", "Delete old transactions that owe nothing",
+		"acquirerd journal prune --keep 2160h\nacquirerd journal prune --keep 2160h --vacuum", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+			return c.journalPrune(ctx, keep, vacuum)
+		})
+	prune.Long = "Prune deletes transactions that ended before the time to keep and owe nothing. What is open, owed or parked stays. A repeat or a\n" +
+		"reversal of what was deleted does not find it any more. It works beside a running daemon; --vacuum, which makes the file small, does not."
+	prune.Flags().DurationVar(&keep, "keep", 0, "how long transactions are kept, at least "+leastKept.String())
+	prune.Flags().BoolVar(&vacuum, "vacuum", false, "give the room back to the file system; the daemon must not run")
+
+	var since, until, file string
+	export := c.command("export", "Write transactions with all that belongs to them as lines of JSON, masked",
+		"acquirerd journal export --since 2026-11-24T00:00:00Z --until 2026-11-25T00:00:00Z --file day.jsonl", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.journalExport(ctx, since, until, file) })
+	export.Flags().StringVar(&since, "since", "", "begun at or after this time, RFC 3339")
+	export.Flags().StringVar(&until, "until", "", "begun before this time, RFC 3339")
+	export.Flags().StringVar(&file, "file", "-", "a new file; - is standard output")
+	return []*cobra.Command{show, release, park, prune, export}
+}
+
+func (c *cli) journalShow(ctx context.Context, args []string) error {
+	id, err := strconv.ParseInt(args[0], 10, 64)
+	if err != nil || id < 1 {
+		return usagef("%q is not the ID of a transaction", args[0])
+	}
+	return c.readJournal(func(r *journal.Reader) error {
+		d, err := r.Dossier(ctx, journal.TransactionID(id))
+		if err != nil {
+			return err
+		}
+		if d.Outcome == "" {
+			d.Outcome = journal.StillOpen
+		}
+		if c.output == "json" {
+			return c.printJSON(d)
+		}
+		about := c.table("FIELD", "VALUE")
+		for _, row := range [][2]any{{"id", d.ID}, {"upstream", d.Upstream}, {"upstream_stan", d.UpstreamSTAN}, {"upstream_rrn", d.UpstreamRRN},
+			{"endpoint", d.Endpoint}, {"mti", d.MTI}, {"stan", d.STAN}, {"rrn", d.RRN}, {"transmission_time", d.TransmissionTime},
+			{"terminal", d.Terminal}, {"merchant", d.Merchant}, {"amount", d.Amount}, {"currency", d.Currency}, {"pan", d.MaskedPAN},
+			{"outcome", d.Outcome}, {"response_code", d.ResponseCode}, {"authorization_id", d.AuthorizationID}, {"approved_amount", d.ApprovedAmount},
+			{"reason", d.Reason}, {"reversal", d.Transaction.Owed}, {"replacement_amount", d.Replacement}, {"advice", d.Advice},
+			{"begun", clock(d.BegunAt)}, {"finished", clock(d.FinishedAt)}} {
+			about.row(row[0], row[1])
+		}
+		if err := about.Flush(); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintln(c.out) // Flush tells
+		owed := c.table("OWED", "KIND", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
+		for _, o := range d.Owed {
+			owed.row(o.ID, o.Kind, o.Reason, o.State, o.Attempts, clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason)
+		}
+		if err := owed.Flush(); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintln(c.out)
+		history := c.table("AT", "STATE", "OWED", "DETAIL")
+		for _, e := range d.History {
+			about := ""
+			if e.OwedID != 0 {
+				about = fmt.Sprint(e.OwedID)
+			}
+			history.row(clock(e.At), e.State, about, e.Detail)
+		}
+		return history.Flush()
+	})
+}
+
+func (c *cli) journalRelease(ctx context.Context, args []string, all bool) error {
+	if all == (len(args) > 0) {
+		return usagef("release: name IDs, or --all")
+	}
+	if all {
+		err := c.readJournal(func(r *journal.Reader) error {
+			parked, err := r.Owed(ctx, journal.OwedFilter{State: journal.StateParked, Limit: mostRows})
+			for i := len(parked) - 1; i >= 0; i-- { // the oldest first
+				args = append(args, fmt.Sprint(parked[i].ID))
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return c.eachOwed(ctx, args, "released", upkeep.Release)
+}
+
+// eachOwed does something to each of the IDs, and says what was done. It ends at the first that fails.
+func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(upkeep, context.Context, journal.OwedID) error) error {
+	ids := make([]journal.OwedID, len(args))
+	for i, arg := range args {
+		id, err := strconv.ParseInt(arg, 10, 64)
+		if err != nil || id < 1 {
+			return usagef("%q is not the ID of something owed: see journal owed", arg)
+		}
+		ids[i] = journal.OwedID(id)
+	}
+	changed := []journal.OwedID{}
+	err := c.changeJournal(ctx, func(j upkeep) error {
+		for _, id := range ids {
+			if err := do(j, ctx, id); err != nil {
+				return err
+			}
+			changed = append(changed, id)
+			if c.output == "text" {
+				if _, err := fmt.Fprintf(c.out, "%s %d\n", done, id); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if c.output == "json" && (err == nil || len(changed) > 0) {
+		err = errors.Join(err, c.printJSON(map[string][]journal.OwedID{done: changed}))
+	}
+	return err
+}
+
+func (c *cli) journalPrune(ctx context.Context, keep time.Duration, vacuum bool) error {
+	if keep < leastKept {
+		return usagef("--keep %v is shorter than %v", keep, leastKept)
+	}
+	cfg, err := c.loadParts("station", "journal")
+	if err != nil {
+		return err
+	}
+	if vacuum && newRemote(socketPath(cfg)).listens(ctx) {
+		return errors.New("the daemon runs: --vacuum works only without it")
+	}
+	before, total := time.Now().Add(-keep), 0
+	err = c.changeJournal(ctx, func(j upkeep) error {
+		for pruned := prunedAtOnce; pruned == prunedAtOnce; {
+			var err error
+			if pruned, err = j.Prune(ctx, before, prunedAtOnce); err != nil {
+				return err
+			}
+			total += pruned
+		}
+		return nil
+	})
+	if err == nil && vacuum {
+		err = c.vacuum(cfg)
+	}
+	if err != nil {
+		return err
+	}
+	if c.output == "json" {
+		return c.printJSON(map[string]int{"pruned": total})
+	}
+	_, err = fmt.Fprintf(c.out, "pruned %d transactions that ended before %s\n", total, clock(before))
+	return err
+}
+
+func (c *cli) journalExport(ctx context.Context, since, until, file string) (err error) {
+	var times [2]time.Time
+	for i, text := range []string{since, until} {
+		if text == "" {
+			continue
+		}
+		if times[i], err = time.Parse(time.RFC3339, text); err != nil {
+			return usagef("--%s %q is not a time such as 2026-11-25T00:00:00Z", []string{"since", "until"}[i], text)
+		}
+	}
+	out := c.out
+	if file != "-" {
+		made, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator's own path
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, made.Close()) }()
+		out = made
+	}
+	lines := jsonLines(out)
+	return c.readJournal(func(r *journal.Reader) error {
+		return r.Export(ctx, times[0], times[1], func(d journal.Dossier) error {
+			if d.Outcome == "" {
+				d.Outcome = journal.StillOpen
+			}
+			return lines.Encode(d)
+		})
+	})
+}
+
+// openForChange opens the journal of the config, which no daemon may hold.
+func (c *cli) openForChange(cfg *Config) (*journal.Journal, error) {
+	return journal.Open(journal.Config{Path: cfg.Journal.Path, Station: cfg.Station, Batch: cfg.Journal.Batch, Queue: cfg.Journal.Queue},
+		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+}
+
+// openJournal lets work change the journal of the config.
+func (c *cli) openJournal(ctx context.Context, cfg *Config, work func(*journal.Journal) error) (err error) {
+	j, err := c.openForChange(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(running) }()
+	err = work(j)
+	stop()
+	return errors.Join(err, <-ended)
+}
+
+func (c *cli) vacuum(cfg *Config) error {
+	j, err := c.openForChange(cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(j.Vacuum(), j.Close())
+}
+
+// jsonLines encodes one value a line.
+func jsonLines(w io.Writer) *json.Encoder {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	return encoder
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"acquirerd/messages"
+)
+
+// What is parked is released beside a running daemon, which sends it at once, and without one, for the next start.
+func TestWhatIsParkedIsReleased(t *testing.T) {
+	var code atomic.Value // the processor's answer to reversals
+	code.Store("12")
+	site := newSite(t, newProcessor(t, func(request *messages.Message) *messages.Message {
+		if request.MTI.Class() == messages.Reversal {
+			return messages.NewAnswer(request, code.Load().(string))
+		}
+		return nil // no answer: the outcome is unknown
+	}))
+	site.change("backoff_min: 10ms", "reply_timeout: 500ms, write_timeout: 200ms, backoff_min: 10ms")
+	site.create()
+	path := site.config()
+	daemon := site.start()
+	daemon.inService(1)
+	for _, stan := range []string{"000001", "000002"} {
+		if got := daemon.dial().ask(authorization(stan, "")).Get(messages.ResponseCode); got != "91" {
+			t.Fatalf("got %q, want 91", got)
+		}
+		daemon.log.await(t, "reversal parked: it needs a person", func(line map[string]any) bool { return line["stan"] == stan })
+	}
+	code.Store("00")
+	if got := command(t, "journal", "release", "1", "--config", path); got != (result{0, "released 1\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+	daemon.log.await(t, "reversal", func(line map[string]any) bool {
+		return line["owed"] == 1. && line["result"] == "acknowledged" && line["mti"] == "0421"
+	})
+	for _, again := range []string{"1", "4711"} {
+		if got := command(t, "journal", "release", again, "--config", path); got.code != 1 || !strings.Contains(got.err, "not parked") {
+			t.Errorf("%s again: got %+v", again, got)
+		}
+	}
+	if got := command(t, "journal", "park", "1", "--config", path); got.code != 1 || !strings.Contains(got.err, "not owed, or an attempt is under way") {
+		t.Errorf("parking what is done: got %+v", got)
+	}
+	if got := command(t, "journal", "prune", "--keep", "48h", "--config", path, "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"pruned": 0`) {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "journal", "prune", "--keep", "48h", "--vacuum", "--config", path); got.code != 1 || !strings.Contains(got.err, "the daemon runs") {
+		t.Errorf("got %+v", got)
+	}
+	if info, err := os.Stat(site.journal + ".sock"); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info, err)
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+
+	// Without the daemon.
+	if got := command(t, "journal", "release", "--all", "--config", path, "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"released"`) {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "journal", "park", "2", "--config", path); got != (result{0, "parked 2\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "journal", "release", "2", "--config", path); got != (result{0, "released 2\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "journal", "prune", "--keep", "48h", "--vacuum", "--config", path); got.code != 0 || !strings.HasPrefix(got.out, "pruned 0 transactions") {
+		t.Errorf("got %+v", got)
+	}
+	daemon = site.start()
+	daemon.log.await(t, "reversal", func(line map[string]any) bool { return line["owed"] == 2. && line["result"] == "acknowledged" })
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	site.shows(t, path)
+}
+
+// shows reads what the test before has left: two transactions, released and reversed.
+func (*site) shows(t *testing.T, path string) {
+	t.Helper()
+	got := command(t, "journal", "show", "2", "--config", path)
+	for _, want := range []string{"outcome             unknown", "411111******1111", "released", "attempt_2", "acknowledged", "parked"} {
+		if got.code != 0 || !strings.Contains(got.out, want) {
+			t.Errorf("show has no %q: %+v", want, got)
+		}
+	}
+	if got := command(t, "journal", "show", "4711", "--config", path); got.code != 1 || !strings.Contains(got.err, "there is no such transaction") {
+		t.Errorf("got %+v", got)
+	}
+	file := filepath.Join(t.TempDir(), "day.jsonl")
+	since := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
+	if got := command(t, "journal", "export", "--since", since, "--file", file, "--config", path); got != (result{0, "", ""}) {
+		t.Errorf("got %+v", got)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	for _, line := range lines {
+		var dossier struct {
+			Outcome string           `json:"outcome"`
+			Owed    string           `json:"owed"`
+			Debts   []map[string]any `json:"debts"`
+			History []map[string]any `json:"history"`
+		}
+		if err := json.Unmarshal([]byte(line), &dossier); err != nil || dossier.Outcome != "unknown" || dossier.Owed != "acknowledged" ||
+			len(dossier.Debts) != 1 || len(dossier.History) < 5 {
+			t.Errorf("got %s, %v", line, err)
+		}
+	}
+	if len(lines) != 2 || strings.Contains(string(text), testPAN) {
+		t.Errorf("%d lines: %s", len(lines), text)
+	}
+	if got := command(t, "journal", "export", "--file", file, "--config", path); got.code != 1 || !strings.Contains(got.err, "file exists") {
+		t.Errorf("over a file: got %+v", got)
+	}
+	if got := command(t, "journal", "export", "--until", since, "--config", path); got != (result{0, "", ""}) {
+		t.Errorf("before: got %+v", got)
+	}
+}
