@@ -6,6 +6,7 @@
 //	Upstream    a client of the daemon's upstream door, with many requests in flight, that keeps a Book
 //	Book        every request with what the upstream was told: an answer, a timeout, a lost connection
 //	Duty        sends through an Upstream and brings each transaction to rest: repeats, reverses, completes, until it is taken
+//	Proxy       stands between two parties and cuts, tears, stalls, slows and half-opens their connections
 //	Load        sends through an Upstream at a rate that does not wait for answers, or with a fixed number in flight
 //	Card        a test card and what the processor does with it
 //	Key         a test zone PIN key in this process's memory
