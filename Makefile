@@ -27,8 +27,8 @@ check: deps ## gofmt, go vet, staticcheck and the other linters of .golangci.yml
 demo: build ## a token, a journal, a processor, the daemon and five transactions; stays up until Ctrl-C (ONCE=1: ends by itself)
 	@bin/acquirersim demo --acquirerd bin/acquirerd --dir .demo $(if $(ONCE),--once)
 
-chaos: build ## kill -9 the daemon under load KILLS=20 times and compare the ledgers; prints one JSON line
-	@bin/acquirersim chaos --acquirerd bin/acquirerd --kills $(KILLS)
+chaos: build ## kill -9 the daemon under load KILLS=20 times, with a full disk and a bad network, and compare the ledgers; one JSON line
+	@bin/acquirersim chaos --acquirerd bin/acquirerd --kills $(KILLS) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
 sim: deps ## run the seeded simulation SEEDS=100 times
 	go test -run 'Simulation' -count=1 . -args -seeds=$(or $(SEEDS),100)

@@ -23,7 +23,7 @@ import (
 	"acquirerd/simulator"
 )
 
-var kills = flag.Int("kills", 20, "how often the kill test kills the daemon")
+var kills = flag.Int("kills", 8, "how often the kill test kills the daemon")
 
 // buildDaemon builds the real binary, with the race detector, once for all tests.
 var buildDaemon = sync.OnceValues(func() (string, error) {
@@ -65,7 +65,8 @@ func daemon(t *testing.T) string {
 	return binary
 }
 
-// TestKill is make chaos: the real daemon under load, killed with SIGKILL at random moments, and the three ledgers compared.
+// TestKill is a short make chaos: the real daemon under load, its disk filled once, killed with SIGKILL at random moments, with a bad network
+// and a processor that is restarted; and the three ledgers compared.
 func TestKill(t *testing.T) {
 	result, err := simulator.Chaos(t.Context(), simulator.ChaosConfig{Dir: filepath.Join(t.TempDir(), "stage"), Daemon: daemon(t), Kills: *kills,
 		Rate: 300, Seed: uint64(time.Now().UnixNano()), Report: lines{t}})
@@ -79,6 +80,9 @@ func TestKill(t *testing.T) {
 	}
 	if result.Approved == 0 || result.Declined == 0 || result.Unknown == 0 || result.Reversed == 0 || result.Unanswered == 0 {
 		t.Error("the load did not meet what it is for")
+	}
+	if result.Kills != *kills || result.Cuts == 0 || result.ProcessorRestarts == 0 || result.DiskFills != 1 {
+		t.Error("the chaos did not do what it is for")
 	}
 }
 
@@ -94,9 +98,9 @@ func (l lines) Write(p []byte) (int, error) {
 // it has written.
 func TestNothingThatIsWrittenHoldsCardData(t *testing.T) {
 	secrets := &secrets{seen: map[string]string{}}
-	cast, err := simulator.NewCast(t.Context(), simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"), Daemon: daemon(t),
-		ReplyTimeout: time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, InFlight: 64},
-		simulator.ProcessorConfig{Trace: secrets.collect}, simulator.UpstreamConfig{Trace: secrets.collect})
+	cast, err := simulator.NewCast(t.Context(), simulator.CastConfig{Stage: simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"),
+		Daemon: daemon(t), ReplyTimeout: time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, InFlight: 64},
+		Processor: simulator.ProcessorConfig{Trace: secrets.collect}, Upstream: simulator.UpstreamConfig{Trace: secrets.collect}})
 	if err != nil {
 		t.Fatal(err)
 	}

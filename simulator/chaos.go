@@ -6,10 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"acquirerd/messages"
 )
@@ -19,8 +26,8 @@ type ChaosConfig struct {
 	Dir    string // of the stage
 	Daemon string // path of the acquirerd binary
 	Kills  int
-	Rate   int       // requests a second, whether the daemon answers or not
-	Seed   uint64    // of the moments, the amounts and the processor's faults
+	Rate   int       // transactions a second, whether the daemon answers or not
+	Seed   uint64    // of the moments, the amounts, the processor's faults and the network's
 	Report io.Writer // for the progress, and for what does not agree
 }
 
@@ -28,15 +35,35 @@ type ChaosConfig struct {
 type ChaosResult struct {
 	Kills int `json:"kills"`
 	Verdict
-	Seconds int `json:"seconds"`
-	Rate    int `json:"rate"` // answered requests a second of load, restarts included
+	Requests          int    `json:"requests"`      // transactions that the upstream began
+	Shed              int    `json:"shed"`          // that were due and not begun, because too many were under way: the rate was not reached
+	Seconds           int    `json:"seconds"`       // of load
+	Rate              int    `json:"rate"`          // transactions begun a second of load, restarts included
+	RateRecorded      int    `json:"rate_recorded"` // that the daemon took; it takes none while it is dead
+	Cuts              int    `json:"cuts"`          // connections that the network cut
+	ProcessorRestarts int    `json:"processor_restarts"`
+	DiskFills         int    `json:"disk_fills"`
+	Disk              string `json:"disk"` // how the disk was filled: "full", or "limit" where nothing may be mounted
+	Seed              uint64 `json:"seed"`
 }
 
 const (
 	chaosReplyTimeout = 500 * time.Millisecond
+	chaosEchoInterval = 500 * time.Millisecond
 	chaosInFlight     = 512
 	chaosConnections  = 4
-	chaosRest         = 90 * time.Second // longest wait for the last reversal
+	chaosUnderWay     = 20_000           // most transactions at a time
+	chaosRest         = 90 * time.Second // longest wait for the last answer and the last reversal
+	chaosDisk         = 64 << 20         // bytes; the journal of the first seconds is a tenth of it
+	chaosDiskEnds     = 20 * time.Second // longest wait for the daemon's end on a full disk
+)
+
+// What is drawn from the seed, each from a source of its own, so that the draws of one do not depend on the pace of another.
+const (
+	sourceKills = iota + 1
+	sourceLoad
+	sourceNetwork
+	sourceProcessor
 )
 
 // chaosFaults are the processor's own: enough to owe reversals while nothing is killed, too.
@@ -44,115 +71,378 @@ func chaosFaults(seed uint64) Faults {
 	return Faults{Seed: seed, Lost: .002, Delay: .02, MaxDelay: 800 * time.Millisecond, Silence: .004, Drop: .0005, Duplicate: .002, Garble: .001}
 }
 
-// Chaos puts the real daemon under an open-loop load, kills it with SIGKILL at random moments and starts it again, and at the end
-// compares the processor's ledger, the upstream's book and the daemon's journal. It says on Report what does not agree.
-func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error) {
-	cast, err := NewCast(ctx, StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
-		RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, InFlight: chaosInFlight},
-		ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
-		UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 3 * chaosReplyTimeout})
-	if err != nil {
-		return result, err
-	}
-	defer func() { err = errors.Join(err, cast.Close()) }()
-
-	began := time.Now()
-	if err := killing(ctx, cfg, cast); err != nil {
-		return result, err
-	}
-	result.Kills, result.Seconds = cfg.Kills, int(time.Since(began).Seconds())
-
-	// At rest: nothing breaks any more, the daemon pays what it owes, and stops as it should.
-	if err := cast.Processor.SetFaults(Faults{}); err != nil {
-		return result, err
-	}
-	if err := awaitNothingOwed(ctx, cast.Stage); err != nil {
-		return result, err
-	}
-	if err := cast.Stage.Stop(); err != nil {
-		return result, err
-	}
-	accounts, err := readJournal(ctx, cast.Stage)
-	if err != nil {
-		return result, err
-	}
-	book := cast.Upstream.Book().Snapshot()
-	result.Verdict = Compare(accounts, cast.Processor.Ledger().Snapshot(), book)
-	result.Rate = int(book.Counts.Outcomes[Answered]) / max(1, result.Seconds)
-	for _, disagreement := range result.Disagreements {
-		if _, err := fmt.Fprintln(cfg.Report, "mismatch:", disagreement); err != nil {
-			return result, err
-		}
-	}
-	return result, nil
+// A chaos is one run.
+type chaos struct {
+	cfg      ChaosConfig
+	cast     *Cast
+	duty     *Duty
+	result   ChaosResult
+	lasted   time.Duration // the load
+	underWay sync.WaitGroup
 }
 
-// killing runs the load, and kills and restarts the daemon under it.
-func killing(ctx context.Context, cfg ChaosConfig, cast *Cast) error {
-	chance := rand.New(rand.NewPCG(cfg.Seed, 1)) //nolint:gosec // the moments must be repeatable
+// Chaos puts the real daemon under an open-loop load and does to it what happens to daemons: its disk is filled, it is killed with SIGKILL
+// at random moments and started again, its connections are cut, torn, stalled, slowed and left half-open, and the processor is restarted.
+// Then it lets everything come to rest, and compares the processor's ledger, the upstream's book and the daemon's journal. It says on
+// Report what does not agree.
+func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error) {
+	c := &chaos{cfg: cfg, result: ChaosResult{Seed: cfg.Seed}}
+	c.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
+		RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
+		Processor: ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
+		Upstream:  UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 3 * chaosReplyTimeout},
+		Proxied:   true, Seed: cfg.Seed})
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, c.cast.Close()) }()
+	if c.duty, err = NewDuty(DutyConfig{Upstream: c.cast.Upstream, Seed: cfg.Seed, RepeatShare: .5, CancelShare: .03, PartialShare: .02,
+		AdviceShare: .05, RequestShare: .5, ResendShare: .01, Pause: chaosReplyTimeout / 2}); err != nil {
+		return result, err
+	}
+	if err := c.run(ctx); err != nil {
+		return c.result, err
+	}
+	return c.result, c.compare(ctx)
+}
+
+// run is the load and what happens under it, and the way to rest.
+func (c *chaos) run(ctx context.Context) error {
+	bearing, abandon := context.WithCancel(ctx) // of the transactions, which outlast the load
+	defer c.underWay.Wait()
+	defer abandon()
 	loading, stopLoad := context.WithCancel(ctx)
 	var load sync.WaitGroup
-	load.Go(func() { chaosLoad(loading, cfg, cast.Upstream) })
 	defer load.Wait()
 	defer stopLoad()
-	for kill := range cfg.Kills {
-		if !pause(ctx, time.Duration(200+chance.IntN(1000))*time.Millisecond) {
-			return ctx.Err()
-		}
-		if err := cast.Stage.Kill(); err != nil {
-			return fmt.Errorf("killing acquirerd: %w", err)
-		}
-		if err := cast.Stage.Start(ctx, false); err != nil {
-			return fmt.Errorf("after kill %d: %w", kill+1, err)
-		}
-		counts := cast.Upstream.Book().Counts()
-		if _, err := fmt.Fprintf(cfg.Report, "kill %d of %d: %d requests, %d approved\n", kill+1, cfg.Kills, counts.Requests, counts.Approved); err != nil {
-			return err
-		}
+	load.Go(func() { c.load(loading, bearing) })
+
+	if err := c.fillDisk(ctx); err != nil {
+		return fmt.Errorf("with a full disk: %w", err)
+	}
+	if err := c.storm(ctx); err != nil {
+		return err
 	}
 	pause(ctx, time.Second)
-	return ctx.Err()
+	stopLoad()
+	load.Wait()
+
+	// At rest: nothing breaks any more, the upstream does its duty, the daemon pays what it owes, and stops as it should.
+	if err := c.cast.Processor.SetFaults(Faults{}); err != nil {
+		return err
+	}
+	patience := time.AfterFunc(chaosRest, abandon) // what is open then, the comparison finds
+	defer patience.Stop()
+	c.underWay.Wait()
+	if err := awaitNothingOwed(ctx, c.cast.Stage); err != nil {
+		return err
+	}
+	return c.cast.Stage.Stop()
 }
 
-// chaosLoad sends at the rate, whatever becomes of what it sent. What it sends while nobody listens is in the book as not sent.
-func chaosLoad(ctx context.Context, cfg ChaosConfig, upstream *Upstream) {
-	chance := rand.New(rand.NewPCG(cfg.Seed, 2)) //nolint:gosec // the amounts must be repeatable
-	pin, cards := defaultPIN, TestCards()[3:5]
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	places := make(chan struct{}, 4*chaosInFlight)
+// load begins transactions at the rate, whatever becomes of those before. What it begins while nobody listens is in the book as not sent.
+func (c *chaos) load(ctx, bearing context.Context) {
+	chance := c.source(sourceLoad)
+	places := make(chan struct{}, chaosUnderWay)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	owed := 0.0
+	began, due := time.Now(), 0
 	for {
 		select {
 		case <-ctx.Done():
+			c.lasted = time.Since(began)
 			return
 		case <-tick.C:
 		}
-		for owed += float64(cfg.Rate) * .005; owed >= 1; owed-- {
-			request := Request{PAN: cards[chance.IntN(len(cards))].PAN, Amount: 1000 + int64(chance.IntN(5000)),
-				Terminal: "KILL" + strconv.Itoa(1000+chance.IntN(9000))}
-			if chance.IntN(4) == 0 {
-				request.PIN = pin
-			}
-			if chance.IntN(10) == 0 {
-				request.Amount = 9051 // declined with 51
-			}
-			if chance.IntN(3) == 0 {
-				request.MTI = messages.FinancialRequest
-			}
+		for ; due < int(time.Since(began).Seconds()*float64(c.cfg.Rate)); due++ {
+			request := c.request(chance)
 			select {
 			case places <- struct{}{}:
 			default:
-				continue // the machine does not take more
+				c.result.Shed++
+				continue
 			}
-			asking.Go(func() {
+			c.result.Requests++
+			c.underWay.Go(func() {
 				defer func() { <-places }()
-				_, _ = upstream.Do(context.WithoutCancel(ctx), request)
+				_, _ = c.cast.Upstream.Do(bearing, request)
 			})
 		}
 	}
+}
+
+// request draws one transaction.
+func (c *chaos) request(chance *rand.Rand) Request {
+	cards := TestCards()[3:5]
+	request := Request{PAN: cards[chance.IntN(len(cards))].PAN, Amount: 1000 + int64(chance.IntN(5000)),
+		Terminal: "KILL" + strconv.Itoa(1000+chance.IntN(9000))}
+	if chance.IntN(10) == 0 {
+		request.PIN = defaultPIN
+	}
+	if chance.IntN(10) == 0 {
+		request.Amount = loadDeclined
+	}
+	if chance.IntN(3) == 0 {
+		request.MTI = messages.FinancialRequest
+	}
+	return request
+}
+
+func (c *chaos) source(of uint64) *rand.Rand {
+	return rand.New(rand.NewPCG(c.cfg.Seed, of)) //nolint:gosec // it must be repeatable
+}
+
+// within draws a time.
+func within(chance *rand.Rand, shortest, longest time.Duration) time.Duration {
+	return shortest + time.Duration(chance.Int64N(int64(longest-shortest)))
+}
+
+// storm kills the daemon while network and processor trouble it.
+func (c *chaos) storm(ctx context.Context) error {
+	storm, calm := context.WithCancel(ctx)
+	defer calm()
+	var group errgroup.Group
+	group.Go(func() error { c.network(storm); return nil })
+	group.Go(func() error { return c.processor(storm) })
+	group.Go(func() error {
+		defer calm()
+		return c.kill(ctx)
+	})
+	err := group.Wait()
+	for _, proxy := range c.proxies() {
+		c.result.Cuts += int(proxy.Counts().Cuts)
+	}
+	return err
+}
+
+// kill kills and restarts the daemon: mostly while it serves, sometimes while it starts.
+func (c *chaos) kill(ctx context.Context) error {
+	chance, stage := c.source(sourceKills), c.cast.Stage
+	reported := 0
+	killAfter := func(shortest, longest time.Duration) error {
+		if !pause(ctx, within(chance, shortest, longest)) {
+			return ctx.Err()
+		}
+		if err := stage.Kill(); err != nil {
+			return fmt.Errorf("kill %d: %w", c.result.Kills+1, err)
+		}
+		c.result.Kills++
+		return nil
+	}
+	for c.result.Kills < c.cfg.Kills {
+		if err := killAfter(200*time.Millisecond, 1200*time.Millisecond); err != nil {
+			return err
+		}
+		if chance.IntN(8) == 0 && c.result.Kills < c.cfg.Kills {
+			if err := stage.Launch(); err != nil {
+				return err
+			}
+			if err := killAfter(0, 300*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		if err := stage.Start(ctx, false); err != nil {
+			return fmt.Errorf("after kill %d: %w", c.result.Kills, err)
+		}
+		if step := max(1, c.cfg.Kills/20); c.result.Kills/step > reported {
+			reported = c.result.Kills / step
+			counts := c.cast.Upstream.Book().Counts()
+			c.report("kill %d of %d: %d transactions, %d approved", c.result.Kills, c.cfg.Kills, counts.Requests, counts.Approved)
+		}
+	}
+	return nil
+}
+
+func (c *chaos) proxies() []*Proxy {
+	return slices.Concat(c.cast.LinkProxies, []*Proxy{c.cast.DoorProxy})
+}
+
+// network troubles the connections of one proxy after the other.
+func (c *chaos) network(ctx context.Context) {
+	chance := c.source(sourceNetwork)
+	proxies := c.proxies()
+	for pause(ctx, within(chance, 50*time.Millisecond, 600*time.Millisecond)) {
+		proxy, flow := proxies[chance.IntN(len(proxies))], Flow(chance.IntN(2))
+		cut, d := Cut(chance.IntN(int(CutTorn)+1)), within(chance, 50*time.Millisecond, 900*time.Millisecond)
+		switch kind := chance.IntN(20); {
+		case kind < 8:
+			proxy.CutOne(cut)
+		case kind < 10:
+			proxy.CutAll(cut)
+		case kind < 13:
+			proxy.Stall(flow, d)
+		case kind < 16:
+			proxy.Slow(30*time.Millisecond, d)
+		case kind < 18:
+			proxy.HalfOpen(flow, 2*d)
+		default:
+			proxy.Refuse(d / 2)
+		}
+	}
+}
+
+// processor restarts the processor now and then.
+func (c *chaos) processor(ctx context.Context) error {
+	chance := c.source(sourceProcessor)
+	for wait := within(chance, time.Second, 2*time.Second); pause(ctx, wait); wait = within(chance, 4*time.Second, 16*time.Second) {
+		if err := c.cast.RestartProcessor(ctx, within(chance, 200*time.Millisecond, 2*time.Second)); err != nil {
+			return err
+		}
+		c.result.ProcessorRestarts++
+	}
+	return nil
+}
+
+// fillDisk has the daemon record on a small disk, and fills that: it must end by itself, with one clear line and a code that is not 0,
+// start no more while the disk is full, and go on when there is space again.
+//
+// The journal is on the small disk for this alone. A tmpfs knows no fsync; that loses nothing when a process is killed, but the rest of
+// the run is to cost what a real disk costs. It is done first, while the journal is small: so the disk may be too, whatever the number
+// of kills, and moving the journal does not interrupt the load for long.
+func (c *chaos) fillDisk(ctx context.Context) (err error) {
+	stage := c.cast.Stage
+	if !pause(ctx, time.Second) { // something to move
+		return ctx.Err()
+	}
+	disk, err := MountDisk(filepath.Join(stage.Dir, diskFolder), chaosDisk)
+	if errors.Is(err, ErrNoDisk) {
+		c.report("no disk of its own can be filled, so the daemon's files are limited instead: %v", err)
+		return c.limitDisk(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disk.Unmount()) }()
+	if err := errors.Join(stage.Stop(), stage.MoveJournal(disk.Dir)); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, stage.Kill(), stage.MoveJournal(stage.Dir)) // for who looks into it
+		}
+	}()
+	if err := stage.Start(ctx, true); err != nil {
+		return err
+	}
+	pause(ctx, time.Second)
+	from := stage.logSize()
+	if err := disk.Fill(); err != nil {
+		return err
+	}
+	if err := c.awaitClearEnd(ctx, from); err != nil {
+		return err
+	}
+	from = stage.logSize()
+	if err := stage.Launch(); err != nil {
+		return err
+	}
+	if err := c.awaitClearEnd(ctx, from); err != nil {
+		return fmt.Errorf("started on it: %w", err)
+	}
+	if err := errors.Join(disk.Free(), stage.Start(ctx, true)); err != nil {
+		return err
+	}
+	c.result.DiskFills, c.result.Disk = 1, "full"
+	pause(ctx, time.Second)
+	if err := errors.Join(stage.Stop(), stage.MoveJournal(stage.Dir)); err != nil {
+		return err
+	}
+	return stage.Start(ctx, true)
+}
+
+// limitDisk is fillDisk by a limit on the daemon's files. Its log goes through a pipe meanwhile, which the limit does not concern.
+func (c *chaos) limitDisk(ctx context.Context) error {
+	stage := c.cast.Stage
+	if err := stage.Stop(); err != nil {
+		return err
+	}
+	stage.piped = true
+	err := stage.Start(ctx, true)
+	stage.piped = false
+	if err != nil {
+		return err
+	}
+	pause(ctx, time.Second)
+	from := stage.logSize()
+	if err := limitFiles(stage.PID(), 1); err != nil {
+		return err
+	}
+	if err := c.awaitClearEnd(ctx, from); err != nil {
+		return err
+	}
+	c.result.DiskFills, c.result.Disk = 1, "limit"
+	return stage.Start(ctx, true)
+}
+
+// awaitClearEnd waits for the end of a daemon that cannot record, and checks how it ends.
+func (c *chaos) awaitClearEnd(ctx context.Context, from int64) error {
+	ctx, cancel := context.WithTimeout(ctx, chaosDiskEnds)
+	defer cancel()
+	began := time.Now()
+	code, err := c.cast.Stage.AwaitEnd(ctx)
+	if err != nil {
+		return err
+	}
+	lines, err := c.cast.Stage.logged(from, func(line string) bool { return !strings.HasPrefix(line, "{") })
+	if err != nil {
+		return err
+	}
+	if code <= 0 || len(lines) != 1 || !strings.HasPrefix(lines[0], "acquirerd: ") {
+		return fmt.Errorf("acquirerd ended with code %d and the lines %q, want another than 0 and one line", code, lines)
+	}
+	c.report("the disk is full, and after %v the daemon ends with code %d: %s", time.Since(began).Round(time.Millisecond), code, lines[0])
+	return nil
+}
+
+func (c *chaos) report(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.cfg.Report, format+"\n", args...)
+}
+
+// compare puts the three accounts beside each other.
+func (c *chaos) compare(ctx context.Context) error {
+	accounts, err := readJournal(ctx, c.cast.Stage)
+	if err != nil {
+		return err
+	}
+	book := c.cast.Upstream.Book().Snapshot()
+	c.result.Verdict = Compare(accounts, c.cast.Processor.Ledger().Snapshot(), book)
+	perSecond := func(n int) int { return int(math.Round(float64(n) / c.lasted.Seconds())) }
+	c.result.Seconds, c.result.Rate, c.result.RateRecorded = int(c.lasted.Seconds()), perSecond(c.result.Requests), perSecond(c.result.Transactions)
+	for i, disagreement := range c.result.Disagreements {
+		c.report("mismatch: %s", disagreement)
+		if i == 0 {
+			if err := c.transcript(ctx, disagreement); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// What a disagreement names: transactions of the journal, and numbers of either side.
+var (
+	namedTransactions = regexp.MustCompile(`"id":([0-9]+)`)
+	namedNumbers      = regexp.MustCompile(`"(?:upstream_)?stan":"([0-9]{6})"`)
+)
+
+// transcript shows what the daemon has of the transactions of a disagreement: in its journal, and in its log.
+func (c *chaos) transcript(ctx context.Context, disagreement string) error {
+	for _, named := range namedTransactions.FindAllStringSubmatch(disagreement, 4) {
+		out, err := c.cast.Stage.Command(ctx, "journal", "show", named[1])
+		if err != nil {
+			return err
+		}
+		c.report("journal show %s\n%s", named[1], out)
+	}
+	var numbers []string
+	for _, named := range namedNumbers.FindAllStringSubmatch(disagreement, 4) {
+		numbers = append(numbers, `"`+named[1]+`"`)
+	}
+	lines, err := c.cast.Stage.logged(0, func(line string) bool {
+		return slices.ContainsFunc(numbers, func(number string) bool { return strings.Contains(line, number) })
+	})
+	c.report("%s", strings.Join(lines, "\n"))
+	return err
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

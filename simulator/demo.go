@@ -40,10 +40,10 @@ type demo struct {
 func Demo(ctx context.Context, cfg DemoConfig) (err error) {
 	d := &demo{cfg: cfg}
 	d.title("A throw-away station in " + cfg.Dir)
-	d.cast, err = NewCast(ctx, StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: demoReplyTimeout, RetryMin: time.Second,
-		RetryMax: 5 * time.Second, InFlight: 256},
-		ProcessorConfig{Trace: d.trace("processor")},
-		UpstreamConfig{ReplyTimeout: 5 * demoReplyTimeout, Trace: d.trace("upstream")})
+	d.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: demoReplyTimeout,
+		RetryMin: time.Second, RetryMax: 5 * time.Second, InFlight: 256},
+		Processor: ProcessorConfig{Trace: d.trace("processor")},
+		Upstream:  UpstreamConfig{ReplyTimeout: 5 * demoReplyTimeout, Trace: d.trace("upstream")}})
 	if err != nil {
 		return err
 	}

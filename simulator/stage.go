@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +26,7 @@ import (
 type Stage struct {
 	Dir        string // absolute
 	Config     string // the daemon's config file
+	Journal    string // the daemon's journal, which MoveJournal moves
 	Upstream   string // address of the daemon's door
 	Operations string // address of its operations port
 	Log        string // the daemon's log, all its runs one after the other
@@ -32,6 +34,7 @@ type Stage struct {
 	daemon      string // path of the binary
 	UpstreamZPK *Key   // of the upstream's zone
 	EndpointZPK *Key   // of the processor's zone
+	piped       bool   // the log of the next run goes through a pipe
 
 	mu      sync.Mutex
 	process *process // nil while none runs
@@ -53,6 +56,7 @@ type StageConfig struct {
 	ReplyTimeout time.Duration // how long the daemon waits for the processor
 	RetryMin     time.Duration // between the attempts at a reversal
 	RetryMax     time.Duration
+	EchoInterval time.Duration // after which the daemon asks a silent processor for an echo; default 5 s
 	InFlight     int
 }
 
@@ -66,6 +70,12 @@ const (
 	processorZone = "zpk-processor-a"
 	sealLabel     = "pan-seal-1"
 	tokenLabel    = "pan-token-1"
+	journalFile   = "journal.db"
+	diskFolder    = "disk" // where a small disk is mounted
+
+	defaultEchoInterval = 5 * time.Second
+	longestLine         = 64 << 10 // of the log
+	loggedLines         = 1_000    // that are looked at together
 )
 
 // softHSMModules are the places where distributions put SoftHSM.
@@ -82,7 +92,10 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if s.daemon, err = filepath.Abs(cfg.Daemon); err != nil {
 		return nil, err
 	}
-	s.Config, s.Log = filepath.Join(s.Dir, "acquirerd.yaml"), filepath.Join(s.Dir, "acquirerd.log")
+	s.Config, s.Log, s.Journal = filepath.Join(s.Dir, "acquirerd.yaml"), filepath.Join(s.Dir, "acquirerd.log"), filepath.Join(s.Dir, journalFile)
+	if cfg.EchoInterval == 0 {
+		cfg.EchoInterval = defaultEchoInterval
+	}
 	if s.Upstream, err = freeAddress("127.0.0.1:8583"); err != nil {
 		return nil, err
 	}
@@ -119,6 +132,7 @@ func emptyDir(dir string) (string, error) {
 		if _, err := os.Stat(filepath.Join(path, stageMarker)); err != nil {
 			return "", fmt.Errorf("%s is not empty, and no stage of ours: name another folder", dir)
 		}
+		_ = unmount(filepath.Join(path, diskFolder)) // of a stage that was killed
 		if err := os.RemoveAll(path); err != nil {
 			return "", fmt.Errorf("emptying %s: %w", dir, err)
 		}
@@ -206,7 +220,7 @@ func (s *Stage) makeKeys(ctx context.Context) ([]stageKey, error) {
 
 var stageConfigFile = template.Must(template.New("config").Parse(`# Made by acquirersim for a throw-away station.
 station: {{.Station}}
-journal: { path: {{.Dir}}/journal.db }
+journal: { path: {{.Journal}} }
 hsm:
   module: {{.Module}}
   token: {{.Token}}
@@ -231,7 +245,8 @@ endpoints:
     write_timeout: {{.WriteTimeout}}
     backoff_min: 50ms
     backoff_max: 1s
-    echo_interval: 5s
+    echo_interval: {{.EchoInterval}}
+    echo_timeout: {{.EchoTimeout}}
 routes:
   - { bins: ["4", "51-55", "2221-2720"], endpoint: processor-a }
 reversals: { retry_min: {{.RetryMin}}, retry_max: {{.RetryMax}}, not_found_final: {{.NotFoundFinal}}, poll: 100ms, parallel: {{.Parallel}} }
@@ -243,9 +258,10 @@ shutdown: { grace: 60s }
 func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) error {
 	var text bytes.Buffer
 	if err := stageConfigFile.Execute(&text, map[string]any{
-		"Station": stageStation, "Dir": s.Dir, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
+		"Station": stageStation, "Dir": s.Dir, "Journal": s.Journal, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
 		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
+		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval,
 		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": 10 * cfg.ReplyTimeout, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
 	}); err != nil {
 		return err
@@ -253,8 +269,9 @@ func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) err
 	return os.WriteFile(s.Config, text.Bytes(), 0o600)
 }
 
+// environment is that of the daemon. It names the journal, because MoveJournal leaves the config file as it is.
 func (s *Stage) environment() []string {
-	return append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(s.Dir, "softhsm2.conf"))
+	return append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(s.Dir, "softhsm2.conf"), "ACQUIRERD_JOURNAL_PATH="+s.Journal)
 }
 
 // Command runs one acquirerd command with the stage's config and returns what it printed.
@@ -271,27 +288,44 @@ func (s *Stage) Command(ctx context.Context, args ...string) ([]byte, error) {
 
 // Start starts the daemon and waits until it is ready, or only until its door is open if ready is false.
 func (s *Stage) Start(ctx context.Context, ready bool) error {
+	if err := s.Launch(); err != nil {
+		return err
+	}
+	return s.awaitHealth(ctx, ready)
+}
+
+// Launch starts the daemon and does not wait for anything.
+func (s *Stage) Launch() error {
 	log, err := os.OpenFile(s.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Close() }()
 	p := &process{Cmd: exec.Command(s.daemon, "serve", "--config", s.Config), ended: make(chan struct{})} //nolint:gosec // the user's own binary
 	p.Env, p.Stdout, p.Stderr = s.environment(), log, log
+	if s.piped {
+		through := struct{ io.Writer }{log} // not a file, so that the process gets a pipe
+		p.Stdout, p.Stderr = through, through
+	}
 	// It does not outlive its stage, and a terminal's Ctrl-C does not reach it: its stage stops it, and a second signal would cut it off.
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := p.Start(); err != nil {
-		return fmt.Errorf("starting acquirerd: %w", err)
+		return errors.Join(fmt.Errorf("starting acquirerd: %w", err), log.Close())
 	}
 	go func() { // ends with the process
 		p.err = p.Wait()
+		_ = log.Close()
 		close(p.ended)
 	}()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.process = p
-	s.mu.Unlock()
+	return nil
+}
 
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+// awaitHealth waits until the daemon that was launched is ready, or only until its door is open if ready is false.
+func (s *Stage) awaitHealth(ctx context.Context, ready bool) error {
+	p := s.running()
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("it did not become ready within %v", startTimeout))
 	defer cancel()
 	path := "/health/live"
 	if ready {
@@ -306,7 +340,7 @@ func (s *Stage) Start(ctx context.Context, ready bool) error {
 			s.take()
 			return fmt.Errorf("acquirerd ended while starting: %w: %s", p.err, s.lastLine())
 		case <-ctx.Done():
-			return fmt.Errorf("acquirerd did not become ready within %v: %s", startTimeout, s.lastLine())
+			return fmt.Errorf("starting acquirerd: %w: %s", context.Cause(ctx), s.lastLine())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -340,12 +374,17 @@ func (s *Stage) Get(ctx context.Context, path string) ([]byte, error) {
 
 // PID is the daemon's process id, 0 if it was not started.
 func (s *Stage) PID() int {
+	if p := s.running(); p != nil {
+		return p.Process.Pid
+	}
+	return 0
+}
+
+// running returns the running process, nil if there is none.
+func (s *Stage) running() *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.process == nil {
-		return 0
-	}
-	return s.process.Process.Pid
+	return s.process
 }
 
 // take returns the running process, nil if there is none, and forgets it.
@@ -365,7 +404,55 @@ func (s *Stage) Kill() error {
 	}
 	err := p.Process.Kill()
 	<-p.ended
+	if status, is := p.ProcessState.Sys().(syscall.WaitStatus); is && status.Signal() != syscall.SIGKILL {
+		return fmt.Errorf("acquirerd had ended by itself: %w: %s", p.err, s.lastLine())
+	}
 	return err
+}
+
+// AwaitEnd waits until the daemon ends by itself, and returns its exit code.
+func (s *Stage) AwaitEnd(ctx context.Context) (code int, err error) {
+	p := s.running()
+	if p == nil {
+		return 0, errors.New("acquirerd does not run")
+	}
+	select {
+	case <-p.ended:
+		s.take()
+		return p.ProcessState.ExitCode(), nil
+	case <-ctx.Done():
+		return 0, fmt.Errorf("acquirerd goes on: %w", ctx.Err())
+	}
+}
+
+// MoveJournal moves the journal, with what is in its log, into another folder. The daemon must have ended.
+func (s *Stage) MoveJournal(dir string) error {
+	if s.running() != nil {
+		return errors.New("moving journal: the daemon runs")
+	}
+	to := filepath.Join(dir, journalFile)
+	if to == s.Journal {
+		return nil
+	}
+	for _, part := range []string{"-wal", ""} { // SQLite builds its index, -shm, from the log
+		content, err := os.ReadFile(s.Journal + part)
+		if errors.Is(err, fs.ErrNotExist) && part != "" {
+			continue
+		}
+		if err == nil {
+			err = os.WriteFile(to+part, content, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("moving journal: %w", err)
+		}
+	}
+	for _, part := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(s.Journal + part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("moving journal: %w", err)
+		}
+	}
+	s.Journal = to
+	return nil
 }
 
 // Stop asks the daemon to end and waits for it. An exit code other than 0 is an error.
@@ -392,14 +479,38 @@ func (s *Stage) Stop() error {
 
 // lastLine is the end of the daemon's log.
 func (s *Stage) lastLine() string {
-	file, err := os.Open(s.Log)
-	if err != nil {
+	lines, err := s.logged(max(0, s.logSize()-longestLine), func(string) bool { return true })
+	if err != nil || len(lines) == 0 {
 		return ""
 	}
-	defer func() { _ = file.Close() }()
-	last := ""
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		last = lines.Text()
+	return lines[len(lines)-1]
+}
+
+// logSize is the length of the log: a position from which logged may begin later.
+func (s *Stage) logSize() int64 {
+	file, err := os.Stat(s.Log)
+	if err != nil {
+		return 0
 	}
-	return last
+	return file.Size()
+}
+
+// logged returns the first lines of the log after a position that are wanted.
+func (s *Stage) logged(after int64, wanted func(line string) bool) (lines []string, err error) {
+	file, err := os.Open(s.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if _, err := file.Seek(after, io.SeekStart); err != nil {
+		return nil, err
+	}
+	scanner := bufio.NewScanner(file)
+	scanner.Buffer(nil, longestLine)
+	for scanner.Scan() && len(lines) < loggedLines {
+		if line := scanner.Text(); wanted(line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines, scanner.Err()
 }

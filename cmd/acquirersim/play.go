@@ -41,10 +41,14 @@ func (c *cli) chaosCommand() *cobra.Command {
 	var f stageFlags
 	var cfg simulator.ChaosConfig
 	command := c.command("chaos", "Kill acquirerd under load and compare the ledgers",
-		"Chaos puts the real daemon under an open-loop load against a processor with faults of its own, kills it with SIGKILL at random moments,\n"+
-			"starts it again, and at the end compares the processor's ledger, the upstream's book and the daemon's journal. It prints one line of JSON,\n"+
-			"and exits with 0 only if there is no mismatch; the first ones are shown on standard error.",
-		"acquirersim chaos --acquirerd bin/acquirerd --kills 20 --rate 1000",
+		"Chaos puts the real daemon under an open-loop load against a processor with faults of its own. It fills the daemon's disk once, kills\n"+
+			"it with SIGKILL at random moments and starts it again, and between daemon, processor and upstream it cuts, tears, stalls and slows\n"+
+			"connections, leaves them half-open and restarts the processor. When the upstream has done its duty and nothing is owed, it compares the\n"+
+			"processor's ledger, the upstream's book and the daemon's journal. It prints one line of JSON, and exits with 0 only if there is no\n"+
+			"mismatch; the first ones are shown on standard error, the very first with what journal and log say of it.\n\n"+
+			"The disk is a tmpfs of its own, which only a privileged user may mount; for others the daemon's files are limited in size instead, and\n"+
+			"\"disk\" says so. A seed repeats what is chosen, not when the machine gets to it.",
+		"acquirersim chaos --acquirerd bin/acquirerd --kills 200",
 		func(ctx context.Context) error {
 			if cfg.Kills < 1 || cfg.Rate < 1 {
 				return usagef("--kills and --rate must be positive")
@@ -68,8 +72,8 @@ func (c *cli) chaosCommand() *cobra.Command {
 		})
 	f.add(command)
 	command.Flags().IntVar(&cfg.Kills, "kills", 20, "how often the daemon is killed")
-	command.Flags().IntVar(&cfg.Rate, "rate", 500, "requests a second, whether the daemon answers or not")
-	command.Flags().Uint64Var(&cfg.Seed, "seed", 0, "of moments, amounts and faults; 0: by the clock")
+	command.Flags().IntVar(&cfg.Rate, "rate", 1000, "transactions a second, whether the daemon answers or not")
+	command.Flags().Uint64Var(&cfg.Seed, "seed", 0, "of moments, amounts, faults and cuts; 0: by the clock")
 	return command
 }
 
@@ -96,8 +100,9 @@ type measurement struct {
 const measuredTurns = 2 // of each kind, so that what changes in between shows
 
 func (c *cli) measure(ctx context.Context, f stageFlags, load simulator.LoadConfig) (err error) {
-	cast, err := simulator.NewCast(ctx, simulator.StageConfig{Dir: f.dir, Daemon: f.daemon, ReplyTimeout: 10 * time.Second, RetryMin: time.Second,
-		RetryMax: time.Minute, InFlight: 4 * load.InFlight}, simulator.ProcessorConfig{}, simulator.UpstreamConfig{Connections: 4, Book: simulator.NewBook(-1)})
+	cast, err := simulator.NewCast(ctx, simulator.CastConfig{Stage: simulator.StageConfig{Dir: f.dir, Daemon: f.daemon,
+		ReplyTimeout: 10 * time.Second, RetryMin: time.Second, RetryMax: time.Minute, InFlight: 4 * load.InFlight},
+		Upstream: simulator.UpstreamConfig{Connections: 4, Book: simulator.NewBook(-1)}})
 	if err != nil {
 		return err
 	}
