@@ -165,7 +165,7 @@ func (c *chaos) load(ctx, bearing context.Context) {
 			c.result.Requests++
 			c.underWay.Go(func() {
 				defer func() { <-places }()
-				_, _ = c.cast.Upstream.Do(bearing, request)
+				_, _ = c.duty.Do(bearing, request)
 			})
 		}
 	}
@@ -270,7 +270,7 @@ func (c *chaos) network(ctx context.Context) {
 		case kind < 10:
 			proxy.CutAll(cut)
 		case kind < 13:
-			proxy.Stall(flow, d)
+			proxy.Stall(flow, 2*d) // longer than some upstream waits, so that answers come late
 		case kind < 16:
 			proxy.Slow(30*time.Millisecond, d)
 		case kind < 18:
@@ -408,13 +408,12 @@ func (c *chaos) compare(ctx context.Context) error {
 	c.result.Verdict = Compare(accounts, c.cast.Processor.Ledger().Snapshot(), book)
 	perSecond := func(n int) int { return int(math.Round(float64(n) / c.lasted.Seconds())) }
 	c.result.Seconds, c.result.Rate, c.result.RateRecorded = int(c.lasted.Seconds()), perSecond(c.result.Requests), perSecond(c.result.Transactions)
-	for i, disagreement := range c.result.Disagreements {
+	for _, disagreement := range c.result.Disagreements {
 		c.report("mismatch: %s", disagreement)
-		if i == 0 {
-			if err := c.transcript(ctx, disagreement); err != nil {
-				return err
-			}
-		}
+	}
+	if lines := c.result.Transcript(); len(lines) > 0 {
+		c.report("the first mismatch:\n%s", strings.Join(lines, "\n"))
+		return c.daemonSays(ctx, c.result.Disagreements[0])
 	}
 	return nil
 }
@@ -425,8 +424,8 @@ var (
 	namedNumbers      = regexp.MustCompile(`"(?:upstream_)?stan":"([0-9]{6})"`)
 )
 
-// transcript shows what the daemon has of the transactions of a disagreement: in its journal, and in its log.
-func (c *chaos) transcript(ctx context.Context, disagreement string) error {
+// daemonSays shows what the daemon has of the transactions of a disagreement: in its journal, and in its log.
+func (c *chaos) daemonSays(ctx context.Context, disagreement string) error {
 	for _, named := range namedTransactions.FindAllStringSubmatch(disagreement, 4) {
 		out, err := c.cast.Stage.Command(ctx, "journal", "show", named[1])
 		if err != nil {

@@ -435,12 +435,12 @@ func (s *Stage) MoveJournal(dir string) error {
 		return nil
 	}
 	for _, part := range []string{"-wal", ""} { // SQLite builds its index, -shm, from the log
-		content, err := os.ReadFile(s.Journal + part)
+		content, err := os.ReadFile(s.Journal + part) //nolint:gosec // the stage's own
 		if errors.Is(err, fs.ErrNotExist) && part != "" {
 			continue
 		}
 		if err == nil {
-			err = os.WriteFile(to+part, content, 0o600)
+			err = os.WriteFile(to+part, content, 0o600) //nolint:gosec // the stage's own
 		}
 		if err != nil {
 			return fmt.Errorf("moving journal: %w", err)
