@@ -90,7 +90,7 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error)
 	c.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
 		RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
 		Processor: ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
-		Upstream:  UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 3 * chaosReplyTimeout},
+		Upstream:  UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 2 * chaosReplyTimeout},
 		Proxied:   true, Seed: cfg.Seed})
 	if err != nil {
 		return result, err
@@ -230,7 +230,11 @@ func (c *chaos) kill(ctx context.Context) error {
 		return nil
 	}
 	for c.result.Kills < c.cfg.Kills {
-		if err := killAfter(200*time.Millisecond, 1200*time.Millisecond); err != nil {
+		shortest, longest := 200*time.Millisecond, 1200*time.Millisecond
+		if chance.IntN(8) == 0 { // long enough for what a restart would cut short: late answers, missed echoes
+			shortest, longest = 2*time.Second, 4*time.Second
+		}
+		if err := killAfter(shortest, longest); err != nil {
 			return err
 		}
 		if chance.IntN(8) == 0 && c.result.Kills < c.cfg.Kills {
