@@ -79,6 +79,7 @@ type chaos struct {
 	result   ChaosResult
 	lasted   time.Duration // the load
 	underWay sync.WaitGroup
+	failed   chan error // capacity 1: why a transaction could not be made
 }
 
 // Chaos puts the real daemon under an open-loop load and does to it what happens to daemons: its disk is filled, it is killed with SIGKILL
@@ -86,7 +87,7 @@ type chaos struct {
 // Then it lets everything come to rest, and compares the processor's ledger, the upstream's book and the daemon's journal. It says on
 // Report what does not agree.
 func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error) {
-	c := &chaos{cfg: cfg, result: ChaosResult{Seed: cfg.Seed}}
+	c := &chaos{cfg: cfg, result: ChaosResult{Seed: cfg.Seed}, failed: make(chan error, 1)}
 	c.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
 		RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
 		Processor: ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
@@ -134,6 +135,9 @@ func (c *chaos) run(ctx context.Context) error {
 	patience := time.AfterFunc(chaosRest, abandon) // what is open then, the comparison finds
 	defer patience.Stop()
 	c.underWay.Wait()
+	if err := reported(c.failed); err != nil {
+		return err
+	}
 	if err := awaitNothingOwed(ctx, c.cast.Stage); err != nil {
 		return err
 	}
@@ -165,7 +169,9 @@ func (c *chaos) load(ctx, bearing context.Context) {
 			c.result.Requests++
 			c.underWay.Go(func() {
 				defer func() { <-places }()
-				_, _ = c.duty.Do(bearing, request)
+				if _, err := c.duty.Do(bearing, request); err != nil && bearing.Err() == nil {
+					report(c.failed, err)
+				}
 			})
 		}
 	}
