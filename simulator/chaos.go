@@ -257,7 +257,7 @@ func (c *chaos) kill(ctx context.Context) error {
 		if step := max(1, c.cfg.Kills/20); c.result.Kills/step > reported {
 			reported = c.result.Kills / step
 			counts := c.cast.Upstream.Book().Counts()
-			c.report("kill %d of %d: %d transactions, %d approved", c.result.Kills, c.cfg.Kills, counts.Requests, counts.Approved)
+			c.tell("kill %d of %d: %d transactions, %d approved", c.result.Kills, c.cfg.Kills, counts.Requests, counts.Approved)
 		}
 	}
 	return nil
@@ -316,7 +316,7 @@ func (c *chaos) fillDisk(ctx context.Context) (err error) {
 	}
 	disk, err := MountDisk(filepath.Join(stage.Dir, diskFolder), chaosDisk)
 	if errors.Is(err, ErrNoDisk) {
-		c.report("no disk of its own can be filled, so the daemon's files are limited instead: %v", err)
+		c.tell("no disk of its own can be filled, so the daemon's files are limited instead: %v", err)
 		return c.limitDisk(ctx)
 	}
 	if err != nil {
@@ -400,11 +400,11 @@ func (c *chaos) awaitClearEnd(ctx context.Context, from int64) error {
 	if code <= 0 || len(lines) != 1 || !strings.HasPrefix(lines[0], "acquirerd: ") {
 		return fmt.Errorf("acquirerd ended with code %d and the lines %q, want another than 0 and one line", code, lines)
 	}
-	c.report("the disk is full, and after %v the daemon ends with code %d: %s", time.Since(began).Round(time.Millisecond), code, lines[0])
+	c.tell("the disk is full, and after %v the daemon ends with code %d: %s", time.Since(began).Round(time.Millisecond), code, lines[0])
 	return nil
 }
 
-func (c *chaos) report(format string, args ...any) {
+func (c *chaos) tell(format string, args ...any) {
 	_, _ = fmt.Fprintf(c.cfg.Report, format+"\n", args...)
 }
 
@@ -419,10 +419,10 @@ func (c *chaos) compare(ctx context.Context) error {
 	perSecond := func(n int) int { return int(math.Round(float64(n) / c.lasted.Seconds())) }
 	c.result.Seconds, c.result.Rate, c.result.RateRecorded = int(c.lasted.Seconds()), perSecond(c.result.Requests), perSecond(c.result.Transactions)
 	for _, disagreement := range c.result.Disagreements {
-		c.report("mismatch: %s", disagreement)
+		c.tell("mismatch: %s", disagreement)
 	}
 	if lines := c.result.Transcript(); len(lines) > 0 {
-		c.report("the first mismatch:\n%s", strings.Join(lines, "\n"))
+		c.tell("the first mismatch:\n%s", strings.Join(lines, "\n"))
 		return c.daemonSays(ctx, c.result.Disagreements[0])
 	}
 	return nil
@@ -441,7 +441,7 @@ func (c *chaos) daemonSays(ctx context.Context, disagreement string) error {
 		if err != nil {
 			return err
 		}
-		c.report("journal show %s\n%s", named[1], out)
+		c.tell("journal show %s\n%s", named[1], out)
 	}
 	var numbers []string
 	for _, named := range namedNumbers.FindAllStringSubmatch(disagreement, 4) {
@@ -450,7 +450,7 @@ func (c *chaos) daemonSays(ctx context.Context, disagreement string) error {
 	lines, err := c.cast.Stage.logged(0, func(line string) bool {
 		return slices.ContainsFunc(numbers, func(number string) bool { return strings.Contains(line, number) })
 	})
-	c.report("%s", strings.Join(lines, "\n"))
+	c.tell("%s", strings.Join(lines, "\n"))
 	return err
 }
 
