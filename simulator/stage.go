@@ -461,7 +461,10 @@ func (s *Stage) Stop() error {
 	if p == nil {
 		return nil
 	}
-	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.Process.Signal(syscall.SIGTERM); errors.Is(err, os.ErrProcessDone) {
+		<-p.ended
+		return fmt.Errorf("acquirerd had ended by itself: %w: %s", p.err, s.lastLine())
+	} else if err != nil {
 		return fmt.Errorf("stopping acquirerd: %w", err)
 	}
 	select {
