@@ -23,7 +23,7 @@ import (
 	"acquirerd/simulator"
 )
 
-var kills = flag.Int("kills", 8, "how often the kill test kills the daemon")
+var kills = flag.Int("kills", 6, "how often the kill test kills the daemon")
 
 // buildDaemon builds the real binary, with the race detector, once for all tests.
 var buildDaemon = sync.OnceValues(func() (string, error) {

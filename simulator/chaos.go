@@ -92,7 +92,7 @@ type chaos struct {
 func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error) {
 	c := &chaos{cfg: cfg, result: ChaosResult{Seed: cfg.Seed}, failed: make(chan error, 1)}
 	c.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
-		RetryMin: 200 * time.Millisecond, RetryMax: 2 * time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
+		RetryMin: 200 * time.Millisecond, RetryMax: time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
 		Processor: ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
 		Upstream:  UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 2 * chaosReplyTimeout},
 		Proxied:   true, Seed: cfg.Seed})
@@ -306,7 +306,7 @@ func (c *chaos) network(ctx context.Context) {
 		case kind < 16:
 			proxy.Slow(30*time.Millisecond, d)
 		case kind < 18:
-			proxy.HalfOpen(flow, 2*d)
+			proxy.HalfOpenOne(flow, 2*d)
 		default:
 			proxy.Refuse(d / 2)
 		}

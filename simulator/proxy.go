@@ -211,25 +211,28 @@ func (p *Proxy) Slow(latency, d time.Duration) {
 	p.latency, p.slowUntil = latency, time.Now().Add(d)
 }
 
-// HalfOpen takes one party away from all connections, as a host or a firewall that loses its memory does: who receives the flow is gone
-// at once; who sends it hears nothing of that, and what it sends is lost, until after a while its connection is reset.
-func (p *Proxy) HalfOpen(flow Flow, d time.Duration) {
+// HalfOpenOne takes one party away from one connection, which chance chooses, as a host or a firewall that loses its memory does: who
+// receives the flow is gone at once; who sends it hears nothing of that, and what it sends is lost, until after a while its connection is
+// reset.
+func (p *Proxy) HalfOpenOne(flow Flow, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range p.crossings {
-		stays, gone := c.near, c.far
-		if flow == Back {
-			stays, gone = gone, stays
-		}
-		if c.stays != nil || isClosed(c.over) {
-			continue
-		}
-		c.stays = stays
-		p.counts.Cuts++
-		p.counts.HalfOpen++
-		_ = stays.SetReadDeadline(time.Now().Add(d)) // then its pump ends it
-		reset(gone)
+	if len(p.crossings) == 0 {
+		return
 	}
+	c := p.crossings[p.chance.IntN(len(p.crossings))]
+	if c.stays != nil || isClosed(c.over) {
+		return
+	}
+	stays, gone := c.near, c.far
+	if flow == Back {
+		stays, gone = gone, stays
+	}
+	c.stays = stays
+	p.counts.Cuts++
+	p.counts.HalfOpen++
+	_ = stays.SetReadDeadline(time.Now().Add(d)) // then its pump ends it
+	reset(gone)
 }
 
 // A crossing is one connection through a proxy.

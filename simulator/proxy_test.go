@@ -250,7 +250,7 @@ func TestProxyLeavesAConnectionHalfOpen(t *testing.T) {
 			stays, gone = far, near
 		}
 		began := time.Now()
-		p.HalfOpen(flow, 300*time.Millisecond)
+		p.HalfOpenOne(flow, 300*time.Millisecond)
 		if got, err := rest(gone); got != "" || !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("who is gone got %q, %v", got, err)
 		}
