@@ -37,6 +37,7 @@ type ChaosResult struct {
 	Kills int `json:"kills"`
 	Verdict
 	Requests          int    `json:"requests"`      // transactions that the upstream began
+	Unsent            int    `json:"unsent"`        // of which nothing was sent: the upstream had no connection
 	Shed              int    `json:"shed"`          // that were due and not begun, because too many were under way: the rate was not reached
 	Seconds           int    `json:"seconds"`       // of load
 	Rate              int    `json:"rate"`          // transactions begun a second of load, restarts included
@@ -438,6 +439,7 @@ func (c *chaos) compare(ctx context.Context) error {
 	}
 	book := c.cast.Upstream.Book().Snapshot()
 	c.result.Verdict = Compare(accounts, c.cast.Processor.Ledger().Snapshot(), book)
+	c.result.Unsent = int(book.Counts.Outcomes[NotSent])
 	perSecond := func(n int) int { return int(math.Round(float64(n) / c.lasted.Seconds())) }
 	c.result.Seconds, c.result.Rate, c.result.RateRecorded = int(c.lasted.Seconds()), perSecond(c.result.Requests), perSecond(c.result.Transactions)
 	for _, disagreement := range c.result.Disagreements {
