@@ -113,7 +113,7 @@ func (c *cli) root() *cobra.Command {
 			}
 			return found.Help()
 		}})
-	root.AddCommand(c.processorCommand(), c.upstreamCommand(), c.benchCommand(), c.keysCommand(), c.demoCommand(), c.chaosCommand(), c.measureCommand())
+	root.AddCommand(c.processorCommand(), c.upstreamCommand(), c.benchCommand(), c.keysCommand(), c.demoCommand(), c.chaosCommand(), c.measureCommand(), c.drainCommand())
 	return root
 }
 

@@ -77,6 +77,31 @@ func (c *cli) chaosCommand() *cobra.Command {
 	return command
 }
 
+func (c *cli) drainCommand() *cobra.Command {
+	var f stageFlags
+	var cfg simulator.DrainConfig
+	command := c.command("drain", "Measure how fast acquirerd pays a backlog of reversals",
+		"Drain lets the processor fall silent until so many reversals are owed, brings it back, and measures how long they take beside live\n"+
+			"traffic, whose latency it compares with that before. It prints one line of JSON.",
+		"acquirersim drain --acquirerd bin/acquirerd --owed 10000 --delay 50ms",
+		func(ctx context.Context) error {
+			if cfg.Owed < 1 || cfg.Owed > 50_000 || cfg.Rate <= 0 || cfg.Delay <= 0 {
+				return usagef("--owed must be 1 to 50000, --rate and --delay positive")
+			}
+			cfg.Dir, cfg.Daemon, cfg.Report = f.dir, f.daemon, c.err
+			result, err := simulator.Drain(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(c.out).Encode(result)
+		})
+	f.add(command)
+	command.Flags().IntVar(&cfg.Owed, "owed", 10_000, "reversals that are owed")
+	command.Flags().Float64Var(&cfg.Rate, "rate", 100, "live requests a second")
+	command.Flags().DurationVar(&cfg.Delay, "delay", 50*time.Millisecond, "after which the processor answers")
+	return command
+}
+
 func (c *cli) measureCommand() *cobra.Command {
 	var f stageFlags
 	var load simulator.LoadConfig
