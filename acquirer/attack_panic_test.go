@@ -1,0 +1,45 @@
+package acquirer_test
+
+import (
+	"testing"
+
+	"acquirerd/acquirer"
+	"acquirerd/messages"
+)
+
+// reversalOf is the upstream's reversal of a request, with DE 90.
+func reversalOf(req acquirer.Request, mti messages.MTI) acquirer.Request {
+	m := req.Message.Clone()
+	m.MTI = mti
+	m.Delete(messages.PINData)
+	m.Set(messages.OriginalData, string(req.Message.MTI.First())+m.Get(messages.STAN)+m.Get(messages.TransmissionTime)+"0000000000000000000000")
+	m.Set(messages.STAN, "9"+m.Get(messages.STAN)[1:])
+	return acquirer.Request{Message: m, Upstream: req.Upstream}
+}
+
+// identified gives a request the key that its door would give it.
+func identified(req acquirer.Request) acquirer.Request {
+	req.Key = req.Message.Identity()
+	return req
+}
+
+// The door calls Delivered with whatever had an answer, a reversal's too.
+func TestAttackTheDeliveryOfAReversalsAnswer(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		req := identified(w.request())
+		w.ask(req, delivered)
+		result, err := w.desk.Reverse(t.Context(), w.desk.Admit(reversalOf(req, "0420")))
+		if err != nil || code(result) != "00" {
+			t.Fatalf("got %v, %v", result.Answer, err)
+		}
+		func() {
+			defer func() {
+				if p := recover(); p != nil {
+					t.Errorf("Delivered panics: %v", p)
+				}
+			}()
+			w.desk.Delivered(result)
+		}()
+		w.rest()
+	})
+}
