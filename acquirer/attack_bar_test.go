@@ -92,3 +92,28 @@ func TestAttackABarLeftByACrashHidesTheOriginal(t *testing.T) {
 		}
 	})
 }
+
+// With the dialects that come with the program: DE 90 has no acquirer, the reversal has DE 32, and the original had none.
+func TestAttackABarOfAnotherAcquirerHidesTheOriginal(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		bars := &barRecorder{before: map[int]func(){}}
+		w.stop()
+		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { bars.Recorder = r; return bars }
+		w.start()
+		first := identified(w.request())
+		bars.before[2] = func() { w.ask(first, delivered) }
+		reversal := reversalOf(first, "0420")
+		reversal.Message.Set(messages.AcquirerID, "123456")
+		for range 3 {
+			if result, err := w.desk.Reverse(t.Context(), w.desk.Admit(reversal)); err != nil || code(result) != "00" {
+				t.Errorf("reversal: %v, %v", result.Answer, err)
+			}
+		}
+		<-time.After(2 * time.Minute)
+		for key, hold := range w.bank.holds {
+			if hold == "held" {
+				t.Errorf("the bank holds %s, which the upstream has reversed", key)
+			}
+		}
+	})
+}
