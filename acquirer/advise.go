@@ -23,7 +23,7 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
-	if v.differs || v.follows {
+	if v.follows {
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()
@@ -49,13 +49,42 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 	if !routed {
 		return s.refuse(v, refusedRoute, answers.NoRoute, nil, started), nil
 	}
-	return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+
+	// What it completes, if it names that: the processor knows the original by the numbers that we gave it, and no other processor does.
+	a := acceptance{endpoint: s.endpoints[name], pan: pan, started: started}
+	if original, known, err := s.completed(ctx, v); err != nil {
+		return s.refuse(v, refusedJournal, "", err, started), nil
+	} else if known {
+		a.original = &original.Original
+		if e := s.endpoints[original.Endpoint]; e != nil {
+			a.endpoint = e
+		}
+	}
+	return s.accept(ctx, v, a)
+}
+
+// completed finds the original that an advice names in DE 90. One that is in flight is waited for.
+func (s *Switch) completed(ctx context.Context, v *Visit) (journal.Found, bool, error) {
+	if !v.Message.Has(messages.OriginalData) {
+		return journal.Found{}, false, nil
+	}
+	for _, name := range v.Message.OriginalIdentities() {
+		if ended := s.inFlightWith(v.Upstream.Name, name); name != v.Key && ended != nil && !wait(ctx, ended) {
+			return journal.Found{}, false, ctx.Err()
+		}
+		found, known, err := s.journal.Find(ctx, v.Upstream.Name, name)
+		if err != nil || known && found.Endpoint != "" {
+			return found, known, err
+		}
+	}
+	return journal.Found{}, false, nil
 }
 
 // An acceptance is what is known of an advice when it is recorded.
 type acceptance struct {
 	endpoint *Endpoint
 	pan      card.PAN
+	original *messages.Original // what an advice completes, as the processor knows it; nil if that is not known
 	started  time.Time
 }
 
@@ -73,6 +102,9 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	}
 	msg := messages.ForProcessor(v.Message, numbers, a.started.UTC().Format(transmissionTime))
 	defer msg.Clear()
+	if a.original != nil {
+		msg.Names(*a.original)
+	}
 
 	// What is sensitive is sealed, if the upstream's dialect allows it to be stored; tracks and PIN block never go on. What is left must fit
 	// the processor's dialect: later nobody could be told that it does not.
@@ -81,7 +113,7 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
 	}
-	if err := a.endpoint.fits(msg.Plain(), a.pan, rest); err != nil {
+	if err := a.endpoint.fits(msg.Original(), a.pan, rest); err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
 	}
 	protected, err := s.vault.Protect(ctx, hsm.Card{PAN: a.pan})
@@ -100,7 +132,7 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	id, err := s.journal.Accept(ctx, journal.Intent{
 		Upstream: v.Upstream.Name, UpstreamKey: v.Key,
 		UpstreamSTAN: v.Message.Get(messages.STAN), UpstreamRRN: v.Message.Get(messages.RRN),
-		Endpoint: a.endpoint.Name, Original: msg.Plain(),
+		Endpoint: a.endpoint.Name, Original: msg.Original(),
 		PAN: protected.Sealed, Token: protected.Token, Rest: sealed, MaskedPAN: a.pan.Mask(), At: a.started,
 	}, answer.Reply(v.Message))
 	switch {

@@ -303,7 +303,7 @@ var (
 
 var duties = []duty{
 	{name: "a repeat of an approval", prepare: approvedBefore, message: again, serve: (*acquirer.Switch).Authorize, codes: []string{"00"},
-		steps: []int{stepFind, stepProtect}, want: "held"},
+		steps: []int{stepFind, stepOpenPAN}, want: "held"},
 	{name: "a reversal of an approval", prepare: approvedBefore, message: func(r acquirer.Request) acquirer.Request { return reversalOf(r, "0420") },
 		serve: reverse, codes: []string{"00"}, steps: []int{stepFind, stepOwe, stepOwing, stepOpenPAN, stepAttempt, stepReverse, stepSettle},
 		want: "reversed"},

@@ -49,7 +49,7 @@ type Forwarder struct {
 	absences map[string]*absences // by endpoint
 
 	mu      sync.Mutex
-	waiting map[journal.OwedID][]chan journal.Settlement // who waits for the end of the next attempt; guarded by mu
+	waiting map[journal.OwedID][]chan struct{} // who waits for the end of the next attempt; guarded by mu
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
@@ -57,7 +57,7 @@ func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, 
 		return nil, errors.New("forwarding: pauses, ages, poll and rate must be positive, retry_max at least retry_min, parallel at least 1")
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
-		waiting: map[journal.OwedID][]chan journal.Settlement{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
+		waiting: map[journal.OwedID][]chan struct{}{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	for name := range owner.endpoints {
 		f.wake[name] = make(chan struct{}, 1)
 		f.absences[name] = newAbsences(cfg.NotFoundFinal)
@@ -248,7 +248,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 		return turn{}, fmt.Errorf("recording settlement of %s %d: %w", owed.Kind, owed.ID, err)
 	}
 	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: message.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
-	f.tell(owed.ID, settlement)
+	f.tell(owed.ID)
 	attempts := ticket.Attempt()
 	if settlement.Unsent() {
 		attempts--
@@ -316,52 +316,48 @@ func (f *Forwarder) attempt(ctx context.Context, owed journal.OwedID, own journa
 	return ticket, nil
 }
 
-// verdict waits until the processor has answered a reversal that the upstream asked for, or the upstream's budget ends, and returns what the
-// upstream is answered. What is owed is ours: it is accepted unless the processor says that it will never take it.
-func (f *Forwarder) verdict(ctx context.Context, reversal journal.Reversal, accepted string) string {
-	settled := make(chan journal.Settlement, 1)
+// await waits until a reversal that the upstream asks for has been sent once, whatever came of it, or too little is left of the upstream's
+// budget to answer in.
+func (f *Forwarder) await(ctx context.Context, id journal.OwedID) {
+	settled := make(chan struct{})
 	f.mu.Lock()
-	f.waiting[reversal.ID] = append(f.waiting[reversal.ID], settled)
+	f.waiting[id] = append(f.waiting[id], settled)
 	f.mu.Unlock()
-	defer f.forsake(reversal.ID, settled)
-	// It may have been settled before somebody waited.
-	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), reversal.ID)
-	if err != nil || owed.State != journal.StateOwed {
-		return accepted
+	defer f.forsake(id, settled)
+	// It may have been sent before somebody waited.
+	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), id)
+	if err != nil || owed.State != journal.StateOwed || owed.Attempts > 0 {
+		return
 	}
-	for {
-		select {
-		case s := <-settled:
-			if s.State() == journal.StateParked && s.ResponseCode() != "" {
-				return s.ResponseCode()
-			}
-			if s.State() != journal.StateOwed {
-				return accepted
-			}
-		case <-ctx.Done():
-			return accepted
-		}
+	if deadline, has := ctx.Deadline(); has {
+		var release context.CancelFunc
+		ctx, release = context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/answeringShare, longestAnswering)))
+		defer release()
 	}
+	wait(ctx, settled)
 }
 
-// tell gives the end of an attempt to those who wait for it.
-func (f *Forwarder) tell(id journal.OwedID, settlement journal.Settlement) {
+// Of the upstream's budget, a tenth is left for the answer, and at most a second.
+const (
+	answeringShare   = 10
+	longestAnswering = time.Second
+)
+
+// tell ends the waits for an attempt.
+func (f *Forwarder) tell(id journal.OwedID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, settled := range f.waiting[id] {
-		select {
-		case <-settled: // the one before, at which it has not looked yet
-		default:
-		}
-		settled <- settlement // only this function sends, and it holds mu
+		close(settled)
 	}
+	delete(f.waiting, id)
 }
 
-// forsake ends a wait.
-func (f *Forwarder) forsake(id journal.OwedID, settled chan journal.Settlement) {
+// forsake ends a wait that nobody has ended.
+func (f *Forwarder) forsake(id journal.OwedID, settled chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.waiting[id] = slices.DeleteFunc(f.waiting[id], func(c chan journal.Settlement) bool { return c == settled }); len(f.waiting[id]) == 0 {
+	if f.waiting[id] = slices.DeleteFunc(f.waiting[id], func(c chan struct{}) bool { return c == settled }); len(f.waiting[id]) == 0 {
 		delete(f.waiting, id)
 	}
 }
@@ -395,7 +391,9 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 		code = answer.Get(messages.ResponseCode)
 	}
 	// What was approved, and what it was told of by an advice, is there: a processor that does not find it has not understood the reversal.
-	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard
+	// Of a reversal that is forwarded as it came, nobody here knows.
+	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard ||
+		owed.Kind == journal.KindAdvice && owed.Original.MTI.Class() == messages.Reversal
 	absent := slices.Contains(is.NotFound, code) && mayBeAbsent
 	absences := f.absences[owed.Endpoint]
 	missing := absences.note(owed.ID, err == nil, absent)
@@ -420,7 +418,7 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	case slices.Contains(is.Acknowledged, code), slices.Contains(is.Already, code) && unheard:
 		return journal.Acknowledged(code)
 	case absent && missing >= f.cfg.NotFoundFinal:
-		return journal.Acknowledged(code)
+		return journal.Absent(code, next)
 	case slices.Contains(is.NotFound, code):
 		reason = reasonNotFound
 	case slices.Contains(is.Already, code) && attempt >= sentOften:

@@ -14,12 +14,12 @@ import (
 // before its advices, and each of them in the order in which it came to be owed. An advice goes before the reversal of itself, whatever
 // else: a processor that does not know it yet would say that there is nothing to reverse.
 //
-// What was sent sentOften times without success, or cannot be opened, holds up nothing but the reversal of itself. It is owned by the
-// forwarder's goroutine.
+// What was sent sentOften times without success, or cannot be opened, holds up nothing but the reversal of itself, and waits for nothing: it
+// had its turn. No operation costs more than the logarithm of what is owed, but for a debt that leaves the middle of its card's queue. It is owned by the forwarder's goroutine.
 type lineup struct {
 	places map[journal.OwedID]*place
 	cards  map[cardKey]*cardLine
-	due    dueHeap // those that may be sent once they are due, but for what changes at another card of theirs: see next
+	due    dueHeap // what may be sent once it is due; what something has come before since is found out by next
 }
 
 // A place is one debt in the lineup.
@@ -46,8 +46,15 @@ type cardKey struct {
 	alone journal.TransactionID
 }
 
-// A cardLine is what is owed for one card.
-type cardLine struct{ reversals, advices []*place }
+// A cardLine is what is owed for one card: in the queues what holds up its card, the others beside them.
+type cardLine struct {
+	owed               int
+	reversals, advices []*place // by ID
+	transactions       map[journal.TransactionID]*pair
+}
+
+// A pair is what is owed for one transaction.
+type pair struct{ advice, reversal *place }
 
 func newLineup() *lineup {
 	return &lineup{places: map[journal.OwedID]*place{}, cards: map[cardKey]*cardLine{}}
@@ -60,16 +67,26 @@ func (l *lineup) add(d journal.Debt, due time.Time) {
 	}
 	p := &place{Debt: d, turn: turn{attempts: d.Attempts, due: due}, at: -1}
 	l.places[d.ID] = p
-	key := keyOf(p)
-	line := l.cards[key]
+	line := l.cards[keyOf(p)]
 	if line == nil {
-		line = &cardLine{}
-		l.cards[key] = line
+		line = &cardLine{transactions: map[journal.TransactionID]*pair{}}
+		l.cards[keyOf(p)] = line
 	}
-	queue := line.queue(p)
-	at, _ := slices.BinarySearchFunc(*queue, p, byID)
-	*queue = slices.Insert(*queue, at, p)
-	l.offer(line)
+	line.owed++
+	of := line.transactions[d.Transaction]
+	if of == nil {
+		of = &pair{}
+		line.transactions[d.Transaction] = of
+	}
+	if d.Kind == journal.KindAdvice {
+		of.advice = p
+		if of.reversal != nil { // an advice that was released: its reversal waits again
+			l.leave(line, of.reversal)
+		}
+	} else {
+		of.reversal = p
+	}
+	l.enter(line, p)
 }
 
 func keyOf(p *place) cardKey {
@@ -88,6 +105,69 @@ func (c *cardLine) queue(p *place) *[]*place {
 	return &c.reversals
 }
 
+// waits reports whether a reversal waits for the advice of its own transaction. Then it holds up nothing.
+func (c *cardLine) waits(p *place) bool {
+	of := c.transactions[p.Transaction]
+	return p.Kind == journal.KindReversal && of != nil && of.advice != nil
+}
+
+// head is what may be sent of those that hold up their card; nil if there is none.
+func (c *cardLine) head() *place {
+	for _, queue := range [][]*place{c.reversals, c.advices} {
+		if len(queue) > 0 {
+			return queue[0]
+		}
+	}
+	return nil
+}
+
+// mayGo reports whether nothing of its card is before it.
+func (c *cardLine) mayGo(p *place) bool {
+	return !c.waits(p) && (!p.holdsUp() || c.head() == p)
+}
+
+// enter puts a place where it belongs among its card's, and offers what may be sent then.
+func (l *lineup) enter(line *cardLine, p *place) {
+	if p.holdsUp() && !line.waits(p) {
+		queue := line.queue(p)
+		at, found := slices.BinarySearchFunc(*queue, p, byID)
+		if !found {
+			*queue = slices.Insert(*queue, at, p)
+		}
+	}
+	l.offer(line, p)
+	l.offer(line, line.head())
+}
+
+// leave takes a place out of its card's queue and out of the heap.
+func (l *lineup) leave(line *cardLine, p *place) {
+	if p.at >= 0 {
+		heap.Remove(&l.due, p.at)
+	}
+	queue := line.queue(p)
+	at, found := slices.BinarySearchFunc(*queue, p, byID)
+	switch {
+	case !found:
+	case at == 0: // the usual case, without moving the rest
+		(*queue)[0] = nil
+		*queue = (*queue)[1:]
+	default:
+		*queue = slices.Delete(*queue, at, at+1)
+	}
+}
+
+// offer puts a place into the heap if it may be sent.
+func (l *lineup) offer(line *cardLine, p *place) {
+	if p == nil || p.paying || !line.mayGo(p) {
+		return
+	}
+	if p.at >= 0 {
+		heap.Fix(&l.due, p.at)
+		return
+	}
+	heap.Push(&l.due, p)
+}
+
 // next takes the debt that is due the longest and may be sent now; nil if there is none. Then at is when to look again, zero if that does
 // not depend on time.
 func (l *lineup) next(now time.Time) (p *place, at time.Time) {
@@ -97,7 +177,7 @@ func (l *lineup) next(now time.Time) (p *place, at time.Time) {
 			return nil, first.due
 		}
 		heap.Pop(&l.due)
-		if l.mayGo(first) { // else something has come before it since it was offered: it is offered again when that is gone
+		if l.cards[keyOf(first)].mayGo(first) { // else something has come before it: it is offered again when that is gone
 			first.paying = true
 			return first, time.Time{}
 		}
@@ -110,8 +190,10 @@ func (l *lineup) again(p *place, next turn) {
 	if l.places[p.ID] != p {
 		return
 	}
+	line := l.cards[keyOf(p)]
+	l.leave(line, p)
 	p.paying, p.turn = false, next
-	l.offer(l.cards[keyOf(p)])
+	l.enter(line, p)
 }
 
 // remove takes out what is not owed any more. What has been taken in anew meanwhile stays: it is owed again.
@@ -120,67 +202,25 @@ func (l *lineup) remove(p *place) {
 		return
 	}
 	delete(l.places, p.ID)
-	if p.at >= 0 {
-		heap.Remove(&l.due, p.at)
+	line := l.cards[keyOf(p)]
+	l.leave(line, p)
+	of := line.transactions[p.Transaction]
+	if p.Kind == journal.KindAdvice {
+		of.advice = nil
+	} else {
+		of.reversal = nil
 	}
-	key := keyOf(p)
-	line := l.cards[key]
-	queue := line.queue(p)
-	if at, found := slices.BinarySearchFunc(*queue, p, byID); found {
-		if at == 0 {
-			(*queue)[0] = nil
-			*queue = (*queue)[1:] // the usual case, without moving the rest
-		} else {
-			*queue = slices.Delete(*queue, at, at+1)
-		}
+	if of.advice == nil && of.reversal == nil {
+		delete(line.transactions, p.Transaction)
 	}
-	if len(line.reversals)+len(line.advices) == 0 {
-		delete(l.cards, key)
+	if line.owed--; line.owed == 0 {
+		delete(l.cards, keyOf(p))
 		return
 	}
-	l.offer(line)
-}
-
-// offer puts what may be sent of a card into the heap.
-func (l *lineup) offer(line *cardLine) {
-	for p := range line.free(l) {
-		if p.at < 0 && !p.paying {
-			heap.Push(&l.due, p)
-		} else if p.at >= 0 {
-			heap.Fix(&l.due, p.at)
-		}
+	if p.Kind == journal.KindAdvice && of.reversal != nil {
+		l.enter(line, of.reversal)
 	}
-}
-
-// mayGo reports whether nothing of its card is before it.
-func (l *lineup) mayGo(p *place) bool {
-	for q := range l.cards[keyOf(p)].free(l) {
-		if q == p {
-			return true
-		}
-	}
-	return false
-}
-
-// free yields what may be sent of a card, or is being sent: those before which nothing stands.
-func (c *cardLine) free(l *lineup) func(yield func(*place) bool) {
-	return func(yield func(*place) bool) {
-		for _, queue := range [][]*place{c.reversals, c.advices} {
-			for _, p := range queue {
-				if p.Kind == journal.KindReversal && c.advises(p.Transaction) {
-					continue // it waits for its own advice, and holds up nothing
-				}
-				if !yield(p) || p.holdsUp() {
-					return
-				}
-			}
-		}
-	}
-}
-
-// advises reports whether the advice of a transaction is owed.
-func (c *cardLine) advises(id journal.TransactionID) bool {
-	return slices.ContainsFunc(c.advices, func(p *place) bool { return p.Transaction == id })
+	l.offer(line, line.head())
 }
 
 // A dueHeap has what is due first on top.

@@ -199,7 +199,7 @@ func before(one, other *place, owed map[journal.OwedID]*place) bool {
 			}
 		}
 	}
-	if !one.holdsUp() {
+	if !one.holdsUp() || !other.holdsUp() { // who does not hold up others is not held up either
 		return false
 	}
 	if one.Kind != other.Kind {

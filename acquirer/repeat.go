@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"acquirerd/hsm"
 	"acquirerd/journal"
 	"acquirerd/messages"
 )
@@ -38,36 +37,39 @@ func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, st
 	return s.repeat(v, found, repeatStored, stored(v.Message, found, answers.Unknown, answers.NotSent), started)
 }
 
-// sameAsFirst compares content: the card by its token, and all else that the record has.
+// sameAsFirst compares content: the card, and all that is not sensitive. The PAN of the record is opened for it: of a token, the key may have
+// been changed since.
 func (s *Switch) sameAsFirst(ctx context.Context, request *messages.Message, found journal.Found) (bool, error) {
-	content := request.Original()
-	if request.MTI.IsAdvice() {
-		content = request.Plain()
-	}
-	if !found.Original.SameContent(content) {
+	if !found.Original.SameContent(request.Original(), found.Answer.IsZero()) {
 		return false, nil
 	}
 	pan, err := request.Card()
-	if err != nil {
+	if err != nil || found.MaskedPAN != pan.Mask() {
 		return false, nil //nolint:nilerr // the first one had a card
 	}
-	protected, err := s.vault.Protect(ctx, hsm.Card{PAN: pan})
+	first, err := s.vault.OpenPAN(ctx, found.PAN)
 	if err != nil {
-		return false, fmt.Errorf("making the token of a repeat's card: %w", err)
+		return false, fmt.Errorf("opening the PAN of the first: %w", err)
 	}
-	return protected.Token == found.Token && found.MaskedPAN == pan.Mask(), nil
+	return first.Equal(pan), nil
 }
 
 // stored is the answer of the record. An approval that was reversed since is none any more.
 func stored(request *messages.Message, found journal.Found, unknown, notSent string) *messages.Message {
 	reversed := found.Reversal.ID != 0 && found.Reversal.Replacement == ""
 	switch {
-	case found.Outcome == journal.Approved && reversed:
+	case found.Outcome == journal.Approved && reversed, found.Outcome == journal.Unknown:
 		return messages.NewAnswer(request, unknown)
 	case !found.Answer.IsZero():
 		return found.Answer.To(request)
 	case found.Outcome == journal.NotSent:
 		return messages.NewAnswer(request, notSent)
 	}
-	return messages.NewAnswer(request, unknown) // recovery has decided
+	// An older version has kept no more of it.
+	answer := messages.NewAnswer(request, found.ResponseCode)
+	answer.Set(messages.AuthorizationID, found.AuthorizationID)
+	if found.ApprovedAmount != "" {
+		answer.Set(messages.Amount, found.ApprovedAmount)
+	}
+	return answer
 }

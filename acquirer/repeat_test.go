@@ -106,10 +106,14 @@ func TestTheSameKeyWithOtherContentIsRefused(t *testing.T) {
 				<-time.After(time.Second)
 				other := again(req)
 				change(other.Message)
-				during, err := w.desk.Authorize(t.Context(), w.desk.Admit(other))
-				if err != nil || code(during) != "94" {
-					t.Errorf("in flight: %v, %v", during.Answer, err)
-				}
+				asking.Go(func() {
+					during, err := w.desk.Authorize(t.Context(), w.desk.Admit(other))
+					if err != nil || code(during) != "94" {
+						t.Errorf("in flight: %v, %v", during.Answer, err)
+					}
+					w.desk.Delivered(during)
+				})
+				<-time.After(time.Second)
 				close(release)
 				asking.Wait()
 				after, err := w.desk.Authorize(t.Context(), w.desk.Admit(other))

@@ -45,7 +45,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	if leave == nil {
 		return refuse(reason, dialect.Answers.Busy, nil)
 	}
-	defer leave()
+	defer func() { leave() }()
 	pan, err := v.Message.Card()
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
@@ -78,7 +78,11 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 		return answer(reversalDisagrees, dialect.Answers.OriginalNotFound, found)
 	}
 
-	// Record: durable before the answer. What was not approved needs nothing, and an approval is less than whole only once.
+	if replacement != "" && found.ApprovedAmount != "" && replacement >= found.ApprovedAmount { // digits of one length
+		return refuse(refusedFormat, dialect.Answers.FormatError, &messages.FormatError{Element: messages.ReplacementAmounts, Rule: "is not less than what was approved"})
+	}
+
+	// Record: durable before the answer. What was not approved needs nothing. A part is reversed only once; the whole can be after it.
 	if found.Outcome == "" {
 		return answer(reversalSilent, "", found) // nobody works on it: only a start can say what it came to
 	}
@@ -90,6 +94,8 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 		return answer(reversalNothing, dialect.Answers.OriginalNotFound, found) // there is nothing of which a part could stay
 	case err != nil:
 		return Result{}, fmt.Errorf("recording reversal of transaction %d: %w", found.ID, err)
+	case stands.Replacement != "" && replacement == "":
+		return answer(reversalOther, dialect.Answers.Busy, found) // the part is on its way: later
 	case stands.Replacement != replacement:
 		return answer(reversalOther, dialect.Answers.Duplicate, found)
 	}
@@ -99,15 +105,17 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 		what = reversalRecorded
 	}
 
-	// Answer.
-	if v.Message.MTI.IsAdvice() {
-		return answer(what, accepted, found)
+	// Answer. A request waits for the processor, but not in the place of live traffic; whatever that says, the debt is ours.
+	if !v.Message.MTI.IsAdvice() {
+		leave()
+		leave = func() {}
+		s.forwarder.await(ctx, stands.ID)
 	}
-	return answer(what, s.forwarder.verdict(ctx, stands, accepted), found)
+	return answer(what, accepted, found)
 }
 
 // original finds the transaction that a reversal is about, after it has ended. If there is none, its names are barred, so that what comes
-// late is not sent, and what it returns says so.
+// late is not sent, and what it returns says so. A name that is barred says nothing while another one is not.
 func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan card.PAN) (journal.Found, error) {
 	for {
 		for _, name := range names {
@@ -115,20 +123,32 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 				return journal.Found{}, ctx.Err()
 			}
 		}
+		var barred journal.Found
+		var free []string
 		for _, name := range names {
 			found, known, err := s.journal.Find(ctx, v.Upstream.Name, name)
-			if err != nil || known {
+			switch {
+			case err != nil:
 				return found, err
+			case !known:
+				free = append(free, name)
+			case found.Reason == journal.ReasonBarred:
+				barred = found
+			default:
+				return found, nil
 			}
 		}
-		for _, name := range names {
+		if len(free) == 0 {
+			return barred, nil
+		}
+		for _, name := range free {
 			err := s.journal.Bar(ctx, journal.Barred{Upstream: v.Upstream.Name, UpstreamKey: name, MTI: messages.MTIOf(name),
 				UpstreamSTAN: messages.STANOf(name), MaskedPAN: pan.Mask()})
 			if err != nil && !errors.Is(err, journal.ErrDuplicate) {
 				return journal.Found{}, err
 			}
 		}
-		// It is on record now: as barred, or because it came at this moment.
+		// Each is on record now: barred, or because it came at this moment.
 	}
 }
 
@@ -154,7 +174,7 @@ func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started ti
 	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
-	if v.differs || v.follows {
+	if v.follows {
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()

@@ -124,7 +124,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
-	if v.differs || v.follows {
+	if v.follows {
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()
@@ -216,11 +216,8 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
 }
 
-// beside answers a message that is not the first of its matter: like the first, or not at all if that one has other content.
+// beside answers a message that is not the first of its matter: like the first.
 func (s *Switch) beside(ctx context.Context, v *Visit, started time.Time) Result {
-	if v.differs {
-		return s.repeat(v, journal.Found{}, repeatDiffers, messages.NewAnswer(v.Message, v.Upstream.Codec.Dialect().Answers.Duplicate), started)
-	}
 	what, answer := repeatJoined, s.follow(ctx, v)
 	if answer == nil {
 		what = repeatSilent

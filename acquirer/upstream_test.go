@@ -143,10 +143,11 @@ func TestAReversalInPart(t *testing.T) {
 		}
 		other := reversalOf(req, "0420")
 		other.Message.SetReplacement("000000000300")
-		for name, second := range map[string]acquirer.Request{"another part": other, "the whole": reversalOf(req, "0420")} {
-			if answer := w.reverse(second); codeOf(answer) != "94" {
-				t.Errorf("%s afterwards: %v", name, answer)
-			}
+		if answer := w.reverse(other); codeOf(answer) != "94" {
+			t.Errorf("another part: %v", answer)
+		}
+		if answer := w.reverse(reversalOf(req, "0420")); codeOf(answer) != "96" {
+			t.Errorf("the whole, while the part is on its way: %v", answer)
 		}
 		w.rest()
 		if sent := w.bank.sent[0]; len(w.bank.sent) != 1 || sent.Get(messages.ReplacementAmounts) != "000000000400"+strings.Repeat("0", 30) ||
@@ -160,6 +161,17 @@ func TestAReversalInPart(t *testing.T) {
 		// The approval stands, for less.
 		if after, ok := w.ask(again(req), delivered); !ok || code(after) != "00" {
 			t.Errorf("the request again: %v", after.Answer)
+		}
+		// The whole, after the part.
+		for range 2 {
+			if answer := w.reverse(reversalOf(req, "0421")); codeOf(answer) != "00" {
+				t.Errorf("the whole: %v", answer)
+			}
+		}
+		w.rest()
+		if sent := w.bank.sent[len(w.bank.sent)-1]; len(w.bank.sent) != 2 || sent.MTI != "0420" || sent.Has(messages.ReplacementAmounts) ||
+			w.bank.holds[row.STAN+row.TransmissionTime] != "reversed" || w.only().Replacement != "" {
+			t.Errorf("sent %v, bank %v", w.bank.sent, w.bank.holds)
 		}
 	})
 }
@@ -352,8 +364,9 @@ func TestAReversalRequestWaitsForTheProcessor(t *testing.T) {
 		seconds int
 	}{
 		{"done", func(*messages.Message) (string, error) { <-time.After(3 * time.Second); return "00", nil }, "00", 3},
-		{"refused for good", func(*messages.Message) (string, error) { <-time.After(3 * time.Second); return "12", nil }, "12", 3},
-		{"no answer", func(*messages.Message) (string, error) { <-time.After(10 * time.Second); return "", conn.ErrTimeout }, "00", 30},
+		{"refused for good", func(*messages.Message) (string, error) { <-time.After(3 * time.Second); return "12", nil }, "00", 3},
+		{"no answer", func(*messages.Message) (string, error) { <-time.After(10 * time.Second); return "", conn.ErrTimeout }, "00", 10},
+		{"no answer in time", func(*messages.Message) (string, error) { <-time.After(50 * time.Second); return "", conn.ErrTimeout }, "00", 29},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

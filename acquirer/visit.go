@@ -12,9 +12,8 @@ import (
 type Visit struct {
 	Request
 
-	matter  *matter         // what its key is about; nil if it has no key, waits or differs
+	matter  *matter         // what its key is about; nil if it has no key, or waits
 	follows bool            // it repeats a request in flight, and is given that one's answer
-	differs bool            // its key is that of a request in flight with other content
 	after   <-chan struct{} // closed when it can be admitted again; nil if it is admitted
 }
 
@@ -24,7 +23,8 @@ type Visit struct {
 //	in flight → decided → ended
 //
 // Repeats that come in flight follow: they are given the same answer, and it is delivered if one of them could be. Those that come while it
-// is being delivered wait for the end, and then find the record, which says by then whether the approval stands.
+// is being delivered, and requests with the same key and other content, wait for the end and then find the record, which says by then what
+// stands.
 type matter struct {
 	key     asking
 	request *messages.Message // the first one's, until decided
@@ -59,10 +59,8 @@ func (s *Switch) Admit(req Request) *Visit {
 	case m == nil:
 		v.matter = &matter{key: key, request: req.Message, visitors: 1, decided: make(chan struct{}), ended: make(chan struct{})}
 		s.matters[key] = v.matter
-	case m.settled:
-		v.after = m.ended
-	case !m.request.SameRequest(req.Message):
-		v.differs = true
+	case m.settled, !m.request.SameRequest(req.Message):
+		v.after = m.ended // then the record says what stands, or with what content the key was used
 	default:
 		v.matter, v.follows = m, true
 		m.visitors++
@@ -70,7 +68,7 @@ func (s *Switch) Admit(req Request) *Visit {
 	return v
 }
 
-// lead waits until a visit is the first of its matter, follows it or differs from it. It is false if ctx ends before.
+// lead waits until a visit is the first of its matter or follows it. It is false if ctx ends before.
 func (s *Switch) lead(ctx context.Context, v *Visit) bool {
 	for v.after != nil {
 		if !wait(ctx, v.after) {

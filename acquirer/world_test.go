@@ -138,7 +138,8 @@ func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
 	if errors.Is(err, conn.ErrNotSent) {
 		return nil, err
 	}
-	if b.reversals[original]++; b.reversals[original] > 1 && !req.MTI.IsRepeat() {
+	undone := original + req.Get(messages.ReplacementAmounts)
+	if b.reversals[undone]++; b.reversals[undone] > 1 && !req.MTI.IsRepeat() {
 		b.t.Errorf("a reversal comes again as %s", req.MTI)
 	}
 	if code == "00" {

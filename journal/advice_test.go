@@ -25,7 +25,7 @@ func adviceOf(numbers messages.Numbers, key string) Intent {
 		m.Set(e, in.Original.Get(e))
 	}
 	m.Set(messages.ResponseCode, "00")
-	in.Original = m.Plain()
+	in.Original = m.Original()
 	in.Rest = card.SealedRest{KeyID: "pan-seal-1", Nonce: []byte("210987654321"), Ciphertext: []byte("sealed rest and its tag")}
 	return in
 }
@@ -186,7 +186,7 @@ func TestAnAdviceWithoutAnAnswerIsFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := r.find("key"); got.ID != id || !got.Answer.IsZero() || got.Token != (card.PANToken{}) {
+	if got := r.find("key"); got.ID != id || !got.Answer.IsZero() || got.PAN.KeyID != "" {
 		t.Errorf("found %+v", got)
 	}
 	if got, err := r.Owing(context.Background(), 1); err != nil || got.Rest.KeyID != "" || got.Rest.Ciphertext != nil || got.PAN.Ciphertext != nil {
@@ -303,7 +303,7 @@ func TestFindGivesWhatARepeatNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Found{ID: ticket.ID(), Endpoint: "processor-a", Token: in.Token, MaskedPAN: in.MaskedPAN}
+	want := Found{ID: ticket.ID(), Endpoint: "processor-a", PAN: in.PAN, MaskedPAN: in.MaskedPAN}
 	check := func(when string, want Found, code string) {
 		t.Helper()
 		for range 2 {
@@ -315,7 +315,7 @@ func TestFindGivesWhatARepeatNeeds(t *testing.T) {
 				t.Errorf("%s: answer %s, want %q", when, toJSON(t, got.Answer), code)
 			}
 			got.Original, got.Answer = messages.Original{}, messages.Reply{}
-			if toJSON(t, got) != toJSON(t, want) || got.Token != want.Token {
+			if toJSON(t, got) != toJSON(t, want) {
 				t.Errorf("%s: got %+v, want %+v", when, got, want)
 			}
 			if when != "open" {
@@ -329,7 +329,7 @@ func TestFindGivesWhatARepeatNeeds(t *testing.T) {
 	if err := r.Finish(t.Context(), ticket, Outcome{Kind: Approved, ResponseCode: "10", ApprovedAmount: "000000010000", Answer: replyOf(in, "10")}); err != nil {
 		t.Fatal(err)
 	}
-	want.Outcome, want.ApprovedAmount = Approved, "000000010000"
+	want.Outcome, want.ResponseCode, want.ApprovedAmount = Approved, "10", "000000010000"
 	check("approved", want, "10")
 	if want.Reversal, err = r.Owe(t.Context(), Reversing{Transaction: ticket.ID(), Reason: "upstream", Replacement: "000000004000"}); err != nil {
 		t.Fatal(err)
@@ -520,6 +520,9 @@ func TestTheFirstReversalStands(t *testing.T) {
 	check := func(when string) {
 		t.Helper()
 		for _, replacement := range []string{"", "000000000001", "000000002345"} {
+			if replacement == "" && want.State != StateOwed {
+				continue // then it takes the place of this one
+			}
 			if got, err := r.Owe(t.Context(), Reversing{Transaction: ticket.ID(), Reason: "undelivered", Replacement: replacement}); err != nil || got != want {
 				t.Errorf("%s: %+v, want %+v, %v", when, got, want, err)
 			}
@@ -554,5 +557,19 @@ func TestTheFirstReversalStands(t *testing.T) {
 		if !panics(func() { _, _ = r.Owe(context.Background(), of) }) {
 			t.Errorf("%s: no panic", name)
 		}
+	}
+	// The whole after a part.
+	stands, err := r.Owe(t.Context(), Reversing{Transaction: ticket.ID(), Reason: "upstream"})
+	if wantFull := (Reversal{ID: want.ID, State: StateOwed}); err != nil || stands != wantFull {
+		t.Errorf("the whole: %+v, %v", stands, err)
+	}
+	if e := r.Exposure(); e.Owed != 1 || e.Amounts["978"] != 12345 {
+		t.Errorf("exposure %+v", e)
+	}
+	if again, err := r.Owe(t.Context(), Reversing{Transaction: ticket.ID(), Reason: "upstream"}); err != nil || again != stands {
+		t.Errorf("the whole again: %+v, %v", again, err)
+	}
+	if attempt := r.attempt(want.ID, Numbers{}); attempt.Attempt() != 1 {
+		t.Errorf("it is sent as attempt %d", attempt.Attempt())
 	}
 }

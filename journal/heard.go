@@ -83,6 +83,9 @@ func (r *hearingRecord) owe(w *writer, at time.Time) error {
 		return err
 	}
 	switch {
+	case stands.State == StateOwed && r.heard.Outcome == Unknown:
+		_, err = w.suspectOwed.one(int64(stands.ID), ReasonHeard) // from now on "not found" is not its end
+		return err
 	case stands.ID != 0:
 		if stands.State != StateAcknowledged || !slices.Contains(r.NotFound, stands.ResponseCode) {
 			return nil
@@ -111,6 +114,9 @@ func (r *hearingRecord) done(j *Journal, err error) {
 	}
 	r.answer(err)
 }
+
+// suspectOwedSQL says of a reversal of something unknown that there is an original.
+const suspectOwedSQL = `UPDATE owed SET reason = ?2 WHERE id = ?1 AND replacement = '' RETURNING id`
 
 const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, reason = iif(?3 = '', reason, ?3)
 WHERE id = ?1 AND state <> 'owed' RETURNING id`
@@ -147,3 +153,14 @@ func (w *writer) debt(id OwedID) (*Debt, State, error) {
 	}
 	return scanDebt(scanRow(row))
 }
+
+// heardOf reports whether a late approval was heard of what is owed.
+func (w *writer) heardOf(id OwedID) (bool, error) {
+	row, err := w.reasonOf.one(int64(id))
+	if err != nil || row == nil {
+		return false, err
+	}
+	return textOf(row[0]) == ReasonHeard, nil
+}
+
+const reasonOfSQL = `SELECT reason FROM owed WHERE id = ?`

@@ -72,7 +72,8 @@ type Reversal struct {
 }
 
 // Owe records that an approved transaction or an advice must be reversed. There is at most one reversal of a transaction: a second call
-// changes nothing, and returns the one that there is. It waits for its batch whatever becomes of ctx.
+// changes nothing, and returns the one that there is, but that a full reversal takes the place of a partial one that is settled. It waits
+// for its batch whatever becomes of ctx.
 //
 // An error wrapping ErrNotApproved means that there is no reversal and nothing that one could undo.
 func (j *Journal) Owe(_ context.Context, of Reversing) (Reversal, error) {
@@ -94,8 +95,9 @@ func isReplacement(s string) bool { return s == "" || len(s) == maxAmountDigits 
 type oweRecord struct {
 	call
 	Reversing
-	stands Reversal
-	debt   *Debt // nil if it was owed before
+	stands  Reversal
+	debt    *Debt // nil if it was owed before
+	unparks bool  // a parked one was superseded
 }
 
 const approvalSQL = `SELECT outcome, endpoint, stan, amount, currency, coalesce(approved_amount, ''), pan_token FROM transactions WHERE id = ?`
@@ -104,7 +106,13 @@ const reversalSQL = `SELECT id, state, replacement, response_code FROM owed WHER
 
 func (r *oweRecord) write(w *writer, at time.Time) error {
 	var err error
-	if r.stands, err = w.reversalOf(r.Transaction); err != nil || r.stands.ID != 0 {
+	if r.stands, err = w.reversalOf(r.Transaction); err != nil {
+		return err
+	}
+	if r.stands.ID != 0 {
+		if r.stands.Replacement != "" && r.Replacement == "" && r.stands.State != StateOwed {
+			err = r.supersede(w, at)
+		}
 		return err
 	}
 	d, outcome, err := w.approved(r.Transaction, r.Replacement)
@@ -121,8 +129,28 @@ func (r *oweRecord) write(w *writer, at time.Time) error {
 	return err
 }
 
+// supersedeOwedSQL makes a partial reversal that was settled a full one, which was never sent.
+const supersedeOwedSQL = `UPDATE owed SET replacement = '', reason = ?2, state = 'owed', attempts = 0, answered = 0, stan = '',
+transmission_time = '', due_at = ?3, since = ?3, last_reason = '', response_code = '', settled_at = NULL WHERE id = ?1 RETURNING id`
+
+func (r *oweRecord) supersede(w *writer, at time.Time) error {
+	r.unparks = r.stands.State == StateParked
+	if _, err := w.supersedeOwed.one(int64(r.stands.ID), r.Reason, at.UnixMicro()); err != nil {
+		return err
+	}
+	r.stands = Reversal{ID: r.stands.ID, State: StateOwed}
+	var err error
+	if r.debt, _, err = w.debt(r.stands.ID); err != nil {
+		return err
+	}
+	return w.note(r.Transaction, nextEvent, r.stands.ID, string(StateOwed), r.Reason, at)
+}
+
 func (r *oweRecord) done(j *Journal, err error) {
 	if err == nil {
+		if r.unparks {
+			j.standing.unpark(r.debt)
+		}
 		j.owes(r.debt)
 	}
 	r.answer(err)
@@ -268,6 +296,7 @@ type Settlement struct {
 	reason string
 	dueAt  time.Time
 	unsent bool
+	absent bool
 }
 
 // State is where the owed item stands after the settlement.
@@ -283,7 +312,12 @@ func (s Settlement) ResponseCode() string { return s.code }
 func (s Settlement) Unsent() bool { return s.unsent }
 
 // DueAt is when it is due again, zero if it is not.
-func (s Settlement) DueAt() time.Time { return s.dueAt }
+func (s Settlement) DueAt() time.Time {
+	if s.state != StateOwed {
+		return time.Time{}
+	}
+	return s.dueAt
+}
 
 // Reason is why it is not acknowledged, "" if it is.
 func (s Settlement) Reason() string { return s.reason }
@@ -291,6 +325,12 @@ func (s Settlement) Reason() string { return s.reason }
 // Acknowledged: the processor has answered with a code that ends it.
 func Acknowledged(code string) Settlement {
 	return Settlement{state: StateAcknowledged, event: string(StateAcknowledged), code: code}
+}
+
+// Absent: the processor has said, for long enough, that it does not have the original. That ends a reversal, unless a late approval was heard
+// meanwhile: then it is owed as before, and due at that time.
+func Absent(code string, again time.Time) Settlement {
+	return Settlement{state: StateAcknowledged, event: string(StateAcknowledged), code: code, absent: true, dueAt: again}
 }
 
 // Again: it is owed as before, and due at that time. code is that of an answer which asks for a repeat, "" without an answer.
@@ -336,13 +376,23 @@ func (j *Journal) Settle(_ context.Context, t *Ticket, s Settlement) error {
 type settlementRecord struct {
 	call
 	Settlement
-	ticket *Ticket
+	ticket    *Ticket
+	refreshes bool // it is owed in spite of its payer
 }
 
 const settleOwedSQL = `UPDATE owed SET state = ?, attempts = attempts - ?, answered = answered + ?, due_at = coalesce(?, due_at), last_reason = ?,
 response_code = ?, settled_at = ? WHERE id = ? AND state = 'owed' RETURNING id`
 
 func (r *settlementRecord) write(w *writer, at time.Time) error {
+	if r.absent {
+		heard, err := w.heardOf(r.ticket.owed)
+		if err != nil {
+			return err
+		}
+		if heard {
+			r.Settlement, r.refreshes = Again(r.dueAt, ReasonHeard, r.code), true
+		}
+	}
 	var dueAt, settledAt any
 	if r.state == StateOwed {
 		dueAt = r.dueAt.UnixMicro()
@@ -376,6 +426,9 @@ func (r *settlementRecord) done(j *Journal, err error) {
 	case err != nil: // the journal has failed: memory is not asked again
 	case r.state == StateOwed:
 		j.standing.again(r.ticket.owed)
+		if r.refreshes {
+			j.standing.refresh(r.ticket.owed, r.dueAt)
+		}
 	default:
 		j.standing.settle(r.ticket.owed, r.state == StateParked)
 		if r.state == StateParked {

@@ -148,6 +148,16 @@ func (s *standing) incurred(endpoint string) []Debt {
 	return list
 }
 
+// refresh tells the payer once more of a debt that it takes for settled.
+func (s *standing) refresh(id OwedID, due time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.debts[id]; d != nil {
+		d.DueAt = due
+		s.fresh[d.Endpoint] = append(s.fresh[d.Endpoint], d)
+	}
+}
+
 // number keeps the STAN of a debt's own message from being given out.
 func (s *standing) number(id OwedID, own string) {
 	s.mu.Lock()

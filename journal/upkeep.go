@@ -10,7 +10,8 @@ import (
 )
 
 // Release makes something that is parked owed again, due at once, as if it were new: the time until it is parked for its age begins
-// again. Its attempts stay, so that the next one is marked as a repeat. An error wrapping ErrNotParked means that nothing was written.
+// again. Its attempts stay, so that the next one is marked as a repeat. An error wrapping ErrNotParked
+// or ErrReversed means that nothing was written.
 func (j *Journal) Release(_ context.Context, id OwedID) error {
 	r := &releaseRecord{call: newCall(), id: id}
 	if err := j.queue.put(r, true); err != nil {
@@ -39,6 +40,16 @@ func (r *releaseRecord) write(w *writer, at time.Time) error {
 	if d == nil || state != StateParked {
 		r.refused = ErrNotParked
 		return nil
+	}
+	if d.Kind == KindAdvice {
+		stands, err := w.reversalOf(d.Transaction)
+		if err != nil {
+			return err
+		}
+		if stands.State == StateAcknowledged && stands.Replacement == "" {
+			r.refused = ErrReversed
+			return nil
+		}
 	}
 	r.debt, err = w.reopen(r.id, reopening{event: "released", detail: reasonOperator, at: at})
 	return err

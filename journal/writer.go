@@ -117,7 +117,7 @@ type writer struct {
 	insertEvent, lastEvent                         *statement
 	insertOwed, attemptOwed, settleOwed            *statement
 	reversal, reopenOwed, debtOf                   *statement
-	answered                                       *statement
+	answered, suspectOwed, supersedeOwed, reasonOf *statement
 	reserve                                        *statement
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
@@ -149,6 +149,9 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.reopenOwed, 1, reopenOwedSQL},
 		{&w.debtOf, debtColumns, debtSQL + " WHERE o.id = ?"},
 		{&w.answered, 2, answeredSQL},
+		{&w.suspectOwed, 1, suspectOwedSQL},
+		{&w.supersedeOwed, 1, supersedeOwedSQL},
+		{&w.reasonOf, 1, reasonOfSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {
 		prepared, err := conn.prepare(s.query, s.columns)
@@ -163,7 +166,7 @@ func newWriter(conn *connection) (*writer, error) {
 // statements returns those that were prepared.
 func (w *writer) statements() []*statement {
 	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
-		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.reserve}
+		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.reserve}
 }
 
 func (w *writer) finalize() error {

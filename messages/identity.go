@@ -54,15 +54,10 @@ func (m *Message) OriginalIdentities() []string {
 	return list
 }
 
-// SameRequest reports whether two requests are the same one, but for the mark of a repeat and what is made anew for each sending: PIN
-// block and MAC.
+// SameRequest reports whether two requests are the same one, but for the mark of a repeat, numbers, and what is made anew for each sending:
+// PIN block and MAC. Of the sensitive elements, only the card is compared: no more is on record.
 func (m *Message) SameRequest(other *Message) bool {
-	differs := func(a, b *Message) bool {
-		return slices.ContainsFunc(a.elements, func(entry entry) bool {
-			return !slices.Contains(cryptograms, entry.element) && string(entry.value) != string(b.bytes(entry.element))
-		})
-	}
-	return m.MTI.First() == other.MTI.First() && !differs(m, other) && !differs(other, m)
+	return m.Original().SameContent(other.Original(), false) && m.PAN().Equal(other.PAN())
 }
 
 // amountDigits are those of DE 4 and of each amount in DE 95.

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -28,16 +29,26 @@ func (m *Message) keep(elements []Element) kept {
 		if value == "" {
 			continue
 		}
-		if e == Merchant || e.freeText() { // the others are too short for one, or ours
-			value = pan.HideIn(value)
-		}
-		if e.freeText() {
-			value = card.HidePANs(value)
-		}
-		k.values[e] = value
+		k.values[e] = masked(e, value, pan)
 	}
 	return k
 }
+
+// masked hides card numbers where somebody may have written one.
+func masked(e Element, value string, pan card.PAN) string {
+	switch {
+	case e == AdditionalAmounts && additionalAmounts.MatchString(value):
+		return value // two amounts beside each other can look like a card number
+	case e.freeText():
+		return card.HidePANs(pan.HideIn(value))
+	case e == Merchant: // the others are too short for one, or ours
+		return pan.HideIn(value)
+	}
+	return value
+}
+
+// additionalAmounts is the form of DE 54: account type, amount type, currency, sign and amount, up to six times (ISO 8583:1987).
+var additionalAmounts = regexp.MustCompile(`^([0-9]{4}[0-9A-Z]{3}[CD][0-9]{12})+$`)
 
 // plain lists the elements of a message that are not sensitive.
 func (m *Message) plain() []Element {
@@ -120,30 +131,28 @@ var namedElements = func() map[string]Element {
 	return named
 }()
 
-// An Original is what a reversal must repeat of the request that it undoes, as that was sent to the processor; or of an advice, all of
-// it that is not sensitive. The PAN is kept sealed beside it, and a reversal carries neither PIN block nor track (STANDARDS: PIN-06,
-// ISO-18).
+// An Original is what is kept of a request or an advice, as it was sent to the processor: all that is not sensitive. From it a reversal is
+// built, an advice is built again, and a repeat is compared. The PAN is kept sealed beside it, and what else of an advice is sensitive and
+// may be stored is in Rest.
 type Original struct{ kept }
 
-// originalElements are the elements that a reversal repeats, or builds DE 90 from.
+// originalElements are the elements that a reversal repeats, or builds DE 90 from. It carries neither PIN block nor track (STANDARDS:
+// PIN-06, ISO-18).
 var originalElements = []Element{
 	ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, MerchantType, POSEntryMode, CardSequence, FunctionCode,
 	POSConditionCode, AcquirerID, ForwarderID, RRN, Terminal, Merchant, MerchantName, Currency,
 }
 
-// Original takes from a request what its reversal will need.
-func (m *Message) Original() Original { return Original{m.keep(originalElements)} }
-
-// Plain takes from an advice all that is not sensitive. What is sensitive and may be stored is in Rest.
-func (m *Message) Plain() Original { return Original{m.keep(m.plain())} }
+// Original takes from a message what is kept of it.
+func (m *Message) Original() Original { return Original{m.keep(m.plain())} }
 
 // numbering are the elements that number a message on one hop.
 var numbering = map[Element]bool{TransmissionTime: true, STAN: true, RRN: true}
 
 // SameContent reports whether two requests, each as it came or as it was sent, ask for the same, but for their numbers and the mark of a
-// repeat. The card is not part of it.
-func (o Original) SameContent(other Original) bool {
-	return o.MTI.First() == other.MTI.First() && o.within(other) && other.within(o)
+// repeat. The card is not part of it. If partly, what o does not have is not compared: of a record that an older version wrote.
+func (o Original) SameContent(other Original, partly bool) bool {
+	return o.MTI.First() == other.MTI.First() && o.within(other) && (partly || other.within(o))
 }
 
 // within reports whether the other has the same values, where this one has any.

@@ -32,14 +32,21 @@ func (o Original) dataElements() string {
 // NewAdvice builds an advice again from what was kept of it.
 func NewAdvice(o Original, pan card.PAN, rest []byte) (*Message, error) {
 	m := New(o.MTI.First())
-	if err := m.setRest(rest); err != nil {
-		return nil, err
-	}
 	for e, value := range o.values {
 		m.Set(e, value)
 	}
+	if err := m.setRest(rest); err != nil {
+		return nil, err
+	}
 	m.SetPAN(pan)
 	return m, nil
+}
+
+// Names makes an advice name its original as that was sent: DE 90, and the RRN, which all messages of a transaction share (ISO 8583:1987,
+// DE 37).
+func (m *Message) Names(original Original) {
+	m.Set(OriginalData, original.dataElements())
+	m.Set(RRN, original.Get(RRN))
 }
 
 // NewNetworkManagement builds an 0800 with the code of DE 70. transmissionTime is DE 7, MMDDhhmmss in UTC.

@@ -17,16 +17,20 @@ var neverStored = append([]Element{PAN, Track1, Track2, Track3}, cryptograms...)
 // and the PAN, which DE 2 has (EMV Book 3, annex A); the dynamic verification codes (9F60, 9F61: EMV Contactless C-2, annex A).
 var neverStoredTags = []string{"56", "57", "5A", "99", "9F1F", "9F20", "9F60", "9F61", "9F6B"}
 
-// Rest is the sensitive part of an advice that is stored sealed: the elements that its dialect allows to be stored, without that part of the
-// chip data which may never be. The PAN is not in it, nor is what may never be stored at all, which does not go on. It is nil if there is
-// none; its holder clears it.
+// Rest is the part of an advice that is stored sealed: the sensitive elements that its dialect allows to be stored, without that part of the
+// chip data which may never be, and free text in which Original masks something. The PAN is not in it, nor is what may never be stored at
+// all, which does not go on. It is nil if there is none; its holder clears it.
 //
 // Its error is a *FormatError: chip data that cannot be read, so that nobody knows what it holds, or another sensitive element that the
 // dialect does not list. It could hold a card verification value, and left out in silence it would be missed.
 func (m *Message) Rest(storable []int) ([]byte, error) {
-	sensitive := map[Element][]byte{}
+	sensitive, pan := map[Element][]byte{}, m.PAN()
 	for _, entry := range m.elements {
 		e, value := entry.element, entry.value
+		if !e.Sensitive() && masked(e, string(value), pan) != string(value) {
+			sensitive[e] = value
+			continue
+		}
 		if !e.Sensitive() || slices.Contains(neverStored, e) {
 			continue
 		}
@@ -79,17 +83,23 @@ func storableChipData(data []byte) (stored []byte, err error) {
 	if err != nil {
 		return nil, errors.New("reading chip data: it cannot be read") // the library's text may quote
 	}
-	return bertlv.Encode(withoutStored(tags))
+	storable, fewer := withoutStored(tags)
+	if !fewer {
+		return data, nil // as it came: another encoding of the same would be another message
+	}
+	return bertlv.Encode(storable)
 }
 
-func withoutStored(tags []bertlv.TLV) []bertlv.TLV {
-	storable := make([]bertlv.TLV, 0, len(tags))
+// withoutStored leaves out the tags that may not be stored. fewer says that there were some.
+func withoutStored(tags []bertlv.TLV) (storable []bertlv.TLV, fewer bool) {
 	for _, tag := range tags {
 		if slices.Contains(neverStoredTags, strings.ToUpper(tag.Tag)) {
+			fewer = true
 			continue
 		}
-		tag.TLVs = withoutStored(tag.TLVs)
+		within, fewerWithin := withoutStored(tag.TLVs)
+		tag.TLVs, fewer = within, fewer || fewerWithin
 		storable = append(storable, tag)
 	}
-	return storable
+	return storable, fewer
 }

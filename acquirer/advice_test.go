@@ -13,7 +13,7 @@ import (
 )
 
 // A completion names its authorization in DE 90, by the numbers under which the upstream sent it. The processor knows that one by ours.
-func TestAttackACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.T) {
+func TestACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := identified(w.request())
 		w.ask(req, delivered)
@@ -24,7 +24,7 @@ func TestAttackACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.
 		completion := advice(w)
 		completion.Message.Set(messages.RRN, req.Message.Get(messages.RRN))
 		completion.Message.Set(messages.OriginalData, "0100"+req.Message.Get(messages.STAN)+req.Message.Get(messages.TransmissionTime)+"0000000000000000000000")
-		if got := advise(t, w, identified(completion)); got != "00" {
+		if got := handAdvise(t, w, identified(completion)); got != "00" {
 			t.Fatal(got)
 		}
 		w.rest()
@@ -36,7 +36,7 @@ func TestAttackACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.
 }
 
 // Reversal requests wait for the processor and hold the slots of live traffic meanwhile.
-func TestAttackReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
+func TestReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var list []acquirer.Request
 		for range 64 {
@@ -48,7 +48,7 @@ func TestAttackReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
 		w.bank.reversal = func(*messages.Message) (string, error) { return "91", nil }
 		var waiting sync.WaitGroup
 		for _, req := range list {
-			waiting.Go(func() { reverse(t, w, reversalOf(req, "0400")) })
+			waiting.Go(func() { handReverse(t, w, undoing(req, "0400")) })
 		}
 		<-time.After(10 * time.Second)
 		if result, ok := w.ask(identified(w.request()), delivered); !ok || code(result) != "00" {
@@ -58,29 +58,8 @@ func TestAttackReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
 	})
 }
 
-// The upstream reverses, and asks again before that is on record: it must not be told of an approval that is about to be none.
-func TestAttackARepeatIsApprovedWhileItsReversalIsRecorded(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		owes := &oweRecorder{}
-		w.stop()
-		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { owes.Recorder = r; return owes }
-		w.start()
-		req := identified(w.request())
-		w.ask(req, delivered)
-		owes.before = func() {
-			if result, ok := w.ask(again(req), delivered); ok && code(result) == "00" {
-				t.Errorf("the repeat is told %s after its reversal came", code(result))
-			}
-		}
-		if got := reverse(t, w, reversalOf(req, "0420")); got != "00" {
-			t.Error(got)
-		}
-		w.rest()
-	})
-}
-
 // The processor answers late, between the attempt and the record of its end.
-func TestAttackALateApprovalWhileTheLastNotFoundIsSettled(t *testing.T) {
+func TestALateApprovalWhileTheLastNotFoundIsSettled(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
 		begun := time.Now()

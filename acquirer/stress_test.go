@@ -13,7 +13,7 @@ import (
 )
 
 // Many upstream requests with repeats, deliveries that fail and reversals, at random: at rest the bank holds what upstream knows.
-func TestAttackStress(t *testing.T) {
+func TestStress(t *testing.T) {
 	for seed := range uint64(40) {
 		inWorld(t, func(t *testing.T, w *world) {
 			var mu sync.Mutex
@@ -102,7 +102,7 @@ func TestAttackStress(t *testing.T) {
 						for {
 							mti := messages.MTI([]string{"0400", "0420"}[roll(2)])
 							budget, release := context.WithTimeout(t.Context(), time.Duration(50+roll(1000))*time.Millisecond)
-							result, err := w.desk.Reverse(budget, w.desk.Admit(reversalOf(b.req, mti)))
+							result, err := w.desk.Reverse(budget, w.desk.Admit(undoing(b.req, mti)))
 							release()
 							if err != nil {
 								t.Error(err)

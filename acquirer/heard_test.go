@@ -29,7 +29,7 @@ func lateApproval(t *testing.T, w *world) conn.Unasked {
 
 // The processor has approved, late, and we know it, while the reversal is owed and was not found so far. From then on "not found" ends
 // nothing: the hold is there.
-func TestAttackALateApprovalDuringARunOfNotFound(t *testing.T) {
+func TestALateApprovalDuringARunOfNotFound(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
 		w.bank.reversal = func(*messages.Message) (string, error) { return "25", nil }
@@ -62,7 +62,7 @@ func (r *settleRecorder) Settle(ctx context.Context, ticket *journal.Ticket, s j
 
 // A late approval makes a reversal owed again that has just ended by "not found", in the moment between that record and the lineup's. The
 // lineup takes the end of the old for the end of the new, and the reversal is not sent any more before a restart.
-func TestAttackAReversalOwedAgainFallsOutOfTheLineup(t *testing.T) {
+func TestAReversalOwedAgainFallsOutOfTheLineup(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		settles := &settleRecorder{}
 		w.stop()

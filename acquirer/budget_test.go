@@ -9,7 +9,7 @@ import (
 )
 
 // A reversal request is recorded at once. Its answer must leave before the upstream has stopped waiting, not at that moment.
-func TestAttackTheAnswerToAReversalRequestComesTooLate(t *testing.T) {
+func TestTheAnswerToAReversalRequestComesTooLate(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := identified(w.request())
 		w.ask(req, delivered)
@@ -17,7 +17,7 @@ func TestAttackTheAnswerToAReversalRequestComesTooLate(t *testing.T) {
 		budget, release := context.WithTimeout(t.Context(), 15*time.Second)
 		defer release()
 		for _, mti := range []messages.MTI{"0400", "0401"} {
-			result, err := w.desk.Reverse(budget, w.desk.Admit(reversalOf(req, mti)))
+			result, err := w.desk.Reverse(budget, w.desk.Admit(undoing(req, mti)))
 			if err != nil || result.Answer == nil || budget.Err() != nil {
 				t.Errorf("%s: answered %v when the budget has ended: %v, %v", mti, result.Answer, budget.Err(), err)
 			}

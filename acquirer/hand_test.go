@@ -8,7 +8,7 @@ import (
 )
 
 // reversalOf is the upstream's reversal of a request, with DE 90.
-func reversalOf(req acquirer.Request, mti messages.MTI) acquirer.Request {
+func undoing(req acquirer.Request, mti messages.MTI) acquirer.Request {
 	m := req.Message.Clone()
 	m.MTI = mti
 	m.Delete(messages.PINData)
@@ -24,11 +24,11 @@ func identified(req acquirer.Request) acquirer.Request {
 }
 
 // The door calls Delivered with whatever had an answer, a reversal's too.
-func TestAttackTheDeliveryOfAReversalsAnswer(t *testing.T) {
+func TestTheDeliveryOfAReversalsAnswer(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := identified(w.request())
 		w.ask(req, delivered)
-		result, err := w.desk.Reverse(t.Context(), w.desk.Admit(reversalOf(req, "0420")))
+		result, err := w.desk.Reverse(t.Context(), w.desk.Admit(undoing(req, "0420")))
 		if err != nil || code(result) != "00" {
 			t.Fatalf("got %v, %v", result.Answer, err)
 		}
