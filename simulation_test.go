@@ -317,10 +317,16 @@ func (s *station) restart(dead bool) {
 	s.mu.Unlock()
 }
 
-// start opens the journal, recovers and serves until stop or stopDead.
+// start starts the daemon. A start whose journal fails in the recovery ends, and there is another one.
 func (s *station) start() {
+	for !s.open() {
+		<-time.After(time.Second)
+	}
+}
+
+// open opens the journal, recovers and serves until stop or stopDead. It is false if the journal has failed meanwhile.
+func (s *station) open() bool {
 	t := s.t
-	t.Helper()
 	log, registry := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	record, err := journal.Open(journal.Config{Path: s.path, Station: "simulated", BlockSize: 50}, log, registry)
 	if err != nil {
@@ -333,7 +339,8 @@ func (s *station) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	desk, err := acquirer.New(acquirer.Config{Journal: &frailRecorder{Recorder: record, station: s}, Vault: &softVault{s}, InFlight: 256,
+	frail := &frailRecorder{Recorder: record, station: s}
+	desk, err := acquirer.New(acquirer.Config{Journal: frail, Vault: &softVault{s}, InFlight: 256,
 		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", codecOf(t, "iso87-ascii"), endpoint)},
 		Routes:    []acquirer.Route{{Endpoint: "processor"}},
 		Forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour,
@@ -346,7 +353,13 @@ func (s *station) start() {
 	listeners := make([]*simulator.PipeListener, simulatedUpstreams)
 	writing.begin(record.Run, nil)
 	if _, err := desk.Recover(t.Context()); err != nil {
-		t.Fatal(err)
+		if !frail.broken.Load() {
+			t.Error(err)
+		}
+		if err := errors.Join(writing.end(), record.Close()); err != nil {
+			t.Error(err)
+		}
+		return false
 	}
 	linking.begin(func(ctx context.Context) error {
 		return endpoint.Run(ctx, func(ctx context.Context, m conn.Unasked) { desk.Inbound(ctx, "processor", m) })
@@ -392,6 +405,7 @@ func (s *station) start() {
 			t.Error(err)
 		}
 	}
+	return true
 }
 
 // A frailRecorder is a journal whose store fails now and then, before or after it has written; then it has failed for good.
