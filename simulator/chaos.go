@@ -52,6 +52,7 @@ type ChaosResult struct {
 const (
 	chaosReplyTimeout = 500 * time.Millisecond
 	chaosEchoInterval = 500 * time.Millisecond
+	chaosNotFound     = 2500 * time.Millisecond // longer than the network holds anything up, and shorter than a calm spell
 	chaosInFlight     = 512
 	chaosConnections  = 4
 	chaosCards        = 5_000
@@ -93,7 +94,7 @@ type chaos struct {
 func Chaos(ctx context.Context, cfg ChaosConfig) (result ChaosResult, err error) {
 	c := &chaos{cfg: cfg, result: ChaosResult{Seed: cfg.Seed}, failed: make(chan error, 1)}
 	c.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: chaosReplyTimeout,
-		RetryMin: 200 * time.Millisecond, RetryMax: time.Second, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
+		RetryMin: 200 * time.Millisecond, RetryMax: time.Second, NotFound: chaosNotFound, EchoInterval: chaosEchoInterval, InFlight: chaosInFlight},
 		Processor: ProcessorConfig{Faults: chaosFaults(cfg.Seed)},
 		Upstream:  UpstreamConfig{Connections: chaosConnections, RetryDelay: 20 * time.Millisecond, ReplyTimeout: 2 * chaosReplyTimeout},
 		Proxied:   true, Seed: cfg.Seed})
@@ -260,8 +261,8 @@ func (c *chaos) kill(ctx context.Context) error {
 	}
 	for c.result.Kills < c.cfg.Kills {
 		shortest, longest := 200*time.Millisecond, 1200*time.Millisecond
-		if chance.IntN(8) == 0 { // long enough for what a restart would cut short: late answers, missed echoes
-			shortest, longest = 2*time.Second, 4*time.Second
+		if chance.IntN(10) == 0 { // a calm spell, for what a restart would cut short: late answers, missed echoes, originals that are not found
+			shortest, longest = 3500*time.Millisecond, 6*time.Second
 		}
 		if err := killAfter(shortest, longest); err != nil {
 			return err

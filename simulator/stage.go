@@ -56,6 +56,7 @@ type StageConfig struct {
 	ReplyTimeout time.Duration // how long the daemon waits for the processor
 	RetryMin     time.Duration // between the attempts at a reversal
 	RetryMax     time.Duration
+	NotFound     time.Duration // for how long the processor must not find an original; default ten times ReplyTimeout
 	EchoInterval time.Duration // after which the daemon asks a silent processor for an echo; default 5 s
 	InFlight     int
 }
@@ -93,6 +94,9 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 		return nil, err
 	}
 	s.Config, s.Log, s.Journal = filepath.Join(s.Dir, "acquirerd.yaml"), filepath.Join(s.Dir, "acquirerd.log"), filepath.Join(s.Dir, journalFile)
+	if cfg.NotFound == 0 {
+		cfg.NotFound = 10 * cfg.ReplyTimeout
+	}
 	if cfg.EchoInterval == 0 {
 		cfg.EchoInterval = defaultEchoInterval
 	}
@@ -262,7 +266,7 @@ func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) err
 		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
 		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval,
-		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": 10 * cfg.ReplyTimeout, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
+		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": cfg.NotFound, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
 	}); err != nil {
 		return err
 	}
