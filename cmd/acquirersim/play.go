@@ -45,7 +45,7 @@ func (c *cli) chaosCommand() *cobra.Command {
 			"it with SIGKILL at random moments and starts it again, and between daemon, processor and upstream it cuts, tears, stalls and slows\n"+
 			"connections, leaves them half-open and restarts the processor. When the upstream has done its duty and nothing is owed, it compares the\n"+
 			"processor's ledger, the upstream's book and the daemon's journal. It prints one line of JSON, and exits with 0 only if there is no\n"+
-			"mismatch; the first ones are shown on standard error, the very first with what journal and log say of it.\n\n"+
+			"mismatch; the first ones are shown on standard error, the very first with all that the parties have of it.\n\n"+
 			"The disk is a tmpfs of its own, which only a privileged user may mount; for others the daemon's files are limited in size instead, and\n"+
 			"\"disk\" says so. A seed repeats what is chosen, not when the machine gets to it.",
 		"acquirersim chaos --acquirerd bin/acquirerd --kills 200",
