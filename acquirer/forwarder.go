@@ -253,7 +253,8 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 	if settlement.Unsent() {
 		attempts--
 	}
-	return turn{attempts: attempts, due: settlement.DueAt()}, nil
+	// Of what the processor does not have, no order matters.
+	return turn{attempts: attempts, aside: settlement.Reason() == reasonNotFound, due: settlement.DueAt()}, nil
 }
 
 // message builds what is owed, as a first sending. All that it says is the record's: what was sent then, not what would be configured now;

@@ -14,7 +14,7 @@ import (
 // before its advices, and each of them in the order in which it came to be owed. An advice goes before the reversal of itself, whatever
 // else: a processor that does not know it yet would say that there is nothing to reverse.
 //
-// What was sent sentOften times without success, or cannot be opened, holds up nothing but the reversal of itself, and waits for nothing: it
+// What was sent sentOften times without success, cannot be opened or was not found, holds up nothing but the reversal of itself, and waits for nothing: it
 // had its turn. No operation costs more than the logarithm of what is owed, but for a debt that leaves the middle of its card's queue. It is owned by the forwarder's goroutine.
 type lineup struct {
 	places map[journal.OwedID]*place
@@ -33,7 +33,7 @@ type place struct {
 // A turn is when a debt is to be sent, and how often it was.
 type turn struct {
 	attempts int
-	aside    bool      // it could not be opened
+	aside    bool      // it could not be opened, or the processor does not have its original
 	due      time.Time // on the monotonic clock
 }
 

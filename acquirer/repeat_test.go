@@ -277,8 +277,8 @@ func TestARepeatIsNotRefused(t *testing.T) {
 		if refused, ok := w.ask(w.request(), delivered); !ok || code(refused) != "96" {
 			t.Errorf("another request while it drains: %v", refused.Answer)
 		}
-		if !w.desk.Known(t.Context(), req) || w.desk.Known(t.Context(), w.request()) {
-			t.Error("known is what is on record")
+		if turned := w.desk.TurnAway(t.Context(), again(req)); turned != nil {
+			t.Errorf("a door without room says %v", turned)
 		}
 		w.check()
 	})
@@ -298,6 +298,72 @@ func TestWithoutARecordToLookAtNothingIsAnswered(t *testing.T) {
 		w.start()
 		if result, err := w.desk.Authorize(t.Context(), w.desk.Admit(w.request())); err != nil || result.Answer != nil || len(w.bank.seen) != 0 {
 			t.Errorf("got %v, %v; %d sent", result.Answer, err, len(w.bank.seen))
+		}
+	})
+}
+
+// A refusal is an answer, and believed. Another copy of the request, sent before it, is not approved after it.
+func TestARefusalIsRemembered(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		down := w.vault.(*vault)
+		down.err = hsm.ErrUnavailable
+		byHSM, byDoor := w.request(), w.request()
+		if refused, ok := w.ask(byHSM, delivered); !ok || code(refused) != "96" {
+			t.Errorf("without the HSM: %v", refused.Answer)
+		}
+		if turned := w.desk.TurnAway(t.Context(), byDoor); codeOf(turned) != "96" {
+			t.Errorf("by the door: %v", turned)
+		}
+		down.err = nil
+		for _, req := range []acquirer.Request{byHSM, byDoor} {
+			for _, copied := range []acquirer.Request{again(req), req} {
+				if refused, ok := w.ask(copied, delivered); !ok || code(refused) != "96" {
+					t.Errorf("a copy is told %v", refused.Answer)
+				}
+				if turned := w.desk.TurnAway(t.Context(), copied); codeOf(turned) != "96" {
+					t.Errorf("by the door: %v", turned)
+				}
+			}
+		}
+		if len(w.bank.seen) != 0 {
+			t.Errorf("%d were sent", len(w.bank.seen))
+		}
+		// An advice is sent until it is taken.
+		down.err = hsm.ErrUnavailable
+		advice := w.advice()
+		if answer := w.advise(advice); codeOf(answer) != "96" {
+			t.Errorf("an advice without the HSM: %v", answer)
+		}
+		down.err = nil
+		if answer := w.advise(again(advice)); codeOf(answer) != "00" {
+			t.Errorf("an advice with the HSM: %v", answer)
+		}
+	})
+}
+
+// A copy that is in flight while the door has no room for the other is the one that is answered.
+func TestADoorRefusesNothingThatIsInFlight(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		req := w.request()
+		visit := w.desk.Admit(req)
+		if turned := w.desk.TurnAway(t.Context(), again(req)); turned != nil {
+			t.Errorf("got %v", turned)
+		}
+		result, err := w.desk.Authorize(t.Context(), visit)
+		if err != nil || code(result) != "00" {
+			t.Errorf("got %v, %v", result.Answer, err)
+		}
+		w.desk.Delivered(result)
+	})
+}
+
+func TestRefusalsAreForgotten(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		req := w.request()
+		w.desk.TurnAway(t.Context(), req)
+		<-time.After(11 * time.Minute)
+		if result, ok := w.ask(again(req), delivered); !ok || code(result) != "00" {
+			t.Errorf("after a while: %v", result.Answer)
 		}
 	})
 }

@@ -111,6 +111,7 @@ func (s *Switch) refuse(v *Visit, reason refusal, code string, cause error, star
 	if code == "" {
 		return Result{}
 	}
+	s.remember(req, code)
 	var format *messages.FormatError
 	if errors.As(cause, &format) && reason == refusedFormat {
 		return Result{Answer: messages.NewFormatError(req.Message, code, format.Element)}

@@ -34,6 +34,7 @@ type Switch struct {
 	draining bool               // guarded by mu
 	inFlight sync.WaitGroup     // Add is called under mu, while not draining
 	matters  map[asking]*matter // requests in flight; guarded by mu
+	refused  refusals           // guarded by mu
 	slots    chan struct{}      // one for each message that may be in flight
 }
 
@@ -71,7 +72,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
 	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
-		matters: map[asking]*matter{}, metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
+		matters: map[asking]*matter{}, refused: newRefusals(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
 		s.metrics.begin(endpoint.Name)
@@ -134,6 +135,9 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	}
 	if known {
 		return s.repeated(ctx, v, found, started), nil
+	}
+	if code := s.refusedBefore(req); code != "" {
+		return s.repeat(v, found, repeatStored, messages.NewAnswer(req.Message, code), started), nil
 	}
 
 	// Admit: a full switch says so at once, instead of making a longer queue.

@@ -131,6 +131,7 @@ func TestAReversalInPart(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := named(w.request())
 		w.ask(req, delivered)
+		w.bank.mend(false)
 		part := reversalOf(req, "0420")
 		part.Message.SetReplacement("000000000400")
 		for range 2 {
@@ -149,6 +150,7 @@ func TestAReversalInPart(t *testing.T) {
 		if answer := w.reverse(reversalOf(req, "0420")); codeOf(answer) != "96" {
 			t.Errorf("the whole, while the part is on its way: %v", answer)
 		}
+		w.bank.mend(true)
 		w.rest()
 		if sent := w.bank.sent[0]; len(w.bank.sent) != 1 || sent.Get(messages.ReplacementAmounts) != "000000000400"+strings.Repeat("0", 30) ||
 			sent.Get(messages.Amount) != "000000001000" {

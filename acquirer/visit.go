@@ -151,19 +151,6 @@ func (s *Switch) inFlightWith(upstream, key string) <-chan struct{} {
 	return nil
 }
 
-// Known reports whether a key is in flight or on record, or cannot be looked for: then its message may not be refused, because the refusal
-// would be believed of what may have been approved.
-func (s *Switch) Known(ctx context.Context, req Request) bool {
-	if req.Key == "" {
-		return false
-	}
-	if s.inFlightWith(req.Upstream.Name, req.Key) != nil {
-		return true
-	}
-	_, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key)
-	return known || err != nil
-}
-
 // Delivered is called when the answer of a result was written to the upstream whole.
 func (s *Switch) Delivered(result Result) {
 	_ = s.leave(context.Background(), result.visit, true) // only what was not delivered has to be recorded

@@ -27,8 +27,8 @@ type Desk interface {
 	Authorize(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
 	Reverse(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
 	Advise(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
-	// Known reports whether a key is in flight or on record, so that its message may not be refused.
-	Known(ctx context.Context, req acquirer.Request) bool
+	// TurnAway refuses a message for which the door has no room; nil if it must not be answered.
+	TurnAway(ctx context.Context, req acquirer.Request) *messages.Message
 
 	Delivered(result acquirer.Result)
 	Undelivered(ctx context.Context, result acquirer.Result) error
@@ -246,14 +246,15 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 	select {
 	case d.slots <- struct{}{}:
 	default:
-		if d.desk.Known(ctx, req) {
-			// A refusal would be believed of what may have been approved. The upstream asks again, or reverses.
+		refusal := d.desk.TurnAway(ctx, req)
+		if refusal == nil {
+			// It would be believed of what may have been approved. The upstream asks again, or reverses.
 			d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindSilent).Inc()
 			return nil
 		}
 		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindBusy).Inc()
-		s.refused(request, kindBusy, answers.Busy)
-		return s.write(messages.NewAnswer(request, answers.Busy))
+		s.refused(request, kindBusy, refusal.Get(messages.ResponseCode))
+		return s.write(refusal)
 	}
 	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindTaken).Inc()
 	begun = true

@@ -64,8 +64,11 @@ func (d *desk) other(ctx context.Context, what string, v *acquirer.Visit) (acqui
 	return d.authorize(ctx, v.Request)
 }
 
-func (d *desk) Known(_ context.Context, req acquirer.Request) bool {
-	return req.Key != "" && req.Key == d.known
+func (d *desk) TurnAway(_ context.Context, req acquirer.Request) *messages.Message {
+	if req.Key != "" && req.Key == d.known {
+		return nil
+	}
+	return messages.NewAnswer(req.Message, "96")
 }
 
 func (d *desk) Delivered(acquirer.Result) {
@@ -441,6 +444,64 @@ func TestTheKeyTellsRequestsApartAndHoldsNoCard(t *testing.T) {
 		k := h.desk.keys
 		if k[0] != k[1] || k[0] == k[2] || k[0] == k[3] || strings.Contains(strings.Join(k, ""), "4111111111111111") {
 			t.Errorf("got %q", k)
+		}
+		_ = c.Close()
+	})
+}
+
+func TestEachTypeHasItsDesk(t *testing.T) {
+	inHall(t, nil, func(t *testing.T, h *hall) {
+		c := h.connect()
+		types := []messages.MTI{"0100", "0101", "0200", "0201", "0120", "0121", "0220", "0221", "0400", "0401", "0420", "0421"}
+		for i, mti := range types {
+			m := request(i)
+			m.MTI = mti
+			if mti.Class() == messages.Reversal {
+				m.Set(messages.OriginalData, "010000000111231200000000000000000000000000")
+			}
+			c.send(m)
+			if got := c.receive(); got.MTI != mti.Answer() || got.Get(messages.ResponseCode) != "00" {
+				t.Errorf("%s: got %v", mti, got)
+			}
+		}
+		_ = c.Close()
+		h.desk.mu.Lock()
+		defer h.desk.mu.Unlock()
+		for i, key := range h.desk.keys {
+			want := map[byte]string{'2': "advise 0", '0': "0"}[types[i][2]]
+			if types[i].Class() == messages.Reversal {
+				want = "reverse " // its original identifies it
+			}
+			if !strings.HasPrefix(key, want) || types[i].Class() == messages.Reversal && key != want {
+				t.Errorf("%s went to %q", types[i], key)
+			}
+		}
+		if len(h.desk.keys) != len(types) || h.desk.delivered != len(types) {
+			t.Errorf("%d went to the switch, %d were delivered", len(h.desk.keys), h.desk.delivered)
+		}
+	})
+}
+
+// Over the limit, what repeats a request that may have been approved is not refused: it would be believed.
+func TestOverTheLimitAKnownRequestIsNotRefused(t *testing.T) {
+	inHall(t, func(cfg *upstream.Config) { cfg.InFlight = 1 }, func(t *testing.T, h *hall) {
+		release := make(chan struct{})
+		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
+			<-release
+			return approve(ctx, req)
+		}
+		h.desk.known = request(7).Identity()
+		c := h.connect()
+		c.send(request(1))
+		synctest.Wait()
+		c.send(request(7)) // no answer
+		c.send(request(8))
+		if got := c.receive(); got.Get(messages.STAN) != request(8).Get(messages.STAN) || got.Get(messages.ResponseCode) != "96" {
+			t.Errorf("got %v", got)
+		}
+		close(release)
+		if got := c.receive(); got.Get(messages.STAN) != request(1).Get(messages.STAN) || got.Get(messages.ResponseCode) != "00" {
+			t.Errorf("got %v", got)
 		}
 		_ = c.Close()
 	})

@@ -1,0 +1,101 @@
+package acquirer
+
+import (
+	"context"
+	"time"
+
+	"acquirerd/messages"
+)
+
+// The limits of what is remembered of refusals. A copy of a request that was refused can be on its way only as long as connections last, and
+// those end with the process.
+const (
+	refusalsRemembered = 100_000
+	refusalRemembered  = 10 * time.Minute
+)
+
+// refusals are the requests that were refused without a record, by their keys. A refusal is an answer, and the upstream believes it: another
+// copy of the request, which was sent before that, must not be approved after it. They are lost with the process. Guarded by Switch.mu.
+type refusals struct {
+	codes map[asking]refusedBefore
+	order []asking // as they were entered; one may stand there twice
+}
+
+type refusedBefore struct {
+	code string
+	at   time.Time
+}
+
+func newRefusals() refusals { return refusals{codes: map[asking]refusedBefore{}} }
+
+// enter remembers a refusal, and forgets the oldest.
+func (r *refusals) enter(key asking, code string, now time.Time) {
+	r.codes[key] = refusedBefore{code, now}
+	r.order = append(r.order, key)
+	for len(r.order) > 0 {
+		oldest := r.order[0]
+		known, is := r.codes[oldest]
+		old := now.Sub(known.at) >= refusalRemembered
+		switch {
+		case is && !old && len(r.order) <= refusalsRemembered:
+			return
+		case is && (old || len(r.codes) > refusalsRemembered/2):
+			delete(r.codes, oldest)
+		}
+		r.order = r.order[1:]
+	}
+}
+
+// code is how a request was refused, "" if it was not.
+func (r *refusals) code(key asking, now time.Time) string {
+	if known, is := r.codes[key]; is && now.Sub(known.at) < refusalRemembered {
+		return known.code
+	}
+	return ""
+}
+
+// remember remembers the refusal of a request. An advice is not refused for good: its upstream sends it until it is taken.
+func (s *Switch) remember(req Request, code string) {
+	if req.Key == "" || code == "" || req.Message.MTI.IsAdvice() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused.enter(asking{req.Upstream.Name, req.Key}, code, time.Now())
+}
+
+// refusedBefore is how a request was refused before, "" if it was not.
+func (s *Switch) refusedBefore(req Request) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused.code(asking{req.Upstream.Name, req.Key}, time.Now())
+}
+
+// TurnAway refuses a message for which its door has no room. It returns nil if that must not be answered: the message repeats one that is in
+// flight or on record, or that cannot be looked for, and a refusal would be believed of what may have been approved.
+func (s *Switch) TurnAway(ctx context.Context, req Request) *messages.Message {
+	code := req.Upstream.Codec.Dialect().Answers.Busy
+	if req.Key == "" {
+		return messages.NewAnswer(req.Message, code)
+	}
+	key := asking{req.Upstream.Name, req.Key}
+	s.mu.Lock()
+	if s.matters[key] != nil {
+		s.mu.Unlock()
+		return nil
+	}
+	if before := s.refused.code(key, time.Now()); before != "" {
+		s.mu.Unlock()
+		return messages.NewAnswer(req.Message, before)
+	}
+	s.mu.Unlock()
+	// Remembered before the record is asked: a copy that is admitted from now on is refused, too.
+	s.remember(req, code)
+	if _, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key); known || err != nil {
+		s.mu.Lock()
+		delete(s.refused.codes, key)
+		s.mu.Unlock()
+		return nil
+	}
+	return messages.NewAnswer(req.Message, code)
+}
