@@ -5,7 +5,7 @@ KILLS    ?= 20
 FUZZTIME ?= 20s
 LINT     := go tool -modfile=.ci/tools.mod golangci-lint
 
-.PHONY: help deps build test check demo chaos sim fuzz bench clean
+.PHONY: help deps build test check demo chaos sim drain fuzz bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,10 @@ chaos: build ## kill -9 the daemon under load KILLS=20 times, with a full disk a
 	@bin/acquirersim chaos --acquirerd bin/acquirerd --kills $(KILLS) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
 sim: deps ## run the seeded simulation SEEDS=100 times
-	go test -run 'Simulation' -count=1 . -args -seeds=$(or $(SEEDS),100)
+	go test -run 'Simulation' -count=1 -timeout 3h . -args -seeds=$(or $(SEEDS),100)
+
+drain: build ## owe OWED=10000 reversals and measure how fast they are paid beside live traffic
+	@bin/acquirersim drain --acquirerd bin/acquirerd --dir .demo/drain --owed $(or $(OWED),10000)
 
 fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
 	@for package in $$(go list ./...); do \

@@ -38,7 +38,8 @@ type DrainResult struct {
 }
 
 const (
-	drainReplyTimeout = 3 * time.Second
+	drainReplyTimeout = 20 * time.Second
+	drainFilling      = 15 * time.Second // longest wait until all requests have come
 	drainBaseline     = 10 * time.Second
 	drainLimit        = 5 * time.Minute // then it is given up
 )
@@ -89,9 +90,14 @@ func Drain(ctx context.Context, cfg DrainConfig) (result DrainResult, err error)
 	}
 	var away sync.WaitGroup
 	var errAway error
+	already := cast.Processor.Ledger().Snapshot().Counts.Requests
 	away.Go(func() {
-		pause(ctx, drainReplyTimeout/3) // they are all under way
-		errAway = cast.RestartProcessor(ctx, 3*drainReplyTimeout)
+		for until := time.Now().Add(drainFilling); time.Now().Before(until) && pause(ctx, 100*time.Millisecond); {
+			if cast.Processor.Ledger().Snapshot().Counts.Requests >= already+int64(cfg.Owed) {
+				break
+			}
+		}
+		errAway = cast.RestartProcessor(ctx, drainReplyTimeout+2*time.Second)
 	})
 	if _, err := runLoad(ctx, LoadConfig{Upstream: cast.Upstream, InFlight: cfg.Owed, Count: cfg.Owed, Cards: cards, Seed: 2}); err != nil {
 		return result, err
