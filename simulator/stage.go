@@ -256,7 +256,7 @@ routes:
 reversals: { retry_min: {{.RetryMin}}, retry_max: {{.RetryMax}}, not_found_final: {{.NotFoundFinal}}, poll: 100ms, parallel: {{.Parallel}} }
 limits: { in_flight: {{.InFlight}} }
 operations: { listen: "{{.Operations}}" }
-shutdown: { grace: 60s }
+shutdown: { grace: {{.Grace}} }
 `))
 
 func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) error {
@@ -265,7 +265,7 @@ func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) err
 		"Station": stageStation, "Dir": s.Dir, "Journal": s.Journal, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
 		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
-		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval,
+		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval, "Grace": time.Minute + 4*cfg.ReplyTimeout,
 		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": cfg.NotFound, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
 	}); err != nil {
 		return err
