@@ -27,12 +27,8 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()
-	found, known, err := s.journal.Find(ctx, v.Upstream.Name, v.Key)
-	if err != nil {
-		return s.refuse(v, refusedJournal, "", err, started), nil
-	}
-	if known {
-		return s.repeated(ctx, v, found, started), nil
+	if answered, before := s.before(ctx, v, started); before {
+		return answered, nil
 	}
 
 	// Admit and route.

@@ -202,7 +202,7 @@ func (v faultyVault) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte
 }
 
 // authorizing are the steps of an authorization and of the payment of its reversal.
-var authorizing = []int{stepNext, stepFind, stepProtect, stepBegin, stepSend, stepFinish, stepAnswer, stepOwing, stepOpenPAN, stepAttempt,
+var authorizing = []int{stepNext, stepProtect, stepBegin, stepSend, stepFinish, stepAnswer, stepOwing, stepOpenPAN, stepAttempt,
 	stepReverse, stepSettle}
 
 // The failure table: each step fails, or fails although it was done, and the process goes on, or crashes and reopens.

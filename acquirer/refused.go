@@ -17,20 +17,20 @@ const (
 // refusals are the requests that were refused without a record, by their keys. A refusal is an answer, and the upstream believes it: another
 // copy of the request, which was sent before that, must not be approved after it. They are lost with the process. Guarded by Switch.mu.
 type refusals struct {
-	codes map[asking]refusedBefore
+	codes map[asking]pastRefusal
 	order []asking // as they were entered; one may stand there twice
 }
 
-type refusedBefore struct {
+type pastRefusal struct {
 	code string
 	at   time.Time
 }
 
-func newRefusals() refusals { return refusals{codes: map[asking]refusedBefore{}} }
+func newRefusals() refusals { return refusals{codes: map[asking]pastRefusal{}} }
 
 // enter remembers a refusal, and forgets the oldest.
 func (r *refusals) enter(key asking, code string, now time.Time) {
-	r.codes[key] = refusedBefore{code, now}
+	r.codes[key] = pastRefusal{code, now}
 	r.order = append(r.order, key)
 	for len(r.order) > 0 {
 		oldest := r.order[0]

@@ -85,6 +85,29 @@ func TestARepeatOfWhatNeverCameIsSentAsAFirst(t *testing.T) {
 	})
 }
 
+// The same bytes again, without the mark of a repeat.
+func TestAResendIsAnsweredFromTheRecord(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		req := w.request()
+		first, ok := w.ask(req, delivered)
+		if !ok || code(first) != "00" {
+			t.Fatalf("got %v", first.Answer)
+		}
+		w.restart()
+		if second, ok := w.ask(req, delivered); !ok || !sameAnswer(first.Answer, second.Answer) || second.Outcome != "" {
+			t.Errorf("got %v", second.Answer)
+		}
+		w.vault.(*vault).err = hsm.ErrUnavailable
+		if silent, err := w.desk.Authorize(t.Context(), w.desk.Admit(req)); err != nil || silent.Answer != nil {
+			t.Errorf("without the HSM: %v, %v", silent.Answer, err)
+		}
+		if len(w.bank.seen) != 1 {
+			t.Errorf("%d sent", len(w.bank.seen))
+		}
+		w.check()
+	})
+}
+
 func TestTheSameKeyWithOtherContentIsRefused(t *testing.T) {
 	changes := map[string]func(*messages.Message){
 		"amount":   func(m *messages.Message) { m.Set(messages.Amount, "000000001001") },
@@ -291,13 +314,17 @@ func (blindRecorder) Find(context.Context, string, string) (journal.Found, bool,
 	return journal.Found{}, false, errors.New("reading failed")
 }
 
-func TestWithoutARecordToLookAtNothingIsAnswered(t *testing.T) {
+func TestWithoutARecordToLookAtNothingIsRefused(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.stop()
 		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { return blindRecorder{r} }
 		w.start()
-		if result, err := w.desk.Authorize(t.Context(), w.desk.Admit(w.request())); err != nil || result.Answer != nil || len(w.bank.seen) != 0 {
-			t.Errorf("got %v, %v; %d sent", result.Answer, err, len(w.bank.seen))
+		refused := w.request()
+		refused.Message.SetSensitive(messages.PAN, "6011111111111117") // no route
+		for _, req := range []acquirer.Request{again(w.request()), refused} {
+			if result, err := w.desk.Authorize(t.Context(), w.desk.Admit(req)); err != nil || result.Answer != nil || len(w.bank.seen) != 0 {
+				t.Errorf("got %v, %v; %d sent", result.Answer, err, len(w.bank.seen))
+			}
 		}
 	})
 }

@@ -21,7 +21,8 @@ const (
 	refusedPIN       refusal = "pin_untranslatable"
 	refusedHSM       refusal = "hsm"
 	refusedJournal   refusal = "journal"
-	refusedDuplicate refusal = "duplicate" // recorded by somebody else at the same moment; not answered
+	refusedAgain     refusal = "refused_before" // another copy of it was
+	refusedDuplicate refusal = "duplicate"      // recorded by somebody else at the same moment; not answered
 )
 
 type metrics struct {
@@ -65,7 +66,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	for _, result := range []string{reversalRecorded, reversalKnown, reversalNothing, reversalNotFound, reversalDisagrees, reversalOther, reversalForwarded, reversalSilent} {
 		m.upstreamReversals.WithLabelValues(result)
 	}
-	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedDuplicate} {
+	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedAgain, refusedDuplicate} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,

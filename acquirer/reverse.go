@@ -178,12 +178,8 @@ func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started ti
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()
-	found, known, err := s.journal.Find(ctx, v.Upstream.Name, v.Key)
-	if err != nil {
-		return s.refuse(v, refusedJournal, "", err, started), nil
-	}
-	if known {
-		return s.repeated(ctx, v, found, started), nil
+	if answered, before := s.before(ctx, v, started); before {
+		return answered, nil
 	}
 	name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
 	if !routed {

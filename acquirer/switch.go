@@ -117,11 +117,12 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	started := time.Now()
 	req, answers := v.Request, v.Upstream.Codec.Dialect().Answers
 	refuse := func(reason refusal, code string, cause error) Result {
-		return s.refuse(v, reason, code, cause, started)
+		return s.refuseNew(ctx, v, reason, code, cause, started)
 	}
 
-	// Repeated? One message goes out for all that have the same key. A repeat of what is in flight is given the same answer; what is on record
-	// is answered from there, before anything could refuse it: a refusal would be believed, of what may have been approved.
+	// Repeated? One message goes out for all that have the same key. A repeat of what is in flight is given the same answer. What is on record
+	// is answered from there: a marked repeat is looked for at once, any other only before it would be refused, because a refusal would be
+	// believed of what may have been approved, and by Begin, which takes no key twice.
 	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
@@ -129,15 +130,13 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		return s.beside(ctx, v, started), nil
 	}
 	defer func() { result = s.conclude(v, result) }()
-	found, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key)
-	if err != nil {
-		return refuse(refusedJournal, "", err), nil
-	}
-	if known {
-		return s.repeated(ctx, v, found, started), nil
+	if req.Message.MTI.IsRepeat() {
+		if answered, before := s.before(ctx, v, started); before {
+			return answered, nil
+		}
 	}
 	if code := s.refusedBefore(req); code != "" {
-		return s.repeat(v, found, repeatStored, messages.NewAnswer(req.Message, code), started), nil
+		return refuse(refusedAgain, code, nil), nil
 	}
 
 	// Admit: a full switch says so at once, instead of making a longer queue.
@@ -187,7 +186,8 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		PAN: protected.Sealed, Token: protected.Token, MaskedPAN: pan.Mask(), At: started,
 	})
 	if errors.Is(err, journal.ErrDuplicate) {
-		return refuse(refusedDuplicate, "", nil), nil // somebody else has recorded it at this moment: its repeat will find that
+		answered, _ := s.before(ctx, v, started)
+		return answered, nil
 	}
 	if err != nil {
 		return refuse(refusedJournal, answers.Malfunction, err), nil
@@ -218,6 +218,26 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: told, link: trace.Link,
 		errSend: errSend, started: started})
 	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
+}
+
+// before answers a message whose key is on record, or cannot be looked for; false if it is not.
+func (s *Switch) before(ctx context.Context, v *Visit, started time.Time) (Result, bool) {
+	found, known, err := s.journal.Find(ctx, v.Upstream.Name, v.Key)
+	if err != nil {
+		return s.refuse(v, refusedJournal, "", err, started), true
+	}
+	if known {
+		return s.repeated(ctx, v, found, started), true
+	}
+	return Result{}, false
+}
+
+// refuseNew refuses a message unless its key is on record.
+func (s *Switch) refuseNew(ctx context.Context, v *Visit, reason refusal, code string, cause error, started time.Time) Result {
+	if answered, before := s.before(ctx, v, started); before {
+		return answered
+	}
+	return s.refuse(v, reason, code, cause, started)
 }
 
 // beside answers a message that is not the first of its matter: like the first.
