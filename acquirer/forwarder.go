@@ -477,7 +477,11 @@ func (f *Forwarder) report(a attempt) {
 		attributes = append(attributes, "reason", s.Reason())
 	}
 	if s.State() == journal.StateParked {
-		f.log.Error(string(o.Kind)+" parked: it needs a person", attributes...)
+		if o.Kind == journal.KindAdvice {
+			f.log.Error("advice parked: it needs a person", attributes...)
+		} else {
+			f.log.Error("reversal parked: it needs a person", attributes...)
+		}
 		return
 	}
 	level := slog.LevelInfo
@@ -487,5 +491,9 @@ func (f *Forwarder) report(a attempt) {
 	if s.State() == journal.StateOwed && a.number == sentOften && !s.Unsent() {
 		f.owner.metrics.alarms.WithLabelValues(o.Endpoint).Inc()
 	}
-	f.log.Log(context.Background(), level, string(o.Kind), attributes...)
+	if o.Kind == journal.KindAdvice {
+		f.log.Log(context.Background(), level, "advice", attributes...)
+	} else {
+		f.log.Log(context.Background(), level, "reversal", attributes...)
+	}
 }

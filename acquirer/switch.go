@@ -324,7 +324,7 @@ func compose(req Request, answer *messages.Message, errSend error, outcome journ
 			return messages.NewFormatError(req.Message, answers.FormatError, format.Element)
 		}
 		return messages.NewAnswer(req.Message, answers.NotSent)
-	case journal.Unknown, journal.StillOpen: // a finished outcome is never open
+	case journal.Unknown, journal.StillOpen, journal.Accepted: // a request's finished outcome is neither open nor an advice's
 	}
 	return messages.NewAnswer(req.Message, answers.Unknown)
 }
@@ -383,19 +383,16 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 			return
 		}
 	}
-	tell := func(level slog.Level, what string) {
-		s.log.Log(context.Background(), level, what, "endpoint", endpoint, "mti", string(msg.MTI), "kind", kind,
-			"transaction", int64(heard.Transaction), "outcome", string(heard.Outcome), "stan", msg.Get(messages.STAN),
-			"rrn", msg.Get(messages.RRN), "response_code", code)
-	}
+	attributes := []any{"endpoint", endpoint, "mti", string(msg.MTI), "kind", kind, "transaction", int64(heard.Transaction),
+		"outcome", string(heard.Outcome), "stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", code}
 	switch {
 	case heard.Owed != 0:
-		tell(slog.LevelError, "late approval: its reversal is owed again")
+		s.log.Error("late approval: its reversal is owed again", attributes...)
 		s.forwarder.Wake()
 	case kind == lateApproval && heard.Transaction == 0:
-		tell(slog.LevelError, "approval of a request that is not on record")
+		s.log.Error("approval of a request that is not on record", attributes...)
 	default:
-		s.sometimes.Do(func() { tell(slog.LevelWarn, "answer that nobody waits for") })
+		s.sometimes.Do(func() { s.log.Warn("answer that nobody waits for", attributes...) })
 	}
 }
 

@@ -77,7 +77,7 @@ func isOwnUser(connection *net.UnixConn) bool {
 	}
 	var peer *unix.Ucred
 	var failed error
-	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) //nolint:gosec // a file descriptor
+	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	return err == nil && failed == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
 }
 
