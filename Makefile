@@ -5,7 +5,7 @@ KILLS    ?= 20
 FUZZTIME ?= 20s
 LINT     := go tool -modfile=.ci/tools.mod golangci-lint
 
-.PHONY: help deps build test check demo chaos sim drain fuzz bench clean
+.PHONY: help deps build test check demo chaos sim drain mutants fuzz bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ sim: deps ## run the seeded simulation SEEDS=100 times
 
 drain: build ## owe OWED=10000 reversals and measure how fast they are paid beside live traffic
 	@bin/acquirersim drain --acquirerd bin/acquirerd --dir .demo/drain --owed $(or $(OWED),10000)
+
+mutants: deps ## break what must not break, one thing at a time, and see that a test finds each
+	@.ci/mutants
 
 fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
 	@for package in $$(go list ./...); do \
