@@ -85,7 +85,8 @@ endpoints[0].reply_timeout: 20s is not shorter than upstreams[0].budget (15s)
 
 func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 	const upstream = `- { name: pos-switch, dialect: iso87-binary, listen: "127.0.0.1:8583", pin_key: zpk-pos, in_flight: 128 }`
-	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200"], endpoint: processor-a }`
+	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200", "0120", "0220"], endpoint: processor-a }`
+	const reversals = "reversals: { park_after: 24h, not_found_final: 180s, parallel: 16, rate: 400 }"
 	for _, c := range []struct {
 		name   string
 		change []string
@@ -112,9 +113,9 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			[]string{`endpoints[0].reply_timeout: is not a duration with its unit, such as "10s"`}},
 		{"a duration of zero", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    dial_timeout: 0s"}, []string{"endpoints[0].dial_timeout: 0s is shorter than 1ms"}},
 		{"durations of next to nothing", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    backoff_min: 1ns\n    echo_interval: 999us\n    sign_on_timeout: 1ns",
-			"environment: test", "environment: test\nreversals: { poll: 1ns }\nshutdown: { grace: -1s }"}, []string{
-			"reversals.poll: 1ns is shorter than 1ms", "shutdown.grace: -1s is shorter than 1ms", "endpoints[0].backoff_min: 1ns is shorter than 1ms",
-			"endpoints[0].echo_interval: 999µs is shorter than 1ms", "endpoints[0].sign_on_timeout: 1ns is shorter than 1ms"}},
+			reversals, "reversals: { poll: 1ns }\nshutdown: { grace: -1s }"}, []string{
+			"endpoints[0].backoff_min: 1ns is shorter than 1ms", "endpoints[0].echo_interval: 999µs is shorter than 1ms",
+			"endpoints[0].sign_on_timeout: 1ns is shorter than 1ms", "reversals.poll: 1ns is shorter than 1ms", "shutdown.grace: -1s is shorter than 1ms"}},
 		{"a missing name", []string{"name: pos-switch, ", ""}, []string{"upstreams[0].name: missing"}},
 		{"a name that is none", []string{"station: acq01", `station: "a b"`},
 			[]string{`station: "a b" is not a name of 1 to 64 letters, digits, dots, hyphens and underscores`}},
@@ -154,9 +155,9 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"one key for two zones", []string{`kcv: "12E345"`, `kcv: "08d7b4"`}, []string{`hsm.keys[1].kcv: "08D7B4" is hsm.keys[0].kcv already`}},
 		{"reversals that could take every place", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: 16"},
 			[]string{"reversals.parallel: 16 is more than half of endpoints[0].in_flight (16): reversals without an answer would take the places of transactions"}},
-		{"an end that comes after parking", []string{"environment: test", "environment: test\nreversals: { not_found_final: 48h }"},
+		{"an end that comes after parking", []string{reversals, "reversals: { not_found_final: 48h }"},
 			[]string{"reversals.not_found_final: 48h0m0s is not shorter than park_after (24h0m0s)"}},
-		{"pauses that shrink", []string{"environment: test", "environment: test\nreversals: { retry_min: 10s, retry_max: 5s }"},
+		{"pauses that shrink", []string{reversals, "reversals: { retry_min: 10s, retry_max: 5s }"},
 			[]string{"reversals.retry_max: 5s is shorter than retry_min (10s)"}},
 		{"a bad log", []string{"environment: test", "environment: test\nlog: { level: loud, format: xml }"},
 			[]string{`log.level: "loud" is not one of debug, info, warn, error`, `log.format: "xml" is not one of json, text`}},
