@@ -51,7 +51,7 @@ func (b *safeBuffer) String() string {
 }
 
 func TestHelpIsGolden(t *testing.T) {
-	for _, command := range []string{"", "processor", "upstream", "bench", "keys", "demo", "chaos", "measure"} {
+	for _, command := range []string{"", "processor", "upstream", "bench", "keys", "demo", "chaos", "drain", "measure"} {
 		t.Run("help "+command, func(t *testing.T) {
 			args := []string{"--help"}
 			name := "acquirersim"

@@ -109,9 +109,11 @@ func (c *cli) upstreamCommand() *cobra.Command {
 			"masked, and fails if an answer is not the expected one: a response code, or timeout, connection_lost, not_sent, mismatch.\n\n"+
 			"A script is a YAML list. An item has the keys name, mti, card, track2, expiry, pin, amount, currency, processing_code, terminal,\n"+
 			"merchant, chip, expect, and: again, the name of an earlier item whose numbers it takes, so that it is the same request once more\n"+
-			"or, with an mti of 04xx (and original_mti, if that was not 0100), its reversal.\n\n"+
+			"or, with an mti of 04xx (and original_mti, if that was not 0100), its reversal. Everything else is the item's own: one that leaves\n"+
+			"out the PIN of the first, say, is another request. A reversal by --mti alone has new numbers, and finds no original.\n\n"+
 			"  - { name: first, card: \"4111111111111111\", amount: 1250, pin: \"1234\", expect: \"00\" }\n"+
-			"  - { name: the same, again: first, card: \"4111111111111111\", amount: 1250, expect: \"00\" }",
+			"  - { name: the same, again: first, card: \"4111111111111111\", amount: 1250, pin: \"1234\", expect: \"00\" }\n"+
+			"  - { name: undone, again: first, mti: \"0420\", card: \"4111111111111111\", amount: 1250, expect: \"00\" }",
 		"acquirersim upstream --connect 127.0.0.1:8583 --zpk-file keys/pos-switch.key --card 4111111111111111 --amount 1250 --pin 1234 --expect 00\n"+
 			"acquirersim upstream --connect 127.0.0.1:8583 --script requests.yaml --output json",
 		func(ctx context.Context) error {
@@ -123,7 +125,7 @@ func (c *cli) upstreamCommand() *cobra.Command {
 		})
 	f.add(command)
 	flags := command.Flags()
-	flags.StringVar(&one.MTI, "mti", "0100", "message type, as 0100, 0200 or 0420")
+	flags.StringVar(&one.MTI, "mti", "0100", "message type, as 0100, 0200, 0220 or 0420")
 	flags.StringVar(&one.Card, "card", "", "test card number")
 	flags.StringVar(&one.Track2, "track2", "", "track 2 of a test card, with =, instead of or beside its number")
 	flags.StringVar(&one.Expiry, "expiry", "", "DE 14, YYMM")
