@@ -40,7 +40,8 @@ func (c *cli) serveCommand() *cobra.Command {
 		})
 	command.Long = "Serve opens the journal and the HSM, gives every transaction that a crash left open its reversal, opens the links to the\n" +
 		"processors and the doors for the upstreams, and runs until SIGTERM or SIGINT. Then it takes nothing new, lets what is in\n" +
-		"flight end by its own deadlines, signs off, and exits with 0. The log goes to standard error."
+		"flight end by its own deadlines, signs off, and exits with 0; with 1 if something has not ended within shutdown.grace. The\n" +
+		"log goes to standard error."
 	return command
 }
 

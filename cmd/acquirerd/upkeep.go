@@ -27,20 +27,25 @@ const prunedAtOnce = 1000
 func (c *cli) upkeepCommands() []*cobra.Command {
 	show := c.command("show ID", "Show one transaction with all that was owed for it and its history, masked", "acquirerd journal show 4711",
 		cobra.ExactArgs(1), c.journalShow)
+	show.Long = "Show prints one transaction with all that was owed for it and its history, masked. ID is that of journal list, which\n" +
+		"journal owed has as TRANSACTION."
 
 	var all bool
 	release := c.command("release ID...", "Send what is parked again",
 		"acquirerd journal release 12\nacquirerd journal release --all", cobra.ArbitraryArgs, func(ctx context.Context, args []string) error {
 			return c.journalRelease(ctx, args, all)
 		})
-	release.Long = "Release makes parked reversals and advices owed again, due at once; the next send is marked as a repeat. IDs are those of\n" +
-		"journal owed. It works beside a running daemon and without one; then the next start sends them."
+	release.Long = "Release makes parked reversals and advices owed again, due at once; the next send of what was sent before is marked as a\n" +
+		"repeat. IDs are those of journal owed. An advice whose reversal is done is not released. Release ends at the first that fails.\n" +
+		"It works beside a running daemon and without one; then the next start sends them."
 	release.Flags().BoolVar(&all, "all", false, "all that are parked")
 
 	park := c.command("park ID...", "Set what is owed aside: it is not sent any more until it is released", "acquirerd journal park 12",
 		cobra.MinimumNArgs(1), func(ctx context.Context, args []string) error {
 			return c.eachOwed(ctx, args, "parked", upkeep.Park)
 		})
+	park.Long = "Park sets owed reversals and advices aside: they are not sent any more until they are released. IDs are those of journal owed.\n" +
+		"It works beside a running daemon and without one. What is being sent at the moment is not parked."
 
 	var keep time.Duration
 	var vacuum bool
