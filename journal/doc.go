@@ -1,5 +1,5 @@
 // Package journal is the durable record of acquirerd: what it is about to send, what came of it, which numbers are used up,
-// and which reversals it owes. What a call has recorded when it returns nil survives a crash and a power loss.
+// and which reversals and advices it owes. What a call has recorded when it returns nil survives a crash and a power loss.
 //
 // # Words
 //
@@ -8,11 +8,31 @@
 // the same record: there is no moment at which one of the two is known without the other. What is owed is sent under Tickets
 // of its own: Attempt gives one, Settle takes it.
 //
-//	transaction   open → approved | declined | not_sent | unknown
-//	owed          owed → acknowledged | parked
+// An advice has no open state: Accept writes it, its answer and the debt in one record. Bar writes the key of a request that has not come
+// before its reversal, as not_sent: what comes late is a duplicate, and is not sent.
 //
-// A transaction becomes owed by Finish (unknown) or by Owe (approved, and the answer could not be delivered). Parked is kept
-// for ever: it needs a human. Each change stands in the table of events with its time, written with it.
+//	transaction   open → approved | declined | not_sent | unknown
+//	advice        accepted
+//	barred        not_sent
+//	owed          owed → acknowledged | parked; acknowledged → owed, parked → owed
+//
+// For a transaction there is at most one reversal and one advice. A reversal is owed by Finish (unknown), by Owe (an approval that could
+// not be delivered, or that its upstream reverses, whole or in part; or an advice that its upstream reverses), or by Hear. An advice is owed
+// by Accept. What was settled is owed again by
+//
+//	Release   what is parked; not an advice whose whole reversal is done
+//	Hear      a reversal that ended as not found, after which the processor has approved
+//	Owe       a reversal in part that was settled: the whole takes its place, as if it had never been sent
+//
+// Parked, by Settle or by Park, is kept until it is released: it needs a human. Each change stands in the table of events with its time,
+// written with it.
+//
+// Hear takes an answer that came after its request had ended: an event of its transaction, late_answer or second_answer. An approval of what
+// was taken for declined or not sent makes a reversal owed; of what is unknown and owed, it keeps "not found" from being the end; of what
+// is open, Finish writes the reversal, unless the outcome is approved.
+//
+// Find gives the transaction of an upstream's key, with its answer and its reversal: that is how a repeat is answered. Prune deletes
+// transactions, with all that belongs to them, that ended before a time and owe nothing; Export reads them as they stood at one moment.
 //
 // # How it writes
 //
@@ -27,18 +47,20 @@
 // # Limits
 //
 // Config bounds the records in one commit, the callers waiting and the size of a block of numbers. A full queue is an honest
-// refusal (ErrBusy) of new work. Finish, Owe and Settle are never refused and never cut short by their context, because what
-// they record has already happened; their number is bounded by the tickets that are out.
+// refusal (ErrBusy) of new work. Finish, Settle, Owe, Hear, Bar, Park and Release are never refused and never cut short by their
+// context: most record what has already happened. Their number is bounded by the tickets that are out, by the messages in flight and by
+// what processors send unasked.
 //
-// STANs run from 000001 to 999999 for each endpoint and begin again, skipping those of transactions that are open or owed. RRNs
+// STANs run from 000001 to 999999 for each endpoint and begin again, skipping those of transactions that are open, owed or parked. RRNs
 // are "YDDD" (last digit of the year and day of the year, UTC) and a running number of eight digits. Both come from blocks
 // that were reserved durably before their first use: a crash skips the rest of a block and repeats nothing.
 //
 // # What it refuses
 //
 // A missing file, a file that is not a journal, another station's journal, a schema newer than this program, a corrupt one,
-// and one that another process holds: each with one line. It never stores PIN blocks, track data, card verification values,
-// chip data or a clear PAN: an Intent has no field for them.
+// and one that another process holds: each with one line. A schema that is older is brought up to this program's when it is opened for
+// writing. It never stores PIN blocks, track data, card verification values or a clear PAN: an Intent has no field for them. The PAN, and of
+// an advice the sensitive elements that its dialect allows to be stored, chip data among them, are there only as the HSM has sealed them.
 //
 // A write-ahead log whose tail was cut off cannot be told from one whose last batch was never written: SQLite recovers up to
 // the last whole commit. Losing storage that was fsynced is beyond what one file can promise.
