@@ -1,5 +1,5 @@
-// Package hsm is the room of the keys: it translates PIN blocks, seals and opens PANs, and makes PAN tokens, with keys
-// that stay in a PKCS#11 token. Nothing else of acquirerd sees a module, a session or a handle.
+// Package hsm is the room of the keys: it translates PIN blocks, seals and opens PANs and what else of an advice is
+// sensitive, and makes PAN tokens, with keys that stay in a PKCS#11 token. Nothing else of acquirerd sees a module, a session or a handle.
 //
 // # Words
 //
