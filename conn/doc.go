@@ -15,7 +15,7 @@
 //	answered   remembered for one reply timeout, so that a second answer is known as a duplicate
 //	abandoned  the caller was told that the fate is unknown; remembered for ten reply timeouts, so that a late answer is known as one
 //
-// Until it is forgotten a key is used again only by a repeat (0421 after 0420), which is the same transaction.
+// Until it is forgotten a key is used again only by a repeat (0421 after 0420, 0121 after 0120), which is the same transaction.
 //
 // # Limits
 //

@@ -74,8 +74,8 @@
 //
 // # Limits
 //
-// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 PANs
-// (SP 800-38D, 8.3): at 100 a second, 16 months; give a new key before that, and keep the old one to open.
+// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
+// (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
 // functions for commands (List, Generate, ImportComponents) are therefore refused beside an open HSM.
 //
