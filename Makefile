@@ -28,13 +28,13 @@ demo: build ## a token, a journal, a processor, the daemon and five transactions
 	@bin/acquirersim demo --acquirerd bin/acquirerd --dir .demo $(if $(ONCE),--once)
 
 chaos: build ## kill -9 the daemon under load KILLS=20 times, with a full disk and a bad network, and compare the ledgers; one JSON line
-	@bin/acquirersim chaos --acquirerd bin/acquirerd --kills $(KILLS) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
+	@bin/acquirersim chaos --acquirerd bin/acquirerd --dir .chaos --kills $(KILLS) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
 sim: deps ## run the seeded simulation SEEDS=100 times
 	go test -run 'Simulation' -count=1 -timeout 3h . -args -seeds=$(or $(SEEDS),100)
 
 drain: build ## owe OWED=10000 reversals and measure how fast they are paid beside live traffic
-	@bin/acquirersim drain --acquirerd bin/acquirerd --dir .demo/drain --owed $(or $(OWED),10000)
+	@bin/acquirersim drain --acquirerd bin/acquirerd --dir .drain --owed $(or $(OWED),10000)
 
 mutants: deps ## break what must not break, one thing at a time, and see that a test finds each
 	@.ci/mutants
@@ -48,8 +48,8 @@ fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
 	done
 
 bench: build ## CPU of the daemon per transaction at 64 in flight, without and with a PIN; then the benchmarks of the rooms
-	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .demo/bench --in-flight 64
+	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .bench --in-flight 64
 	go test -run '^$$' -bench . -benchmem ./...
 
 clean: ## remove what was built and the files of the demo and of the README
-	rm -rf bin .demo .try
+	rm -rf bin .demo .drain .bench .chaos .try

@@ -31,7 +31,13 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 		return answered, nil
 	}
 
-	// Admit and route.
+	// What it completes, if it names that: the processor knows the original by the numbers that we gave it, and no other processor does.
+	original, completes, err := s.completed(ctx, v)
+	if err != nil {
+		return s.refuse(v, refusedJournal, "", err, started), nil
+	}
+
+	// Admit, after what it waits for, and route.
 	leave, reason := s.enter()
 	if leave == nil {
 		return s.refuse(v, reason, answers.Busy, nil, started), nil
@@ -46,15 +52,10 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 		return s.refuse(v, refusedRoute, answers.NoRoute, nil, started), nil
 	}
 
-	// What it completes, if it names that: the processor knows the original by the numbers that we gave it, and no other processor does.
 	a := acceptance{endpoint: s.endpoints[name], pan: pan, started: started}
-	if original, known, err := s.completed(ctx, v); err != nil {
-		return s.refuse(v, refusedJournal, "", err, started), nil
-	} else if known {
-		a.original = &original.Original
-		if e := s.endpoints[original.Endpoint]; e != nil {
-			a.endpoint = e
-		}
+	if e := s.endpoints[original.Endpoint]; completes && e != nil && original.MaskedPAN == pan.Mask() &&
+		original.Original.Get(messages.Currency) == v.Message.Get(messages.Currency) {
+		a.endpoint, a.original = e, &original.Original
 	}
 	return s.accept(ctx, v, a)
 }
@@ -65,7 +66,7 @@ func (s *Switch) completed(ctx context.Context, v *Visit) (journal.Found, bool, 
 		return journal.Found{}, false, nil
 	}
 	for _, name := range v.Message.OriginalIdentities() {
-		if ended := s.inFlightWith(v.Upstream.Name, name); name != v.Key && ended != nil && !wait(ctx, ended) {
+		if name != v.Key && !s.settled(ctx, v.Upstream.Name, []string{name}) {
 			return journal.Found{}, false, ctx.Err()
 		}
 		found, known, err := s.journal.Find(ctx, v.Upstream.Name, name)

@@ -290,9 +290,11 @@ func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journa
 	return reversal, nil
 }
 
-// numbers reserves numbers for a reversal that the dialect wants to have some of its own, and that was not sent yet.
+// numbers reserves numbers for a reversal that is to have some of its own, by the dialect or because another one of its original went before
+// it, and that was not sent yet.
 func (f *Forwarder) numbers(ctx context.Context, endpoint *Endpoint, owed journal.Owed) (journal.Numbers, error) {
-	if owed.Kind != journal.KindReversal || endpoint.Codec.Dialect().Reversal.Numbers != specs.NewNumbers || owed.Attempts > 0 || owed.Own.STAN != "" {
+	wants := endpoint.Codec.Dialect().Reversal.Numbers == specs.NewNumbers || owed.Reason == journal.ReasonWhole
+	if owed.Kind != journal.KindReversal || !wants || owed.Attempts > 0 || owed.Own.STAN != "" {
 		return journal.Numbers{}, nil
 	}
 	now := time.Now()

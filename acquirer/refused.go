@@ -78,24 +78,34 @@ func (s *Switch) TurnAway(ctx context.Context, req Request) *messages.Message {
 	if req.Key == "" {
 		return messages.NewAnswer(req.Message, code)
 	}
-	key := asking{req.Upstream.Name, req.Key}
-	s.mu.Lock()
-	if s.matters[key] != nil {
-		s.mu.Unlock()
-		return nil
+	if refusal, decided := s.turnAway(req, code); decided {
+		return refusal
 	}
-	if before := s.refused.code(key, time.Now()); before != "" {
-		s.mu.Unlock()
-		return messages.NewAnswer(req.Message, before)
-	}
-	s.mu.Unlock()
-	// Remembered before the record is asked: a copy that is admitted from now on is refused, too.
-	s.remember(req, code)
-	if _, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key); known || err != nil {
+	_, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key)
+	if known {
 		s.mu.Lock()
-		delete(s.refused.codes, key)
+		delete(s.refused.codes, asking{req.Upstream.Name, req.Key})
 		s.mu.Unlock()
+	}
+	if known || err != nil {
 		return nil
 	}
 	return messages.NewAnswer(req.Message, code)
+}
+
+// turnAway decides by memory, and remembers the refusal before the record is asked: a copy that is admitted from then on is refused, too.
+func (s *Switch) turnAway(req Request, code string) (refusal *messages.Message, decided bool) {
+	key := asking{req.Upstream.Name, req.Key}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.matters[key] != nil {
+		return nil, true
+	}
+	if before := s.refused.code(key, time.Now()); before != "" {
+		return messages.NewAnswer(req.Message, before), true
+	}
+	if !req.Message.MTI.IsAdvice() {
+		s.refused.enter(key, code, time.Now())
+	}
+	return nil, false
 }

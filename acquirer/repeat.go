@@ -22,7 +22,11 @@ const (
 func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, started time.Time) Result {
 	answers := v.Upstream.Codec.Dialect().Answers
 	if found.Reason == journal.ReasonBarred {
-		return s.repeat(v, found, repeatStored, messages.NewAnswer(v.Message, answers.NotSent), started)
+		code := answers.NotSent
+		if v.Message.MTI.IsAdvice() { // it is reversed already: there is nothing to be told, and it may not be asked for again
+			code = v.Upstream.Codec.Dialect().Reversal.Acknowledged[0]
+		}
+		return s.repeat(v, found, repeatStored, messages.NewAnswer(v.Message, code), started)
 	}
 	same, err := s.sameAsFirst(ctx, v.Message, found)
 	switch {

@@ -47,7 +47,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "acquirerd_transaction_seconds",
 			Help:    "Time from an upstream's request to its recorded answer, in seconds.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}),
-		reversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_reversal_attempts_total",
+		reversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_owed_attempts_total",
 			Help: "Reversals and advices sent to processors, by endpoint and what came of them."}, []string{"endpoint", "result"}),
 		unasked: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_unasked_messages_total",
 			Help: "Messages from processors that nobody waited for."}, []string{"endpoint", "kind"}),

@@ -40,12 +40,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	}
 	accepted := dialect.Reversal.Acknowledged[0]
 
-	// Admit.
-	leave, reason := s.enter()
-	if leave == nil {
-		return refuse(reason, dialect.Answers.Busy, nil)
-	}
-	defer func() { leave() }()
+	// What it says.
 	pan, err := v.Message.Card()
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
@@ -59,7 +54,17 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 		return refuse(refusedFormat, dialect.Answers.FormatError, &messages.FormatError{Element: messages.OriginalData, Rule: "is not one"})
 	}
 
-	// Find the original. One that is in flight is waited for; one that has not come will not be sent any more.
+	// Admit, after what it waits for: an original in flight may not cost others their places.
+	if !s.settled(ctx, v.Upstream.Name, names) {
+		return answer(reversalSilent, "", journal.Found{})
+	}
+	leave, reason := s.enter()
+	if leave == nil {
+		return refuse(reason, dialect.Answers.Busy, nil)
+	}
+	defer func() { leave() }()
+
+	// Find the original. One that has not come will not be sent any more.
 	found, err := s.original(ctx, v, names, pan)
 	switch {
 	case errors.Is(err, journal.ErrFailed), errors.Is(err, journal.ErrClosed):
@@ -101,12 +106,12 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	}
 	s.forwarder.Wake()
 	what := reversalKnown
-	if found.Reversal.ID == 0 {
+	if found.Reversal.ID == 0 || found.Reversal.Replacement != replacement {
 		what = reversalRecorded
 	}
 
 	// Answer. A request waits for the processor, but not in the place of live traffic; whatever that says, the debt is ours.
-	if !v.Message.MTI.IsAdvice() {
+	if e := s.endpoints[found.Endpoint]; !v.Message.MTI.IsAdvice() && e != nil && e.processor.InService() {
 		leave()
 		leave = func() {}
 		s.forwarder.await(ctx, stands.ID)
@@ -114,17 +119,27 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	return answer(what, accepted, found)
 }
 
-// original finds the transaction that a reversal is about, after it has ended. If there is none, its names are barred, so that what comes
-// late is not sent, and what it returns says so. A name that is barred says nothing while another one is not.
+// settled waits until nothing with these names is in flight. It is false if ctx ends first.
+func (s *Switch) settled(ctx context.Context, upstream string, names []string) bool {
+	for _, name := range names {
+		if ended := s.inFlightWith(upstream, name); ended != nil && !wait(ctx, ended) {
+			return false
+		}
+	}
+	return true
+}
+
+// original finds the transaction that a reversal is about, after it has ended: of several that its names find, one that it agrees with, and
+// of which something stands. If there is none, its names are barred, so that what comes late is not sent, and what it returns says so. A
+// name that is barred says nothing while another one is not.
 func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan card.PAN) (journal.Found, error) {
 	for {
-		for _, name := range names {
-			if ended := s.inFlightWith(v.Upstream.Name, name); ended != nil && !wait(ctx, ended) {
-				return journal.Found{}, ctx.Err()
-			}
+		if !s.settled(ctx, v.Upstream.Name, names) {
+			return journal.Found{}, ctx.Err()
 		}
-		var barred journal.Found
+		var barred, best journal.Found
 		var free []string
+		rank := 0
 		for _, name := range names {
 			found, known, err := s.journal.Find(ctx, v.Upstream.Name, name)
 			switch {
@@ -135,8 +150,13 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 			case found.Reason == journal.ReasonBarred:
 				barred = found
 			default:
-				return found, nil
+				if r := fitness(v.Message, found, pan); r > rank {
+					rank, best = r, found
+				}
 			}
+		}
+		if rank > 0 {
+			return best, nil
 		}
 		if len(free) == 0 {
 			return barred, nil
@@ -150,6 +170,17 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 		}
 		// Each is on record now: barred, or because it came at this moment.
 	}
+}
+
+// fitness ranks what a name of a reversal has found: from 1, for a transaction that it disagrees with.
+func fitness(reversal *messages.Message, found journal.Found, pan card.PAN) int {
+	switch stands := found.Outcome != journal.Declined && found.Outcome != journal.NotSent; {
+	case disagrees(reversal, found, pan):
+		return 1
+	case !stands:
+		return 2
+	}
+	return 3
 }
 
 // disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or acquirer. Of

@@ -14,7 +14,7 @@ import (
 
 // Many upstream requests with repeats, deliveries that fail and reversals, at random: at rest the bank holds what upstream knows.
 func TestStress(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(12) {
 		inWorld(t, func(t *testing.T, w *world) {
 			var mu sync.Mutex
 			source := rand.New(rand.NewPCG(seed, 1))

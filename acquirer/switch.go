@@ -409,6 +409,9 @@ func unaskedKind(arrival conn.Arrival, approves bool) string {
 	return lateOther
 }
 
+// Wake has the forwarder look at once for what has come to be owed.
+func (s *Switch) Wake() { s.forwarder.Wake() }
+
 // Run pays what is owed until ctx ends. It returns an error only if the process must stop.
 func (s *Switch) Run(ctx context.Context) error { return s.forwarder.Run(ctx) }
 

@@ -70,8 +70,18 @@ func (r *hearingRecord) write(w *writer, at time.Time) error {
 	if r.Second {
 		event = eventSecond
 	}
-	if err := w.note(r.heard.Transaction, nextEvent, 0, event, r.ResponseCode, at); err != nil || !r.Approves {
+	// A processor that says it again and again does not fill the record.
+	said, err := w.noted.one(int64(r.heard.Transaction), event, r.ResponseCode)
+	if err != nil {
 		return err
+	}
+	if said == nil {
+		if err := w.note(r.heard.Transaction, nextEvent, 0, event, r.ResponseCode, at); err != nil {
+			return err
+		}
+	}
+	if !r.Approves {
+		return nil
 	}
 	return r.owe(w, at)
 }
@@ -83,7 +93,7 @@ func (r *hearingRecord) owe(w *writer, at time.Time) error {
 		return err
 	}
 	switch {
-	case stands.State == StateOwed && r.heard.Outcome == Unknown:
+	case stands.State != StateAcknowledged && stands.ID != 0 && r.heard.Outcome == Unknown:
 		_, err = w.suspectOwed.one(int64(stands.ID), ReasonHeard) // from now on "not found" is not its end
 		return err
 	case stands.ID != 0:
@@ -162,5 +172,7 @@ func (w *writer) heardOf(id OwedID) (bool, error) {
 	}
 	return textOf(row[0]) == ReasonHeard, nil
 }
+
+const notedSQL = `SELECT 1 FROM events WHERE transaction_id = ? AND state = ? AND detail = ?`
 
 const reasonOfSQL = `SELECT reason FROM owed WHERE id = ?`

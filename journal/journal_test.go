@@ -932,8 +932,8 @@ func TestMetrics(t *testing.T) {
 		got := gather()
 		commits := got["acquirerd_journal_commit_seconds"]
 		if want := map[string]float64{
-			"acquirerd_owed_reversals": 1, "acquirerd_owed_oldest_age_seconds": 120, "acquirerd_parked_total": 1,
-			"acquirerd_parked_reversals": 1, "acquirerd_owed_minor_units": 12345,
+			"acquirerd_owed_messages": 1, "acquirerd_owed_oldest_age_seconds": 120, "acquirerd_parked_total": 1,
+			"acquirerd_parked_messages": 1, "acquirerd_owed_minor_units": 12345,
 			"acquirerd_journal_commit_seconds": commits, "acquirerd_journal_batch_records": commits,
 		}; commits == 0 || !maps.Equal(got, want) {
 			t.Errorf("got %v\nwant %v", got, want)
@@ -943,7 +943,7 @@ func TestMetrics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := gather(); got["acquirerd_parked_reversals"] != 1 || got["acquirerd_parked_total"] != 0 {
+		if got := gather(); got["acquirerd_parked_messages"] != 1 || got["acquirerd_parked_total"] != 0 {
 			t.Errorf("after a restart: got %v", got)
 		}
 		if err := again.Close(); err != nil {

@@ -31,10 +31,10 @@ func newMetrics(reg prometheus.Registerer, j *Journal) (*metrics, error) {
 	}
 	all := []prometheus.Collector{m.commitSeconds, m.batchRecords, m.parked,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "acquirerd_owed_reversals", Help: "Reversals and advices that a processor has not acknowledged, without the parked ones.",
+			Name: "acquirerd_owed_messages", Help: "Reversals and advices that a processor has not acknowledged, without the parked ones.",
 		}, func() float64 { return float64(j.Exposure().Owed) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "acquirerd_parked_reversals", Help: "Reversals and advices that wait for a person, also those of earlier runs.",
+			Name: "acquirerd_parked_messages", Help: "Reversals and advices that wait for a person, also those of earlier runs.",
 		}, func() float64 { return float64(j.Exposure().Parked) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "acquirerd_owed_oldest_age_seconds", Help: "Age of the oldest owed reversal or advice, 0 if none is owed.",

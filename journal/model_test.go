@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,6 +63,7 @@ type model struct {
 }
 
 type modelTransaction struct {
+	said             string // of the answers that were heard
 	key              string
 	stan             string
 	outcome          Kind
@@ -276,13 +278,16 @@ func (m *model) hear() {
 		h.ResponseCode, h.Approves = "00", true
 	}
 	heard, err := m.r.Hear(context.Background(), h)
-	transaction.events++
+	if said := fmt.Sprint(h.Second, h.ResponseCode); !strings.Contains(transaction.said, said) {
+		transaction.said += said + ","
+		transaction.events++
+	}
 	want := Heard{Transaction: id, Outcome: transaction.outcome}
 	switch o := transaction.reversal; {
 	case !h.Approves:
 	case transaction.outcome == "":
 		transaction.early = true
-	case o != nil && transaction.outcome == Unknown && o.state == StateAcknowledged && o.code == "25":
+	case o != nil && o.state == StateAcknowledged && o.code == "25":
 		m.again(o)
 		want.Owed = o.id
 	case o == nil && (transaction.outcome == Declined || transaction.outcome == NotSent):
@@ -383,6 +388,13 @@ func (m *model) release() {
 	err := m.r.Release(context.Background(), id)
 	if o.state != StateParked {
 		if !errors.Is(err, ErrNotParked) {
+			m.t.Errorf("releasing %+v: %v", o, err)
+		}
+		return
+	}
+	reversal := m.transactions[o.transaction].reversal
+	if m.transactions[o.transaction].advice == o && reversal != nil && (reversal.attempts > 0 || reversal.ticket != nil) {
+		if !errors.Is(err, ErrReversed) {
 			m.t.Errorf("releasing %+v: %v", o, err)
 		}
 		return

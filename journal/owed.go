@@ -95,9 +95,9 @@ func isReplacement(s string) bool { return s == "" || len(s) == maxAmountDigits 
 type oweRecord struct {
 	call
 	Reversing
-	stands  Reversal
-	debt    *Debt // nil if it was owed before
-	unparks bool  // a parked one was superseded
+	stands Reversal
+	debt   *Debt // nil if it was owed before
+	parked *Debt // the parked one that was superseded
 }
 
 const approvalSQL = `SELECT outcome, endpoint, stan, amount, currency, coalesce(approved_amount, ''), pan_token FROM transactions WHERE id = ?`
@@ -134,8 +134,13 @@ const supersedeOwedSQL = `UPDATE owed SET replacement = '', reason = ?2, state =
 transmission_time = '', due_at = ?3, since = ?3, last_reason = '', response_code = '', settled_at = NULL WHERE id = ?1 RETURNING id`
 
 func (r *oweRecord) supersede(w *writer, at time.Time) error {
-	r.unparks = r.stands.State == StateParked
-	if _, err := w.supersedeOwed.one(int64(r.stands.ID), r.Reason, at.UnixMicro()); err != nil {
+	if r.stands.State == StateParked {
+		var err error
+		if r.parked, _, err = w.debt(r.stands.ID); err != nil { // with the numbers that it keeps
+			return err
+		}
+	}
+	if _, err := w.supersedeOwed.one(int64(r.stands.ID), ReasonWhole, at.UnixMicro()); err != nil {
 		return err
 	}
 	r.stands = Reversal{ID: r.stands.ID, State: StateOwed}
@@ -143,13 +148,17 @@ func (r *oweRecord) supersede(w *writer, at time.Time) error {
 	if r.debt, _, err = w.debt(r.stands.ID); err != nil {
 		return err
 	}
-	return w.note(r.Transaction, nextEvent, r.stands.ID, string(StateOwed), r.Reason, at)
+	return w.note(r.Transaction, nextEvent, r.stands.ID, string(StateOwed), ReasonWhole, at)
 }
+
+// ReasonWhole is why a full reversal is owed that takes the place of a partial one. It has numbers of its own, whatever the dialect says: by
+// those of the original it would be taken for the part once more.
+const ReasonWhole = "whole_after_part"
 
 func (r *oweRecord) done(j *Journal, err error) {
 	if err == nil {
-		if r.unparks {
-			j.standing.unpark(r.debt)
+		if r.parked != nil {
+			j.standing.unpark(r.parked)
 		}
 		j.owes(r.debt)
 	}
@@ -427,7 +436,7 @@ func (r *settlementRecord) done(j *Journal, err error) {
 	case r.state == StateOwed:
 		j.standing.again(r.ticket.owed)
 		if r.refreshes {
-			j.standing.refresh(r.ticket.owed, r.dueAt)
+			j.standing.refresh(r.ticket, r.dueAt)
 		}
 	default:
 		j.standing.settle(r.ticket.owed, r.state == StateParked)

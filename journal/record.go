@@ -70,8 +70,8 @@ var (
 	ErrNotOwed = errors.New("not owed, or an attempt is under way")
 	// ErrNotParked: only what is parked can be released. Nothing was written.
 	ErrNotParked = errors.New("not parked")
-	// ErrReversed: an advice whose reversal is done may not be sent any more. Nothing was written.
-	ErrReversed = errors.New("its reversal is done: sent now, the advice would stand")
+	// ErrReversed: an advice whose reversal was sent, or is being sent, may not be sent any more. Nothing was written.
+	ErrReversed = errors.New("its reversal was sent: the advice would stand after it")
 )
 
 // Numbers are those of a reversal that does not have its original's: the same at each attempt.

@@ -149,11 +149,11 @@ func (s *standing) incurred(endpoint string) []Debt {
 }
 
 // refresh tells the payer once more of a debt that it takes for settled.
-func (s *standing) refresh(id OwedID, due time.Time) {
+func (s *standing) refresh(t *Ticket, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d := s.debts[id]; d != nil {
-		d.DueAt = due
+	if d := s.debts[t.owed]; d != nil {
+		d.DueAt, d.Attempts = due, t.attempt
 		s.fresh[d.Endpoint] = append(s.fresh[d.Endpoint], d)
 	}
 }
@@ -178,6 +178,13 @@ func (s *standing) attempt(id OwedID) *Debt {
 	}
 	s.attempts[id] = true
 	return d
+}
+
+// attempted reports whether an attempt is under way.
+func (s *standing) attempted(id OwedID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.attempts[id]
 }
 
 // again ends an attempt: the debt stays.

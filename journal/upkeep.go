@@ -13,7 +13,7 @@ import (
 // again. Its attempts stay, so that the next one is marked as a repeat. An error wrapping ErrNotParked
 // or ErrReversed means that nothing was written.
 func (j *Journal) Release(_ context.Context, id OwedID) error {
-	r := &releaseRecord{call: newCall(), id: id}
+	r := &releaseRecord{call: newCall(), id: id, attempted: j.standing.attempted}
 	if err := j.queue.put(r, true); err != nil {
 		return fmt.Errorf("releasing %d: %w", id, err)
 	}
@@ -28,8 +28,9 @@ const reasonOperator = "operator"
 
 type releaseRecord struct {
 	call
-	id   OwedID
-	debt *Debt
+	id        OwedID
+	attempted func(OwedID) bool
+	debt      *Debt
 }
 
 func (r *releaseRecord) write(w *writer, at time.Time) error {
@@ -46,7 +47,11 @@ func (r *releaseRecord) write(w *writer, at time.Time) error {
 		if err != nil {
 			return err
 		}
-		if stands.State == StateAcknowledged && stands.Replacement == "" {
+		reversal, _, err := w.debt(stands.ID)
+		if err != nil {
+			return err
+		}
+		if reversal != nil && (reversal.Attempts > 0 || r.attempted(stands.ID)) {
 			r.refused = ErrReversed
 			return nil
 		}

@@ -118,6 +118,7 @@ type writer struct {
 	insertOwed, attemptOwed, settleOwed            *statement
 	reversal, reopenOwed, debtOf                   *statement
 	answered, suspectOwed, supersedeOwed, reasonOf *statement
+	noted                                          *statement
 	reserve                                        *statement
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
@@ -152,6 +153,7 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.suspectOwed, 1, suspectOwedSQL},
 		{&w.supersedeOwed, 1, supersedeOwedSQL},
 		{&w.reasonOf, 1, reasonOfSQL},
+		{&w.noted, 1, notedSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {
 		prepared, err := conn.prepare(s.query, s.columns)
@@ -166,7 +168,7 @@ func newWriter(conn *connection) (*writer, error) {
 // statements returns those that were prepared.
 func (w *writer) statements() []*statement {
 	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
-		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.reserve}
+		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.noted, w.reserve}
 }
 
 func (w *writer) finalize() error {

@@ -127,7 +127,10 @@ func Drain(ctx context.Context, cfg DrainConfig) (result DrainResult, err error)
 	began := time.Now()
 	load.Go(func() { during, errLive = runLoad(loading, live) })
 	for owed > 0 {
-		if time.Since(began) > drainLimit || !pause(ctx, 100*time.Millisecond) {
+		if !pause(ctx, 100*time.Millisecond) {
+			return result, ctx.Err()
+		}
+		if time.Since(began) > drainLimit {
 			return result, fmt.Errorf("%d reversals are still owed after %v", owed, drainLimit)
 		}
 		if owed, err = cast.Stage.owed(ctx); err != nil {
@@ -182,10 +185,10 @@ func (s *Stage) owed(ctx context.Context) (int, error) {
 	}
 	defer func() { _ = response.Body.Close() }() // it is only read
 	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		if value, found := strings.CutPrefix(lines.Text(), "acquirerd_owed_reversals "); found {
+		if value, found := strings.CutPrefix(lines.Text(), "acquirerd_owed_messages "); found {
 			owed, err := strconv.ParseFloat(value, 64)
 			return int(owed), err
 		}
 	}
-	return 0, errors.New("reading metrics: acquirerd_owed_reversals is not there")
+	return 0, errors.New("reading metrics: acquirerd_owed_messages is not there")
 }

@@ -72,8 +72,10 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	m.Set(messages.Amount, fmt.Sprintf("%012d", r.Amount))
 	m.Set(messages.TransmissionTime, byDefault(r.TransmissionTime, now.Format("0102150405")))
 	m.Set(messages.STAN, numbers.STAN)
-	m.Set(messages.LocalTime, now.Format("150405"))
-	m.Set(messages.LocalDate, now.Format("0102"))
+	// Made again, a request has the time of its first sending.
+	sent := m.Get(messages.TransmissionTime)
+	m.Set(messages.LocalTime, sent[4:])
+	m.Set(messages.LocalDate, sent[:4])
 	m.SetSensitive(messages.Expiry, r.Expiry.Reveal())
 	m.Set(messages.MerchantType, "5999")
 	m.Set(messages.POSEntryMode, entryMode(r))

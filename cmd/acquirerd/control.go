@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,6 +29,9 @@ const longestSocketPath = 107
 
 // socketPath is beside the journal, so that it is as private, and there is one for each.
 func socketPath(cfg *Config) string { return cfg.Journal.Path + ".sock" }
+
+// stationHeader says for which station a command is meant: it must be the daemon's.
+const stationHeader = "Acquirerd-Station"
 
 // An upkeep changes what is owed and what is kept: the journal, or a daemon that holds it.
 type upkeep interface {
@@ -105,7 +109,7 @@ func (d *daemon) control() http.Handler {
 			answer(w, http.StatusOK, map[string]int64{"id": id})
 		})
 	}
-	change("release", d.journal.Release)
+	change("release", d.release)
 	change("park", d.journal.Park)
 	mux.HandleFunc("POST /journal/prune", func(w http.ResponseWriter, r *http.Request) {
 		before, errBefore := time.Parse(time.RFC3339, r.URL.Query().Get("before"))
@@ -121,7 +125,26 @@ func (d *daemon) control() http.Handler {
 		}
 		answer(w, http.StatusOK, map[string]int{"pruned": pruned})
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if station := r.Header.Get(stationHeader); station != d.cfg.Station {
+			refuseControl(w, http.StatusForbidden, fmt.Errorf("the daemon that holds the journal is station %q, not %q", d.cfg.Station, station))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// release sends what is parked again, if its endpoint is still there.
+func (d *daemon) release(ctx context.Context, id journal.OwedID) error {
+	owed, err := d.journal.Owing(ctx, id)
+	if err == nil && !slices.ContainsFunc(d.endpoints, func(e *endpoint) bool { return e.name == owed.Endpoint }) {
+		return fmt.Errorf("releasing %d: endpoint %q is not in the config: nobody would pay it", id, owed.Endpoint)
+	}
+	if err := d.journal.Release(ctx, id); err != nil {
+		return err
+	}
+	d.desk.Wake()
+	return nil
 }
 
 func refuseControl(w http.ResponseWriter, code int, err error) {
@@ -134,7 +157,7 @@ func (c *cli) changeJournal(ctx context.Context, do func(upkeep) error) error {
 	if err != nil {
 		return err
 	}
-	remote := newRemote(socketPath(cfg))
+	remote := newRemote(cfg)
 	if remote.listens(ctx) {
 		return do(remote)
 	}
@@ -143,12 +166,13 @@ func (c *cli) changeJournal(ctx context.Context, do func(upkeep) error) error {
 
 // A remote is a running daemon's upkeep.
 type remote struct {
-	path   string
-	client http.Client
+	path    string
+	station string
+	client  http.Client
 }
 
-func newRemote(path string) *remote {
-	r := &remote{path: path}
+func newRemote(cfg *Config) *remote {
+	r := &remote{path: socketPath(cfg), station: cfg.Station}
 	r.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", r.path)
 	}}
@@ -170,6 +194,7 @@ func (r *remote) post(ctx context.Context, path string, result any) error {
 	if err != nil {
 		return err
 	}
+	request.Header.Set(stationHeader, r.station)
 	response, err := r.client.Do(request)
 	if err != nil {
 		return fmt.Errorf("asking the daemon: %w", err)

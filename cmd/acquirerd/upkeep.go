@@ -136,7 +136,7 @@ func (c *cli) journalRelease(ctx context.Context, args []string, all bool) error
 	return c.eachOwed(ctx, args, "released", upkeep.Release)
 }
 
-// eachOwed does something to each of the IDs, and says what was done. It ends at the first that fails.
+// eachOwed does something to each of the IDs, and says what was done. What fails does not keep the others from it.
 func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(upkeep, context.Context, journal.OwedID) error) error {
 	ids := make([]journal.OwedID, len(args))
 	for i, arg := range args {
@@ -147,10 +147,11 @@ func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(
 		ids[i] = journal.OwedID(id)
 	}
 	changed := []journal.OwedID{}
-	err := c.changeJournal(ctx, func(j upkeep) error {
+	err := c.changeJournal(ctx, func(j upkeep) (failed error) {
 		for _, id := range ids {
 			if err := do(j, ctx, id); err != nil {
-				return err
+				failed = errors.Join(failed, err)
+				continue
 			}
 			changed = append(changed, id)
 			if c.output == "text" {
@@ -159,7 +160,7 @@ func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(
 				}
 			}
 		}
-		return nil
+		return failed
 	})
 	if c.output == "json" && (err == nil || len(changed) > 0) {
 		err = errors.Join(err, c.printJSON(map[string][]journal.OwedID{done: changed}))
@@ -168,6 +169,9 @@ func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(
 }
 
 func (c *cli) journalPrune(ctx context.Context, keep time.Duration, vacuum bool) error {
+	if keep == 0 {
+		return usagef("--keep is missing")
+	}
 	if keep < leastKept {
 		return usagef("--keep %v is shorter than %v", keep, leastKept)
 	}
@@ -175,7 +179,7 @@ func (c *cli) journalPrune(ctx context.Context, keep time.Duration, vacuum bool)
 	if err != nil {
 		return err
 	}
-	if vacuum && newRemote(socketPath(cfg)).listens(ctx) {
+	if vacuum && newRemote(cfg).listens(ctx) {
 		return errors.New("the daemon runs: --vacuum works only without it")
 	}
 	before, total := time.Now().Add(-keep), 0
@@ -202,32 +206,39 @@ func (c *cli) journalPrune(ctx context.Context, keep time.Duration, vacuum bool)
 	return err
 }
 
-func (c *cli) journalExport(ctx context.Context, since, until, file string) (err error) {
+func (c *cli) journalExport(ctx context.Context, since, until, file string) error {
 	var times [2]time.Time
 	for i, text := range []string{since, until} {
 		if text == "" {
 			continue
 		}
+		var err error
 		if times[i], err = time.Parse(time.RFC3339, text); err != nil {
 			return usagef("--%s %q is not a time such as 2026-11-25T00:00:00Z", []string{"since", "until"}[i], text)
 		}
 	}
-	out := c.out
-	if file != "-" {
-		made, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator's own path
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, made.Close()) }()
-		out = made
+	if times[0].After(times[1]) && !times[1].IsZero() {
+		return usagef("--since %s is after --until %s", since, until)
 	}
-	lines := jsonLines(out)
-	return c.readJournal(func(r *journal.Reader) error {
+	return c.readJournal(func(r *journal.Reader) (err error) {
+		out := c.out
+		if file != "-" {
+			made, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator's own path
+			if err != nil {
+				return fmt.Errorf("exporting: %w", err)
+			}
+			defer func() { err = errors.Join(err, made.Close()) }()
+			out = made
+		}
+		lines := jsonLines(out)
 		return r.Export(ctx, times[0], times[1], func(d journal.Dossier) error {
 			if d.Outcome == "" {
 				d.Outcome = journal.StillOpen
 			}
-			return lines.Encode(d)
+			if err := lines.Encode(d); err != nil {
+				return fmt.Errorf("exporting: %w", err)
+			}
+			return nil
 		})
 	})
 }

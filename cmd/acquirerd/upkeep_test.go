@@ -51,6 +51,17 @@ func TestWhatIsParkedIsReleased(t *testing.T) {
 	if got := command(t, "journal", "prune", "--keep", "48h", "--config", path, "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"pruned": 0`) {
 		t.Errorf("got %+v", got)
 	}
+	other := filepath.Join(t.TempDir(), "other.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil || os.WriteFile(other, []byte(strings.Replace(string(text), "station: acq01", "station: acq02", 1)), 0o600) != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"release", "2"}, {"park", "2"}, {"prune", "--keep", "48h"}} {
+		got := command(t, append(append([]string{"journal"}, args...), "--config", other)...)
+		if got.code != 1 || got.out != "" || !strings.Contains(got.err, `is station "acq01", not "acq02"`) {
+			t.Errorf("%v of another station: got %+v", args, got)
+		}
+	}
 	if got := command(t, "journal", "prune", "--keep", "48h", "--vacuum", "--config", path); got.code != 1 || !strings.Contains(got.err, "the daemon runs") {
 		t.Errorf("got %+v", got)
 	}
@@ -63,6 +74,12 @@ func TestWhatIsParkedIsReleased(t *testing.T) {
 	}
 
 	// Without the daemon.
+	if got := command(t, "journal", "release", "4711", "2", "--config", path); got.code != 1 || got.out != "released 2\n" || !strings.Contains(got.err, "releasing 4711: not parked") {
+		t.Errorf("one that is not there, and one that is: got %+v", got)
+	}
+	if got := command(t, "journal", "park", "2", "--config", path); got.code != 0 {
+		t.Errorf("got %+v", got)
+	}
 	if got := command(t, "journal", "release", "--all", "--config", path, "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"released"`) {
 		t.Errorf("got %+v", got)
 	}
