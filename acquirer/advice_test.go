@@ -15,7 +15,7 @@ import (
 // A completion names its authorization in DE 90, by the numbers under which the upstream sent it. The processor knows that one by ours.
 func TestACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		rows, err := w.journal.Transactions(t.Context(), journal.Filter{Limit: 1})
 		if err != nil {
@@ -24,7 +24,7 @@ func TestACompletionNamesAnOriginalThatTheProcessorDoesNotKnow(t *testing.T) {
 		completion := advice(w)
 		completion.Message.Set(messages.RRN, req.Message.Get(messages.RRN))
 		completion.Message.Set(messages.OriginalData, "0100"+req.Message.Get(messages.STAN)+req.Message.Get(messages.TransmissionTime)+"0000000000000000000000")
-		if got := handAdvise(t, w, identified(completion)); got != "00" {
+		if got := handAdvise(t, w, named(completion)); got != "00" {
 			t.Fatal(got)
 		}
 		w.rest()
@@ -40,7 +40,7 @@ func TestReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var list []acquirer.Request
 		for range 64 {
-			req := identified(w.request())
+			req := named(w.request())
 			w.ask(req, delivered)
 			list = append(list, req)
 		}
@@ -51,7 +51,7 @@ func TestReversalRequestsTakeTheSlotsOfLiveTraffic(t *testing.T) {
 			waiting.Go(func() { handReverse(t, w, undoing(req, "0400")) })
 		}
 		<-time.After(10 * time.Second)
-		if result, ok := w.ask(identified(w.request()), delivered); !ok || code(result) != "00" {
+		if result, ok := w.ask(named(w.request()), delivered); !ok || code(result) != "00" {
 			t.Errorf("a request is answered %v", result.Answer)
 		}
 		waiting.Wait()

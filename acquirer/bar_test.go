@@ -40,7 +40,7 @@ func TestABarredNameHidesTheOriginal(t *testing.T) {
 		w.start()
 		first := w.request()
 		first.Message.MTI = "0200"
-		first = identified(first)
+		first = named(first)
 		bars.before[2] = func() { w.ask(first, delivered) }
 
 		m := first.Message.Clone()
@@ -67,7 +67,7 @@ func TestABarLeftByACrashHidesTheOriginal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		first := w.request()
 		first.Message.MTI = "0200"
-		first = identified(first)
+		first = named(first)
 		m := first.Message.Clone()
 		m.MTI = "0420"
 		m.Delete(messages.PINData)

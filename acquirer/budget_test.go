@@ -11,7 +11,7 @@ import (
 // A reversal request is recorded at once. Its answer must leave before the upstream has stopped waiting, not at that moment.
 func TestTheAnswerToAReversalRequestComesTooLate(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		w.bank.reversal = func(*messages.Message) (string, error) { return "91", nil }
 		budget, release := context.WithTimeout(t.Context(), 15*time.Second)

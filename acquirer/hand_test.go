@@ -7,7 +7,7 @@ import (
 	"acquirerd/messages"
 )
 
-// reversalOf is the upstream's reversal of a request, with DE 90.
+// undoing is a reversal with all that its original had, and DE 90.
 func undoing(req acquirer.Request, mti messages.MTI) acquirer.Request {
 	m := req.Message.Clone()
 	m.MTI = mti
@@ -17,16 +17,10 @@ func undoing(req acquirer.Request, mti messages.MTI) acquirer.Request {
 	return acquirer.Request{Message: m, Upstream: req.Upstream}
 }
 
-// identified gives a request the key that its door would give it.
-func identified(req acquirer.Request) acquirer.Request {
-	req.Key = req.Message.Identity()
-	return req
-}
-
 // The door calls Delivered with whatever had an answer, a reversal's too.
 func TestTheDeliveryOfAReversalsAnswer(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		result, err := w.desk.Reverse(t.Context(), w.desk.Admit(undoing(req, "0420")))
 		if err != nil || code(result) != "00" {

@@ -17,7 +17,7 @@ import (
 // and refused.
 func TestAnHonestRepeatBesideAnIntruder(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		intruder := again(req)
 		intruder.Message.Set(messages.Amount, "000000009999")
@@ -61,7 +61,7 @@ func TestAnUnmatchedAnswerPollsTheJournal(t *testing.T) {
 		w.start()
 		w.bank.answer = func(*messages.Message) (string, error) { <-time.After(30 * time.Second); return "00", conn.ErrTimeout }
 		var asking sync.WaitGroup
-		asking.Go(func() { w.ask(identified(w.request()), delivered) })
+		asking.Go(func() { w.ask(named(w.request()), delivered) })
 		<-time.After(time.Second)
 		begun := time.Now()
 		w.desk.Inbound(t.Context(), "bank", lateApproval(t, w))

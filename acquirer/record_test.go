@@ -26,7 +26,7 @@ func TestTheRepeatOfAnApprovalFromBeforeTheMigration(t *testing.T) {
 		w.stop()
 		w.recorder = func(r acquirer.Recorder) acquirer.Recorder { return forgetfulRecorder{r} }
 		w.start()
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		result, err := w.desk.Authorize(t.Context(), w.desk.Admit(again(req)))
 		if err != nil {
@@ -51,7 +51,7 @@ func (v *rotatedVault) Protect(ctx context.Context, c hsm.Card) (hsm.Protected, 
 // After a change of the token key nobody can tell whether the card is the same. What may have been approved is not refused for that.
 func TestTheRepeatAfterAChangeOfTheTokenKey(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		w.stop()
 		w.vault = &rotatedVault{}
@@ -71,7 +71,7 @@ func TestTheRepeatAfterAChangeOfTheTokenKey(t *testing.T) {
 func TestAForwardedReversalThatIsNotFound(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.bank.reversal = func(*messages.Message) (string, error) { return "25", nil }
-		reversal := undoing(identified(w.request()), "0420")
+		reversal := undoing(named(w.request()), "0420")
 		reversal.Upstream.Codec = forwarding(t)
 		if got := handReverse(t, w, reversal); got != "00" {
 			t.Fatal(got)

@@ -27,8 +27,8 @@ const (
 )
 
 // Reverse takes a reversal (0400, 0420 and their repeats) of an upstream, full or partial (DE 95). It is answered as soon as it is durable,
-// or, if it is a request (0400), when the processor has answered, but at the latest at the end of the upstream's budget; what is owed then
-// stays owed. An error means that the process must stop.
+// or, if it is a request (0400), after it was sent to the processor once, but at the latest shortly before the end of the upstream's budget;
+// what is owed then stays owed. An error means that the process must stop.
 func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	started := time.Now()
 	dialect := v.Upstream.Codec.Dialect()
@@ -82,9 +82,9 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	if disagrees(v.Message, found, pan) {
 		return answer(reversalDisagrees, dialect.Answers.OriginalNotFound, found)
 	}
-
 	if replacement != "" && found.ApprovedAmount != "" && replacement >= found.ApprovedAmount { // digits of one length
-		return refuse(refusedFormat, dialect.Answers.FormatError, &messages.FormatError{Element: messages.ReplacementAmounts, Rule: "is not less than what was approved"})
+		return refuse(refusedFormat, dialect.Answers.FormatError,
+			&messages.FormatError{Element: messages.ReplacementAmounts, Rule: "is not less than what was approved"})
 	}
 
 	// Record: durable before the answer. What was not approved needs nothing. A part is reversed only once; the whole can be after it.
@@ -183,8 +183,8 @@ func fitness(reversal *messages.Message, found journal.Found, pan card.PAN) int 
 	return 3
 }
 
-// disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or acquirer. Of
-// the card, the digits that may be shown are compared, so that no reversal waits for the HSM.
+// disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or
+// acquirer. Of the card, the digits that may be shown are compared, so that no reversal waits for the HSM.
 func disagrees(reversal *messages.Message, found journal.Found, pan card.PAN) bool {
 	differs := func(e messages.Element) bool {
 		value := reversal.Get(e)

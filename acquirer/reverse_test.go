@@ -29,7 +29,7 @@ func handReverse(t *testing.T, w *world, req acquirer.Request) string {
 // First a part is reversed, then the whole: the upstream's cardholder gives all back. The rest of the hold must go, too.
 func TestAFullReversalAfterAPartialOne(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		part := undoing(req, "0420")
 		part.Message.SetReplacement("000000000800")
@@ -54,7 +54,7 @@ func TestAReplacementAboveWhatWasApproved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.bank.answer = func(*messages.Message) (string, error) { return "10", nil }
 		w.bank.partial = "000000000400"
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		part := undoing(req, "0420")
 		part.Message.SetReplacement("000000000500")
@@ -70,7 +70,7 @@ func TestAReplacementAboveWhatWasApproved(t *testing.T) {
 func TestTheVerdictOnAParkedReversal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.bank.reversal = func(*messages.Message) (string, error) { return "12", nil }
-		req := identified(w.request())
+		req := named(w.request())
 		w.ask(req, delivered)
 		first := handReverse(t, w, undoing(req, "0400"))
 		repeat := undoing(req, "0401")
@@ -85,7 +85,7 @@ func TestAReversalWithoutAnAcquirer(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := w.request()
 		req.Message.Set(messages.AcquirerID, "123456")
-		req = identified(req)
+		req = named(req)
 		w.ask(req, delivered)
 		reversal := undoing(req, "0420")
 		reversal.Message.Delete(messages.AcquirerID)
@@ -112,7 +112,7 @@ func TestTheRepeatOfAForwardedReversal(t *testing.T) {
 	for _, mti := range []messages.MTI{"0400", "0420"} {
 		t.Run(string(mti), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				req := identified(w.request())
+				req := named(w.request())
 				reversal := undoing(req, mti)
 				reversal.Upstream.Codec = forwarding(t)
 				first := handReverse(t, w, reversal)
@@ -132,7 +132,7 @@ func advice(w *world) acquirer.Request {
 	req.Message.MTI = "0220"
 	req.Message.Delete(messages.PINData)
 	req.Message.Set(messages.AuthorizationID, "654321")
-	return identified(req)
+	return named(req)
 }
 
 func handAdvise(t *testing.T, w *world, req acquirer.Request) string {
@@ -212,7 +212,7 @@ func TestOtherCashbackIsGivenTheStoredApproval(t *testing.T) {
 	for _, element := range []messages.Element{messages.AdditionalAmounts, 28, 6, 51, messages.ReplacementAmounts} {
 		t.Run(element.String(), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				req := identified(w.request())
+				req := named(w.request())
 				w.ask(req, delivered)
 				other := again(req)
 				other.Message.Set(element, "0040840D000000000500")
@@ -230,7 +230,7 @@ func TestAnHonestRepeatWithoutTracksInFlight(t *testing.T) {
 		w.bank.answer = func(*messages.Message) (string, error) { <-time.After(5 * time.Second); return "00", nil }
 		req := w.request()
 		req.Message.SetSensitive(messages.Track2, testPAN+"=29121010000012345678")
-		req = identified(req)
+		req = named(req)
 		repeat := again(req)
 		repeat.Message.Delete(messages.Track2)
 		repeat.Message.Delete(messages.PINData)

@@ -51,7 +51,7 @@ func TestStress(t *testing.T) {
 			}
 			var books []*book
 			for range 40 {
-				req := identified(w.request())
+				req := named(w.request())
 				books = append(books, &book{req: req, told: map[string]int{}})
 			}
 			var all sync.WaitGroup
