@@ -31,7 +31,7 @@ chaos: build ## kill -9 the daemon under load KILLS=20 times, with a full disk a
 	@bin/acquirersim chaos --acquirerd bin/acquirerd --dir .chaos --kills $(KILLS) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
 sim: deps ## run the seeded simulation SEEDS=100 times
-	go test -run 'Simulation' -count=1 -timeout 3h . -args -seeds=$(or $(SEEDS),100)
+	go test -run 'Simulation' -count=1 -timeout 3h -args -seeds=$(or $(SEEDS),100)
 
 drain: build ## owe OWED=10000 reversals and measure how fast they are paid beside live traffic
 	@bin/acquirersim drain --acquirerd bin/acquirerd --dir .drain --owed $(or $(OWED),10000)
