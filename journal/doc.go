@@ -20,15 +20,15 @@
 // not be delivered, or that its upstream reverses, whole or in part; or an advice that its upstream reverses), or by Hear. An advice is owed
 // by Accept. What was settled is owed again by
 //
-//	Release   what is parked; not an advice whose whole reversal is done
+//	Release   what is parked; not an advice whose reversal was sent, or is being sent
 //	Hear      a reversal that ended as not found, after which the processor has approved
-//	Owe       a reversal in part that was settled: the whole takes its place, as if it had never been sent
+//	Owe       a reversal in part that was settled: the whole takes its place, as another message with numbers of its own
 //
 // Parked, by Settle or by Park, is kept until it is released: it needs a human. Each change stands in the table of events with its time,
 // written with it.
 //
 // Hear takes an answer that came after its request had ended: an event of its transaction, late_answer or second_answer. An approval of what
-// was taken for declined or not sent makes a reversal owed; of what is unknown and owed, it keeps "not found" from being the end; of what
+// was taken for declined or not sent makes a reversal owed; of what is unknown and owed or parked, it keeps "not found" from being the end; of what
 // is open, Finish writes the reversal, unless the outcome is approved.
 //
 // Find gives the transaction of an upstream's key, with its answer and its reversal: that is how a repeat is answered. Prune deletes
