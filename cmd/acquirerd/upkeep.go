@@ -36,8 +36,8 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 			return c.journalRelease(ctx, args, all)
 		})
 	release.Long = "Release makes parked reversals and advices owed again, due at once; the next send of what was sent before is marked as a\n" +
-		"repeat. IDs are those of journal owed. An advice whose reversal is done is not released. Release ends at the first that fails.\n" +
-		"It works beside a running daemon and without one; then the next start sends them."
+		"repeat. IDs are those of journal owed. An advice whose reversal was sent is not released. What fails does not keep the\n" +
+		"others from it. It works beside a running daemon and without one; then the next start sends them."
 	release.Flags().BoolVar(&all, "all", false, "all that are parked")
 
 	park := c.command("park ID...", "Set what is owed aside: it is not sent any more until it is released", "acquirerd journal park 12",
