@@ -465,6 +465,7 @@ func TestEachTypeHasItsDesk(t *testing.T) {
 			}
 		}
 		_ = c.Close()
+		synctest.Wait() // an answer is read before its delivery is told
 		h.desk.mu.Lock()
 		defer h.desk.mu.Unlock()
 		for i, key := range h.desk.keys {
