@@ -507,6 +507,7 @@ func TestARecoveredTransactionIsLoggedAsEveryOther(t *testing.T) {
 		var log bytes.Buffer
 		w.log = slog.New(slog.NewJSONHandler(&log, nil))
 		w.restart()
+		synctest.Wait() // the forwarder writes to it, too
 		var line struct {
 			Msg, Outcome, Reason, STAN, Endpoint string
 			Transaction                          int
