@@ -15,11 +15,14 @@ import (
 // Advise takes an advice (0120, 0220 and their repeats) of an upstream: something that has happened, which nobody can refuse any more. It is
 // answered as soon as it is durable, and owed to the processor from then on. A refusal says that it was not recorded. An error means that
 // the process must stop.
-func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error) {
+func (s *Switch) Advise(ctx context.Context, v *Visit) (Result, error) {
 	started := time.Now()
-	answers := v.Upstream.Codec.Dialect().Answers
+	return s.once(ctx, v, started, func() (Result, error) { return s.take(ctx, v, started) })
+}
 
-	// Repeated: an advice in flight is joined, one on record is answered from there.
+// once has something taken that is owed from then on, unless it repeats what is in flight, which it joins, or on record, from where it is
+// answered.
+func (s *Switch) once(ctx context.Context, v *Visit, started time.Time, take func() (Result, error)) (result Result, err error) {
 	if !s.lead(ctx, v) {
 		return Result{}, nil
 	}
@@ -30,6 +33,12 @@ func (s *Switch) Advise(ctx context.Context, v *Visit) (result Result, err error
 	if answered, before := s.before(ctx, v, started); before {
 		return answered, nil
 	}
+	return take()
+}
+
+// take takes an advice that is new.
+func (s *Switch) take(ctx context.Context, v *Visit, started time.Time) (Result, error) {
+	answers := v.Upstream.Codec.Dialect().Answers
 
 	// What it completes, if it names that: the processor knows the original by the numbers that we gave it, and no other processor does.
 	original, completes, err := s.completed(ctx, v)

@@ -200,24 +200,16 @@ func disagrees(reversal *messages.Message, found journal.Found, pan card.PAN) bo
 }
 
 // forward records a reversal whose original is not on record, under numbers of its own, to be sent as it came.
-func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (result Result, err error) {
+func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (Result, error) {
 	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Message.Identity()})
-	if !s.lead(ctx, v) {
-		return Result{}, nil
-	}
-	if v.follows {
-		return s.beside(ctx, v, started), nil
-	}
-	defer func() { result = s.conclude(v, result) }()
-	if answered, before := s.before(ctx, v, started); before {
-		return answered, nil
-	}
-	name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
-	if !routed {
-		return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
-	}
-	s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
-	return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+	return s.once(ctx, v, started, func() (Result, error) {
+		name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
+		if !routed {
+			return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
+		}
+		s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
+		return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+	})
 }
 
 // reversed answers a reversal, counts it and logs its one line. Without a code there is no answer.
