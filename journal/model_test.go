@@ -251,6 +251,10 @@ func (m *model) owe() {
 		of.Replacement, money = "000000002345", 10000
 	}
 	stands, err := m.r.Owe(context.Background(), of)
+	if o := transaction.reversal; o != nil && o.money != 12345 && o.state != StateOwed && of.Replacement == "" { // the whole after a part
+		m.again(o)
+		o.attempts, o.own, o.code, o.money = 0, Numbers{}, "", 12345
+	}
 	switch {
 	case transaction.reversal != nil:
 		if err != nil || stands.ID != transaction.reversal.id || stands.State != transaction.reversal.state {
