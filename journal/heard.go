@@ -31,10 +31,7 @@ type Heard struct {
 // yet, Finish writes with it that the reversal is owed. It waits for its batch whatever becomes of ctx.
 func (j *Journal) Hear(_ context.Context, h Hearing) (Heard, error) {
 	r := &hearingRecord{call: newCall(), Hearing: h}
-	if err := j.queue.put(r, true); err != nil {
-		return Heard{}, fmt.Errorf("recording a late answer: %w", err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return Heard{}, fmt.Errorf("recording a late answer: %w", err)
 	}
 	return r.heard, nil

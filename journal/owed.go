@@ -81,10 +81,7 @@ func (j *Journal) Owe(_ context.Context, of Reversing) (Reversal, error) {
 		panic("journal: reason is not of a closed set, or replacement is not an amount")
 	}
 	r := &oweRecord{call: newCall(), Reversing: of}
-	if err := j.queue.put(r, true); err != nil {
-		return Reversal{}, fmt.Errorf("recording reversal owed for transaction %d: %w", of.Transaction, err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return Reversal{}, fmt.Errorf("recording reversal owed for transaction %d: %w", of.Transaction, err)
 	}
 	return r.stands, nil
@@ -373,10 +370,7 @@ func (j *Journal) Settle(_ context.Context, t *Ticket, s Settlement) error {
 	t.finish()
 	s.unsent = s.unsent || !t.spent.Load()
 	r := &settlementRecord{call: newCall(), Settlement: s, ticket: t}
-	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("settling %s: %w", t, err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return fmt.Errorf("settling %s: %w", t, err)
 	}
 	return nil

@@ -146,10 +146,7 @@ func (j *Journal) Accept(ctx context.Context, in Intent, answer messages.Reply) 
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("recording advice: %w", err)
 	}
-	if err := j.queue.put(r, false); err != nil {
-		return 0, fmt.Errorf("recording advice: %w", err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, false); err != nil {
 		return 0, fmt.Errorf("recording advice: %w", err)
 	}
 	return r.ticket.id, nil
@@ -204,10 +201,7 @@ func (j *Journal) Bar(_ context.Context, b Barred) error {
 	}
 	r := &barRecord{&intentRecord{call: newCall(), original: string(original), ticket: &Ticket{}, Intent: Intent{Upstream: b.Upstream,
 		UpstreamKey: b.UpstreamKey, UpstreamSTAN: b.UpstreamSTAN, MaskedPAN: b.MaskedPAN, Original: messages.New(b.MTI).Original()}}}
-	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("barring a request: %w", err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return fmt.Errorf("barring a request: %w", err)
 	}
 	return nil
@@ -241,10 +235,7 @@ func (j *Journal) Finish(_ context.Context, t *Ticket, out Outcome) error {
 		}
 		r.told = string(told)
 	}
-	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("recording outcome of %s: %w", t, err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return fmt.Errorf("recording outcome of %s: %w", t, err)
 	}
 	return nil

@@ -14,10 +14,7 @@ import (
 // or ErrReversed means that nothing was written.
 func (j *Journal) Release(_ context.Context, id OwedID) error {
 	r := &releaseRecord{call: newCall(), id: id, attempted: j.standing.attempted}
-	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("releasing %d: %w", id, err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return fmt.Errorf("releasing %d: %w", id, err)
 	}
 	return nil
@@ -75,10 +72,7 @@ func (j *Journal) Park(_ context.Context, id OwedID) error {
 		return fmt.Errorf("parking %d: %w", id, ErrNotOwed)
 	}
 	r := &settlementRecord{call: newCall(), Settlement: Parked(reasonOperator, ""), ticket: &Ticket{id: d.Transaction, owed: d.ID}}
-	if err := j.queue.put(r, true); err != nil {
-		return fmt.Errorf("parking %d: %w", id, err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, true); err != nil {
 		return fmt.Errorf("parking %d: %w", id, err)
 	}
 	return nil
@@ -89,10 +83,7 @@ func (j *Journal) Park(_ context.Context, id OwedID) error {
 // so do the newest ones, by which IDs ascend.
 func (j *Journal) Prune(_ context.Context, before time.Time, most int) (int, error) {
 	r := &pruneRecord{call: newCall(), before: before, most: most}
-	if err := j.queue.put(r, false); err != nil {
-		return 0, fmt.Errorf("pruning: %w", err)
-	}
-	if err := <-r.reply; err != nil {
+	if err := j.record(r, false); err != nil {
 		return 0, fmt.Errorf("pruning: %w", err)
 	}
 	return r.pruned, nil

@@ -24,6 +24,23 @@ type call struct {
 
 func newCall() call { return call{reply: make(chan error, 1)} }
 
+// replied is where the caller waits.
+func (c *call) replied() <-chan error { return c.reply }
+
+// A waited is a record whose caller waits until it is durable.
+type waited interface {
+	record
+	replied() <-chan error
+}
+
+// record queues a record and waits for its batch, or for why it was refused. Unless it must be taken, a full queue refuses it.
+func (j *Journal) record(r waited, must bool) error {
+	if err := j.queue.put(r, must); err != nil {
+		return err
+	}
+	return <-r.replied()
+}
+
 // answer releases the caller.
 func (c *call) answer(err error) {
 	if err == nil {

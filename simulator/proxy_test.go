@@ -221,7 +221,7 @@ func TestProxySlowsDown(t *testing.T) {
 				p.says(near, far, "0100")
 				all = append(all, time.Since(began))
 			}
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			began := time.Now()
 			p.says(near, far, "0100")
 			if after := time.Since(began); after != 0 {
@@ -284,7 +284,7 @@ func TestProxyRefuses(t *testing.T) {
 		}
 		p.Refuse(time.Second)
 		refused("while it refuses")
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		near := p.near()
 		far := p.far()
 		p.says(near, far, "0800")
