@@ -18,7 +18,7 @@ const (
 // copy of the request, which was sent before that, must not be approved after it. They are lost with the process. Guarded by Switch.mu.
 type refusals struct {
 	codes map[asking]pastRefusal
-	order []asking // as they were entered; one may stand there twice
+	order []datedAsking // each once, as it was entered or was found to have been entered again
 }
 
 type pastRefusal struct {
@@ -26,23 +26,29 @@ type pastRefusal struct {
 	at   time.Time
 }
 
+type datedAsking struct {
+	asking
+	at time.Time
+}
+
 func newRefusals() refusals { return refusals{codes: map[asking]pastRefusal{}} }
 
-// enter remembers a refusal, and forgets the oldest.
+// enter remembers a refusal, and forgets what is old or too much. One that is entered again takes no second place.
 func (r *refusals) enter(key asking, code string, now time.Time) {
+	_, known := r.codes[key]
 	r.codes[key] = pastRefusal{code, now}
-	r.order = append(r.order, key)
-	for len(r.order) > 0 {
+	if !known {
+		r.order = append(r.order, datedAsking{key, now})
+	}
+	for len(r.order) > refusalsRemembered || now.Sub(r.order[0].at) >= refusalRemembered {
 		oldest := r.order[0]
-		known, is := r.codes[oldest]
-		old := now.Sub(known.at) >= refusalRemembered
-		switch {
-		case is && !old && len(r.order) <= refusalsRemembered:
-			return
-		case is && (old || len(r.codes) > refusalsRemembered/2):
-			delete(r.codes, oldest)
-		}
 		r.order = r.order[1:]
+		switch last, is := r.codes[oldest.asking]; {
+		case is && last.at.After(oldest.at):
+			r.order = append(r.order, datedAsking{oldest.asking, last.at})
+		case is:
+			delete(r.codes, oldest.asking)
+		}
 	}
 }
 
