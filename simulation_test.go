@@ -332,7 +332,7 @@ func (s *station) open() bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	endpoint, err := conn.New(conn.Config{Name: "processor", Codec: codecOf(t, "iso87-ascii"), Links: []string{"a:1", "b:1"},
+	endpoint, err := conn.New(conn.Config{Name: "processor", Codec: codecOf(t, "iso87-ascii"), Links: conn.Dialled("a:1", "b:1"),
 		ReplyTimeout: 10 * time.Second, WriteTimeout: 2 * time.Second, DialTimeout: 2 * time.Second, SignOnTimeout: 5 * time.Second,
 		EchoInterval: 15 * time.Second, EchoTimeout: 5 * time.Second, EchoMisses: 2, BackoffMin: 50 * time.Millisecond, BackoffMax: 2 * time.Second,
 		InFlight: 256, Dial: s.dialLink}, log, registry)

@@ -36,7 +36,7 @@ func BenchmarkExchange(b *testing.B) {
 		}
 	}()
 	cfg := config(h)
-	cfg.Links, cfg.Dial, cfg.InFlight = []string{listener.Addr().String(), listener.Addr().String()}, nil, 1024
+	cfg.Links, cfg.Dial, cfg.InFlight = Dialled(listener.Addr().String(), listener.Addr().String()), nil, 1024
 	e, err := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		b.Fatal(err)

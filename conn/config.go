@@ -2,9 +2,11 @@ package conn
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"acquirerd/messages"
@@ -14,7 +16,7 @@ import (
 type Config struct {
 	Name  string          // in logs and metrics
 	Codec *messages.Codec // of the processor's dialect
-	Links []string        // one address for each link; an address may stand more than once
+	Links []Link          // in the order by which logs and commands number them
 
 	ReplyTimeout  time.Duration // longest wait for an answer, from the call of Exchange
 	WriteTimeout  time.Duration // longest wait for a turn to write, and then for a frame to be written; less than ReplyTimeout
@@ -31,10 +33,29 @@ type Config struct {
 	InFlight     int // most exchanges in flight on the endpoint
 	LinkInFlight int // most exchanges in flight on one link; default InFlight
 	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
+	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
+
 	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
 
-	// Dial establishes a connection of a link; default TCP. TLS is wrapped here.
+	// Dial establishes a connection of a link; default TCP. TLS is put over it.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// Dialled are links that dial one host each.
+func Dialled(addresses ...string) []Link {
+	links := make([]Link, len(addresses))
+	for i, address := range addresses {
+		links[i] = Link{Hosts: []string{address}}
+	}
+	return links
+}
+
+// A Link says how one link comes to be: we dial its hosts, or the processor dials us.
+type Link struct {
+	Hosts  []string       // addresses to dial, the preferred first; none for a link that is dialled by the processor
+	Listen string         // address at which the processor dials us; links with the same one share its listener
+	Allow  []netip.Prefix // who may dial us; none: nobody
+	TLS    *tls.Config    // nil for plain TCP. Without a ServerName, the host that was dialled is checked
 }
 
 // check fills in the defaults and returns every fault, each under the name of its key in a configuration file.
@@ -50,11 +71,14 @@ func (c *Config) check() error {
 	if len(c.Links) == 0 {
 		fault("links: missing")
 	}
-	for i, address := range c.Links {
-		if address == "" {
-			fault("links[%d]: missing", i)
-		} else if _, _, err := net.SplitHostPort(address); err != nil && c.Dial == nil {
-			fault("links[%d]: %q is not host:port", i, address)
+	for i, l := range c.Links {
+		if len(l.Hosts) == 0 {
+			fault("links[%d].hosts: missing", i)
+		}
+		for j, address := range l.Hosts {
+			if _, _, err := net.SplitHostPort(address); (err != nil && c.Dial == nil) || address == "" {
+				fault("links[%d].hosts[%d]: %q is not host:port", i, j, address)
+			}
 		}
 	}
 	if c.FrameTimeout == 0 {

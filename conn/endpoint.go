@@ -60,7 +60,8 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	}
 	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan Unasked, cfg.Unasked),
 		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
-	for i, address := range cfg.Links {
+	for i, configured := range cfg.Links {
+		address := configured.Hosts[0]
 		e.links = append(e.links, &link{endpoint: e, number: i, address: address, log: e.log.With("link", i, "address", address),
 			state: Down, since: time.Now()})
 	}
@@ -72,6 +73,8 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 type Unasked struct {
 	*messages.Message
 	Arrival Arrival
+	// Reply answers what the processor demanded, on the link that it came on. It is nil for answers.
+	Reply func(ctx context.Context, answer *messages.Message) error
 }
 
 // An Arrival says in which respect a message was not asked for.
@@ -403,7 +406,7 @@ func (e *Endpoint) ownAnswer(m *messages.Message) bool {
 // tell hands a message to the callback of Run. It does not wait: behind it are answers that callers wait for.
 func (e *Endpoint) tell(m *messages.Message, as Arrival) {
 	select {
-	case e.unasked <- Unasked{m, as}:
+	case e.unasked <- Unasked{Message: m, Arrival: as}:
 	default:
 		e.metrics.dropped.Inc()
 		e.sometimes.Do(func() {

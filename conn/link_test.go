@@ -450,7 +450,7 @@ func TestEndpointsShareARegistry(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	a, b := config(h), config(h)
 	b.Name = "processor-b"
-	b.Links = []string{"three"}
+	b.Links = Dialled("three")
 	for _, cfg := range []Config{a, b} {
 		if _, err := New(cfg, slog.New(slog.DiscardHandler), registry); err != nil {
 			t.Fatal(err)
@@ -469,12 +469,12 @@ func TestEndpointsShareARegistry(t *testing.T) {
 }
 
 func TestEveryFaultOfAConfigurationIsNamed(t *testing.T) {
-	_, err := New(Config{Links: []string{"nowhere", ""}, WriteTimeout: 2 * time.Second, ReplyTimeout: time.Second, BackoffMin: time.Hour,
+	_, err := New(Config{Links: Dialled("nowhere", ""), WriteTimeout: 2 * time.Second, ReplyTimeout: time.Second, BackoffMin: time.Hour,
 		BackoffMax: time.Second, InFlight: -1, Unasked: -1}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"name: missing", "dialect: missing", `links[0]: "nowhere" is not host:port`, "links[1]: missing",
+	for _, want := range []string{"name: missing", "dialect: missing", `links[0].hosts[0]: "nowhere" is not host:port`, `links[1].hosts[0]: "" is not host:port`,
 		"write_timeout: 2s is not less than reply_timeout 1s", "dial_timeout: must be positive", "sign_on_timeout: ", "echo_interval: ",
 		"echo_timeout: ", "echo_misses: must be at least 1", "backoff_min: 1h0m0s is more than backoff_max 1s", "in_flight: ", "unasked: "} {
 		if !strings.Contains(err.Error(), want) {

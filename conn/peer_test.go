@@ -293,7 +293,7 @@ type rig struct {
 
 func config(h *host) Config {
 	return Config{
-		Name: "processor-a", Codec: h.codec, Links: []string{"one", "two"}, Dial: h.dial,
+		Name: "processor-a", Codec: h.codec, Links: Dialled("one", "two"), Dial: h.dial,
 		ReplyTimeout: 10 * time.Second, WriteTimeout: 2 * time.Second, DialTimeout: 3 * time.Second, SignOnTimeout: 4 * time.Second,
 		EchoInterval: 60 * time.Second, EchoTimeout: 5 * time.Second, EchoMisses: 3,
 		BackoffMin: time.Second, BackoffMax: 30 * time.Second, InFlight: 64,

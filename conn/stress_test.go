@@ -137,7 +137,7 @@ func TestUnderEveryFaultEachExchangeEndsOnceAsItsOwn(t *testing.T) {
 				tm := &troublemaker{h: h, random: rand.New(rand.NewPCG(seed, 1)), unit: time.Second}
 				h.handle = tm.handle
 				cfg := config(h)
-				cfg.Links = []string{"one", "two", "three"}
+				cfg.Links = Dialled("one", "two", "three")
 				cfg.BackoffMin, cfg.BackoffMax, cfg.InFlight, cfg.LinkInFlight = 100*time.Millisecond, time.Second, 150, 60
 				r := start(t, cfg, h)
 				synctest.Wait()
@@ -172,7 +172,7 @@ func TestUnderEveryFaultOverTCP(t *testing.T) {
 
 func tcpConfig(h *host, links ...string) Config {
 	cfg := config(h)
-	cfg.Links, cfg.Dial = links, nil
+	cfg.Links, cfg.Dial = Dialled(links...), nil
 	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.SignOnTimeout = 100*time.Millisecond, 50*time.Millisecond, time.Second
 	cfg.BackoffMin, cfg.BackoffMax, cfg.InFlight = time.Millisecond, 20*time.Millisecond, 400
 	cfg.Abandoned = 100000

@@ -236,7 +236,7 @@ func (d *daemon) wire() error {
 		if err != nil {
 			return err
 		}
-		links, err := conn.New(conn.Config{Name: e.Name, Codec: codec, Links: e.Links, ReplyTimeout: e.ReplyTimeout,
+		links, err := conn.New(conn.Config{Name: e.Name, Codec: codec, Links: conn.Dialled(e.Links...), ReplyTimeout: e.ReplyTimeout,
 			WriteTimeout: e.WriteTimeout, DialTimeout: e.DialTimeout, SignOnTimeout: e.SignOnTimeout, EchoInterval: e.EchoInterval,
 			EchoTimeout: e.EchoTimeout, EchoMisses: e.EchoMisses, BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax,
 			InFlight: e.InFlight}, d.log, d.registry)
