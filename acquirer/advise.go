@@ -71,10 +71,10 @@ func (s *Switch) take(ctx context.Context, v *Visit, started time.Time) (Result,
 
 // completed finds the original that an advice names in DE 90. One that is in flight is waited for.
 func (s *Switch) completed(ctx context.Context, v *Visit) (journal.Found, bool, error) {
-	if !v.Message.Has(messages.OriginalData) {
+	if !v.Upstream.Codec.HasOriginal(v.Message) {
 		return journal.Found{}, false, nil
 	}
-	for _, name := range v.Message.OriginalIdentities() {
+	for _, name := range v.Upstream.Codec.OriginalIdentities(v.Message) {
 		if name != v.Key && !s.settled(ctx, v.Upstream.Name, []string{name}) {
 			return journal.Found{}, false, ctx.Err()
 		}
@@ -106,10 +106,19 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	if err != nil {
 		return refuse(refusedJournal, dialect.Answers.Malfunction, err)
 	}
-	msg := messages.ForProcessor(v.Message, numbers, a.started.UTC().Format(transmissionTime))
+	asked := v.Message
+	if a.original != nil { // it is named by the numbers that the processor knows
+		asked = asked.Clone()
+		defer asked.Clear()
+		asked.Delete(v.Upstream.Codec.OriginalElement())
+	}
+	msg, err := messages.NewPassage(v.Upstream.Codec, a.endpoint.Codec).ForProcessor(asked, numbers, a.started)
+	if err != nil {
+		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+	}
 	defer msg.Clear()
 	if a.original != nil {
-		msg.Names(*a.original)
+		a.endpoint.Codec.Name(msg, *a.original)
 	}
 
 	// What is sensitive is sealed, if the upstream's dialect allows it to be stored; tracks and PIN block never go on. What is left must fit

@@ -73,9 +73,9 @@ func TestABarLeftByACrashHidesTheOriginal(t *testing.T) {
 		m.Delete(messages.PINData)
 		reversal := acquirer.Request{Message: m, Upstream: first.Upstream}
 		// What the crashed run had committed:
-		name := m.OriginalIdentities()[0]
+		name := codec(t, "iso87-ascii").OriginalIdentities(m)[0]
 		if err := w.journal.Bar(t.Context(), journal.Barred{Upstream: "pos", UpstreamKey: name, MTI: messages.MTIOf(name),
-			UpstreamSTAN: messages.STANOf(name), MaskedPAN: m.PAN().Mask()}); err != nil {
+			UpstreamSTAN: codec(t, "iso87-ascii").STANOf(name), MaskedPAN: m.PAN().Mask()}); err != nil {
 			t.Fatal(err)
 		}
 		if result, ok := w.ask(first, delivered); !ok || code(result) != "00" {

@@ -282,12 +282,7 @@ func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journa
 	if authorizationID == "" {
 		authorizationID = owed.Original.Get(messages.AuthorizationID) // an advice bears it itself
 	}
-	reversal := messages.NewReversal(owed.Original, pan, authorizationID)
-	reversal.MTI = messages.MTI(endpoint.Codec.Dialect().Reversal.Type)
-	if owed.Replacement != "" {
-		reversal.SetReplacement(owed.Replacement)
-	}
-	return reversal, nil
+	return endpoint.Codec.NewReversal(owed.Original, pan, authorizationID, owed.Replacement), nil
 }
 
 // numbers reserves numbers for a reversal that is to have some of its own, by the dialect or because another one of its original went before

@@ -13,7 +13,7 @@ func TestTheWholeAfterAPartIsNotTakenForThePartOnceMore(t *testing.T) {
 		req := named(w.request())
 		w.ask(req, delivered)
 		part := reversalOf(req, "0420")
-		part.Message.SetReplacement("000000000400")
+		part.Message.Set(messages.ReplacementAmounts, "000000000400000000000000000000000000000000")
 		w.reverse(part)
 		w.rest()
 		w.reverse(reversalOf(req, "0420"))

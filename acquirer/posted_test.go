@@ -18,7 +18,7 @@ func TestAReleasedAdviceDoesNotStandWholeWhenAPartOfItWasReversed(t *testing.T) 
 		<-time.After(time.Minute)
 		w.bank.answer = func(*messages.Message) (string, error) { return "00", nil }
 		part := reversalOf(req, "0420")
-		part.Message.SetReplacement("000000000400")
+		part.Message.Set(messages.ReplacementAmounts, "000000000400000000000000000000000000000000")
 		if answer := w.reverse(part); codeOf(answer) != "00" {
 			t.Fatalf("got %v", answer)
 		}

@@ -28,7 +28,7 @@ func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, st
 		}
 		return s.repeat(v, found, repeatStored, messages.NewAnswer(v.Message, code), started)
 	}
-	same, err := s.sameAsFirst(ctx, v.Message, found)
+	same, err := s.sameAsFirst(ctx, v, found)
 	switch {
 	case err != nil:
 		s.log.Warn("repeat cannot be compared with its first", "transaction", int64(found.ID), "error", err)
@@ -43,11 +43,11 @@ func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, st
 
 // sameAsFirst compares content: the card, and all that is not sensitive. The PAN of the record is opened for it: of a token, the key may have
 // been changed since.
-func (s *Switch) sameAsFirst(ctx context.Context, request *messages.Message, found journal.Found) (bool, error) {
-	if !found.Original.SameContent(request.Original(), found.Answer.IsZero()) {
+func (s *Switch) sameAsFirst(ctx context.Context, v *Visit, found journal.Found) (bool, error) {
+	if !s.sameContent(v, found) {
 		return false, nil
 	}
-	pan, err := request.Card()
+	pan, err := v.Message.Card()
 	if err != nil || found.MaskedPAN != pan.Mask() {
 		return false, nil //nolint:nilerr // the first one had a card
 	}
@@ -56,6 +56,15 @@ func (s *Switch) sameAsFirst(ctx context.Context, request *messages.Message, fou
 		return false, fmt.Errorf("opening the PAN of the first: %w", err)
 	}
 	return first.Equal(pan), nil
+}
+
+// sameContent compares all that is not sensitive: in the dialect in which it was sent, if its endpoint is still there.
+func (s *Switch) sameContent(v *Visit, found journal.Found) bool {
+	partly := found.Answer.IsZero()
+	if e := s.endpoints[found.Endpoint]; e != nil {
+		return messages.NewPassage(v.Upstream.Codec, e.Codec).SameContent(found.Original, v.Message, partly, time.Now())
+	}
+	return found.Original.SameContent(v.Message.Original(), partly)
 }
 
 // stored is the answer of the record. An approval that was reversed since is none any more.

@@ -45,14 +45,17 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
 	}
-	replacement, err := v.Message.Replacement()
+	amount, replacement, err := v.Upstream.Codec.Reversed(v.Message)
 	if err != nil {
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
 	}
-	names := v.Message.OriginalIdentities()
+	names := v.Upstream.Codec.OriginalIdentities(v.Message)
 	if len(names) == 0 {
-		return refuse(refusedFormat, dialect.Answers.FormatError, &messages.FormatError{Element: messages.OriginalData, Rule: "is not one"})
+		return refuse(refusedFormat, dialect.Answers.FormatError,
+			&messages.FormatError{Element: v.Upstream.Codec.OriginalElement(), Rule: "is not one"})
 	}
+
+	says := statement{v.Message, amount, pan}
 
 	// Admit, after what it waits for: an original in flight may not cost others their places.
 	if !s.settled(ctx, v.Upstream.Name, names) {
@@ -65,7 +68,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	defer func() { leave() }()
 
 	// Find the original. One that has not come will not be sent any more.
-	found, err := s.original(ctx, v, names, pan)
+	found, err := s.original(ctx, v, names, says)
 	switch {
 	case errors.Is(err, journal.ErrFailed), errors.Is(err, journal.ErrClosed):
 		return Result{}, err
@@ -79,12 +82,16 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	}
 
 	// It must be about what it says: the wrong transaction reversed is money lost.
-	if disagrees(v.Message, found, pan) {
+	if says.disagrees(found) {
 		return answer(reversalDisagrees, dialect.Answers.OriginalNotFound, found)
 	}
 	if replacement != "" && found.ApprovedAmount != "" && replacement >= found.ApprovedAmount { // digits of one length
 		return refuse(refusedFormat, dialect.Answers.FormatError,
-			&messages.FormatError{Element: messages.ReplacementAmounts, Rule: "is not less than what was approved"})
+			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not less than what was approved"})
+	}
+	if e := s.endpoints[found.Endpoint]; replacement != "" && e != nil && !e.Codec.TakesParts() {
+		return refuse(refusedFormat, dialect.Answers.FormatError,
+			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"})
 	}
 
 	// Record: durable before the answer. What was not approved needs nothing. A part is reversed only once; the whole can be after it.
@@ -132,7 +139,7 @@ func (s *Switch) settled(ctx context.Context, upstream string, names []string) b
 // original finds the transaction that a reversal is about, after it has ended: of several that its names find, one that it agrees with, and
 // of which something stands. If there is none, its names are barred, so that what comes late is not sent, and what it returns says so. A
 // name that is barred says nothing while another one is not.
-func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan card.PAN) (journal.Found, error) {
+func (s *Switch) original(ctx context.Context, v *Visit, names []string, says statement) (journal.Found, error) {
 	for {
 		if !s.settled(ctx, v.Upstream.Name, names) {
 			return journal.Found{}, ctx.Err()
@@ -150,7 +157,7 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 			case found.Reason == journal.ReasonBarred:
 				barred = found
 			default:
-				if r := fitness(v.Message, found, pan); r > rank {
+				if r := says.fitness(found); r > rank {
 					rank, best = r, found
 				}
 			}
@@ -163,7 +170,7 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 		}
 		for _, name := range free {
 			err := s.journal.Bar(ctx, journal.Barred{Upstream: v.Upstream.Name, UpstreamKey: name, MTI: messages.MTIOf(name),
-				UpstreamSTAN: messages.STANOf(name), MaskedPAN: pan.Mask()})
+				UpstreamSTAN: v.Upstream.Codec.STANOf(name), MaskedPAN: says.pan.Mask()})
 			if err != nil && !errors.Is(err, journal.ErrDuplicate) {
 				return journal.Found{}, err
 			}
@@ -172,10 +179,17 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, pan car
 	}
 }
 
+// A statement is what a reversal says of its original.
+type statement struct {
+	reversal *messages.Message
+	amount   string // of the original, in digits
+	pan      card.PAN
+}
+
 // fitness ranks what a name of a reversal has found: from 1, for a transaction that it disagrees with.
-func fitness(reversal *messages.Message, found journal.Found, pan card.PAN) int {
+func (says statement) fitness(found journal.Found) int {
 	switch stands := found.Outcome != journal.Declined && found.Outcome != journal.NotSent; {
-	case disagrees(reversal, found, pan):
+	case says.disagrees(found):
 		return 1
 	case !stands:
 		return 2
@@ -185,23 +199,23 @@ func fitness(reversal *messages.Message, found journal.Found, pan card.PAN) int 
 
 // disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or
 // acquirer. Of the card, the digits that may be shown are compared, so that no reversal waits for the HSM.
-func disagrees(reversal *messages.Message, found journal.Found, pan card.PAN) bool {
+func (says statement) disagrees(found journal.Found) bool {
 	differs := func(e messages.Element) bool {
-		value := reversal.Get(e)
-		return value != "" && value != found.Original.Get(e)
+		value := strings.TrimRight(says.reversal.Get(e), " ") // the two may be of different dialects
+		return value != "" && value != strings.TrimRight(found.Original.Get(e), " ")
 	}
-	acquirerID, named := found.Original.Get(messages.AcquirerID), reversal.Get(messages.AcquirerID)
+	acquirerID, named := found.Original.Get(messages.AcquirerID), says.reversal.Get(messages.AcquirerID)
 	if named != "" && acquirerID != "" && strings.TrimLeft(named, "0") != strings.TrimLeft(acquirerID, "0") {
 		return true
 	}
-	amount := reversal.Get(messages.Amount)
-	return found.MaskedPAN != pan.Mask() || differs(messages.Currency) || differs(messages.Terminal) ||
-		differs(messages.Amount) && (found.ApprovedAmount == "" || amount != found.ApprovedAmount)
+	return found.MaskedPAN != says.pan.Mask() || differs(messages.Currency) || differs(messages.Terminal) ||
+		says.amount != "" && says.amount != found.Original.Get(messages.Amount) &&
+			(found.ApprovedAmount == "" || says.amount != found.ApprovedAmount)
 }
 
 // forward records a reversal whose original is not on record, under numbers of its own, to be sent as it came.
 func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (Result, error) {
-	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Message.Identity()})
+	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Upstream.Codec.Identity(v.Message)})
 	return s.once(ctx, v, started, func() (Result, error) {
 		name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
 		if !routed {

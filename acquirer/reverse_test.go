@@ -32,7 +32,7 @@ func TestAFullReversalAfterAPartialOne(t *testing.T) {
 		req := named(w.request())
 		w.ask(req, delivered)
 		part := undoing(req, "0420")
-		part.Message.SetReplacement("000000000800")
+		part.Message.Set(messages.ReplacementAmounts, "000000000800000000000000000000000000000000")
 		if got := handReverse(t, w, part); got != "00" {
 			t.Fatalf("partial: %s", got)
 		}
@@ -57,7 +57,7 @@ func TestAReplacementAboveWhatWasApproved(t *testing.T) {
 		req := named(w.request())
 		w.ask(req, delivered)
 		part := undoing(req, "0420")
-		part.Message.SetReplacement("000000000500")
+		part.Message.Set(messages.ReplacementAmounts, "000000000500000000000000000000000000000000")
 		got := handReverse(t, w, part)
 		w.rest()
 		if got == "00" || len(w.bank.sent) > 0 {
@@ -149,7 +149,7 @@ func handAdvise(t *testing.T, w *world, req acquirer.Request) string {
 func TestTheFullReversalOfAnAdviceWithReplacementAmounts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		req := advice(w)
-		req.Message.SetReplacement("000000000800")
+		req.Message.Set(messages.ReplacementAmounts, "000000000800000000000000000000000000000000")
 		if got := handAdvise(t, w, req); got != "00" {
 			t.Fatal(got)
 		}
@@ -161,7 +161,7 @@ func TestTheFullReversalOfAnAdviceWithReplacementAmounts(t *testing.T) {
 		w.rest()
 		for _, m := range w.bank.sent {
 			if m.MTI.Class() == messages.Reversal {
-				if left, _ := m.Replacement(); left != "" {
+				if _, left, _ := codec(t, "iso87-ascii").Reversed(m); left != "" {
 					t.Errorf("the full reversal leaves %s: %v", left, m)
 				}
 				if m.Get(messages.AuthorizationID) == "" {

@@ -174,7 +174,10 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	defer protected.PINBlock.Clear()
 
 	// Build the processor's message.
-	msg := messages.ForProcessor(req.Message, numbers, started.UTC().Format(transmissionTime))
+	msg, err := messages.NewPassage(req.Upstream.Codec, endpoint.Codec).ForProcessor(req.Message, numbers, started)
+	if err != nil {
+		return refuse(refusedFormat, answers.FormatError, err), nil
+	}
 	msg.SetPINBlock(protected.PINBlock)
 	defer msg.Clear()
 
@@ -204,7 +207,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
 	}
 
-	told := compose(req, answer, errSend, outcome)
+	told := s.compose(req, endpoint, answer, errSend, outcome)
 	outcome.Answer = told.Reply(req.Message)
 
 	// Finish: durable before the answer, and with it. A crash before this line is an Unknown; after it, the record stands and is not reversed
@@ -312,11 +315,18 @@ func (e *Endpoint) send(ctx context.Context, ticket *journal.Ticket, msg *messag
 }
 
 // compose builds the upstream's answer from an outcome.
-func compose(req Request, answer *messages.Message, errSend error, outcome journal.Outcome) *messages.Message {
+func (s *Switch) compose(req Request, endpoint *Endpoint, answer *messages.Message, errSend error, outcome journal.Outcome) *messages.Message {
 	answers := req.Upstream.Codec.Dialect().Answers
 	switch outcome.Kind {
 	case journal.Approved, journal.Declined:
-		return messages.ForUpstream(req.Message, answer)
+		told, lost := messages.NewPassage(endpoint.Codec, req.Upstream.Codec).ForUpstream(req.Message, answer, time.Now())
+		if len(lost) > 0 {
+			s.sometimes.Do(func() {
+				s.log.Warn("answer has elements for which the upstream's dialect has no place", "endpoint", endpoint.Name,
+					"upstream", req.Upstream.Name, "mti", string(answer.MTI), "elements", lost)
+			})
+		}
+		return told
 	case journal.NotSent:
 		// The message did not fit the processor's dialect: the upstream can do something about it.
 		var format *messages.FormatError

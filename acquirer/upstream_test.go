@@ -19,7 +19,7 @@ import (
 
 // reversalOf is the upstream's reversal of a request.
 func reversalOf(req acquirer.Request, mti messages.MTI) acquirer.Request {
-	m := messages.NewReversal(req.Message.Original(), req.Message.PAN(), "")
+	m := req.Upstream.Codec.NewReversal(req.Message.Original(), req.Message.PAN(), "", "")
 	m.MTI = mti
 	m.Set(messages.STAN, "9"+req.Message.Get(messages.STAN)[1:]) // numbers of its own; DE 90 names the original
 	return acquirer.Request{Upstream: req.Upstream, Message: m}
@@ -31,13 +31,13 @@ func (w *world) advice() acquirer.Request {
 	req.Message.MTI = messages.FinancialAdvice
 	req.Message.Delete(messages.PINData)
 	req.Message.Set(messages.AuthorizationID, "654321")
-	req.Key = req.Message.Identity()
+	req.Key = req.Upstream.Codec.Identity(req.Message)
 	return req
 }
 
 // named gives a request the key that a door gives it.
 func named(req acquirer.Request) acquirer.Request {
-	req.Key = req.Message.Identity()
+	req.Key = req.Upstream.Codec.Identity(req.Message)
 	return req
 }
 
@@ -133,7 +133,7 @@ func TestAReversalInPart(t *testing.T) {
 		w.ask(req, delivered)
 		w.bank.mend(false)
 		part := reversalOf(req, "0420")
-		part.Message.SetReplacement("000000000400")
+		part.Message.Set(messages.ReplacementAmounts, "000000000400000000000000000000000000000000")
 		for range 2 {
 			if answer := w.reverse(again(part)); codeOf(answer) != "00" {
 				t.Errorf("got %v", answer)
@@ -143,7 +143,7 @@ func TestAReversalInPart(t *testing.T) {
 			t.Errorf("exposure %+v", e)
 		}
 		other := reversalOf(req, "0420")
-		other.Message.SetReplacement("000000000300")
+		other.Message.Set(messages.ReplacementAmounts, "000000000300000000000000000000000000000000")
 		if answer := w.reverse(other); codeOf(answer) != "94" {
 			t.Errorf("another part: %v", answer)
 		}
@@ -186,16 +186,22 @@ func TestAReversalThatCannotBe(t *testing.T) {
 		want   string
 	}{
 		{"in part, of nothing approved", func(*messages.Message) (string, error) { return "51", nil },
-			func(m *messages.Message) { m.SetReplacement("000000000400") }, "25"},
+			func(m *messages.Message) {
+				m.Set(messages.ReplacementAmounts, "000000000400000000000000000000000000000000")
+			}, "25"},
 		{"in part, of what nobody knows", func(*messages.Message) (string, error) { return "00", conn.ErrTimeout },
-			func(m *messages.Message) { m.SetReplacement("000000000400") }, "94"},
+			func(m *messages.Message) {
+				m.Set(messages.ReplacementAmounts, "000000000400000000000000000000000000000000")
+			}, "94"},
 		{"of what was declined", func(*messages.Message) (string, error) { return "51", nil }, func(*messages.Message) {}, "00"},
 		{"of what was not sent", func(*messages.Message) (string, error) { return "", conn.ErrNotSent }, func(*messages.Message) {}, "00"},
 		{"of what nobody knows", func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }, func(*messages.Message) {}, "00"},
 		{"another amount", nil, func(m *messages.Message) { m.Set(messages.Amount, "000000001001") }, "25"},
 		{"another currency", nil, func(m *messages.Message) { m.Set(messages.Currency, "978") }, "25"},
 		{"another card", nil, func(m *messages.Message) { m.SetSensitive(messages.PAN, "5555555555554444") }, "25"},
-		{"more than there was", nil, func(m *messages.Message) { m.SetReplacement("000000001000") }, "30"},
+		{"more than there was", nil, func(m *messages.Message) {
+			m.Set(messages.ReplacementAmounts, "000000001000000000000000000000000000000000")
+		}, "30"},
 		{"no DE 90 where one is", nil, func(m *messages.Message) { m.Set(messages.OriginalData, strings.Repeat("9", 42)) }, "30"},
 	}
 	for _, c := range cases {

@@ -146,7 +146,7 @@ func (b *bank) reverse(req *messages.Message) (*messages.Message, error) {
 		key := original[4:20]
 		if _, known := b.holds[key]; !known && !b.unknown {
 			code = "25"
-		} else if partial, _ := req.Replacement(); b.holds[key] == "held" && partial == "" {
+		} else if _, partial, _ := codec(b.t, "iso87-ascii").Reversed(req); b.holds[key] == "held" && partial == "" {
 			b.holds[key] = "reversed"
 		}
 	}
@@ -324,7 +324,11 @@ func (w *world) leaveOpen() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m := messages.ForProcessor(w.request().Message, numbers, "1123120000")
+	req := w.request()
+	m, err := messages.NewPassage(req.Upstream.Codec, w.dialect).ForProcessor(req.Message, numbers, time.Now())
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	protected, err := (&vault{}).Protect(w.t.Context(), hsm.Card{PAN: m.PAN()})
 	if err != nil {
 		w.t.Fatal(err)

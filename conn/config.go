@@ -30,12 +30,12 @@ type Config struct {
 	BackoffMin time.Duration // pause before the first new attempt to connect; doubled for each one after it
 	BackoffMax time.Duration // longest pause; a link that was in service for so long begins at BackoffMin again
 
-	InFlight     int // most exchanges in flight on the endpoint
-	LinkInFlight int // most exchanges in flight on one link; default InFlight
-	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
-	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
+	InFlight     int           // most exchanges in flight on the endpoint
+	LinkInFlight int           // most exchanges in flight on one link; default InFlight
+	Abandoned    int           // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
+	FailBack     time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
 
-	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
+	Unasked int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
 
 	// Dial establishes a connection of a link; default TCP. TLS is put over it.
 	Dial func(ctx context.Context, address string) (net.Conn, error)

@@ -204,7 +204,7 @@ func TestNoBytesOfAProcessorHarmTheEndpoint(t *testing.T) {
 				defer r.end()
 				synctest.Wait()
 				random := rand.New(rand.NewPCG(7, 7))
-				header := h.codec.Dialect().Framing.Length
+				framing := &h.codec.Dialect().Framing
 				l := h.open()[0]
 				for range 2000 {
 					body := make([]byte, 1+random.IntN(200))
@@ -222,7 +222,7 @@ func TestNoBytesOfAProcessorHarmTheEndpoint(t *testing.T) {
 					case 1:
 						body = append([]byte("0810"), body...)
 					}
-					l.write(append(header.Append(nil, len(body)), body...))
+					l.write(framing.Append(nil, body))
 				}
 				synctest.Wait()
 				r.wantStates(InService, InService)

@@ -16,6 +16,7 @@ import (
 
 	"acquirerd/card"
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // schema1 holds a row of each kind, as version 1 wrote them.
@@ -188,6 +189,11 @@ func TestSchema1IsCarriedOver(t *testing.T) {
 func TestARepeatFindsItsTransactionOfSchema1(t *testing.T) {
 	path := createSchema1(t, "")
 	r := start(t, Config{Path: path})
+	dialect, err := specs.Load("iso87-ascii")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := messages.NewCodec(dialect)
 	for id, test := range map[TransactionID]struct {
 		mti                                    messages.MTI
 		transmissionTime, stan, terminal, de32 string
@@ -203,9 +209,9 @@ func TestARepeatFindsItsTransactionOfSchema1(t *testing.T) {
 			messages.Terminal: test.terminal, messages.AcquirerID: test.de32} {
 			m.Set(e, value)
 		}
-		got, found, err := r.Find(t.Context(), "pos-switch", m.Identity())
+		got, found, err := r.Find(t.Context(), "pos-switch", names.Identity(m))
 		if err != nil || !found || got.ID != id {
-			t.Errorf("%s: found %v, transaction %d, want %d: %v", m.Identity(), found, got.ID, id, err)
+			t.Errorf("%s: found %v, transaction %d, want %d: %v", names.Identity(m), found, got.ID, id, err)
 		}
 		if !got.Answer.IsZero() {
 			t.Errorf("transaction %d has an answer of nowhere", id)

@@ -3,6 +3,7 @@ package messages
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strconv"
 
 	"github.com/moov-io/iso8583"
@@ -36,11 +37,15 @@ func NewCodec(dialect *specs.Dialect) *Codec { return &Codec{dialect} }
 // Dialect returns the dialect of the codec.
 func (c *Codec) Dialect() *specs.Dialect { return c.dialect }
 
-// Decode reads one message without its length header. Its error is a *FormatError; then the message holds what stood before the
-// fault, and is nil only if not even the MTI could be read. The message keeps body, which the caller leaves alone from then on.
+// Decode reads one message with its header and without its framing. Its error is a *FormatError; then the message holds what stood before
+// the fault, and is nil only if not even the MTI could be read. The message keeps body, which the caller leaves alone from then on.
 func (c *Codec) Decode(body []byte) (m *Message, err error) {
 	if len(body) > c.dialect.Framing.Max {
 		return nil, &FormatError{0, "begins a message longer than the dialect's maximum"}
+	}
+	header, wireMessage, rejected, err := c.dialect.Header.Split(body)
+	if err != nil {
+		return nil, &FormatError{0, "does not stand behind the dialect's header"}
 	}
 	// The library has panicked on peer data before. Bytes from outside must not end the process.
 	defer func() {
@@ -48,50 +53,57 @@ func (c *Codec) Decode(body []byte) (m *Message, err error) {
 			m, err = nil, &FormatError{0, "begins a message that cannot be read"}
 		}
 	}()
-	wire := iso8583.NewMessage(c.dialect.Spec())
-	fault := unpackFault(wire.Unpack(body))
-	mti, err := wire.GetBytes(0)
-	if err != nil || len(mti) != 4 || fault != nil && fault.Element == 0 {
+	wireMTI, err := c.dialect.ReadMTI(wireMessage)
+	if err != nil || len(wireMTI) != 4 {
 		return nil, &FormatError{0, "is not four digits"}
 	}
-	return c.collect(wire, string(mti), len(body), fault)
+	mti, ours := c.dialect.OwnMTI(wireMTI)
+	if !ours {
+		return nil, &FormatError{0, "is of another edition than the dialect's"}
+	}
+	wire := iso8583.NewMessage(c.dialect.SpecOf(wireMTI))
+	fault := unpackFault(wire.Unpack(wireMessage))
+	m = &Message{MTI: MTI(mti), elements: make([]entry, 0, 32), header: header, rejected: rejected, masks: c.dialect.Sensitive}
+	return m, c.collect(m, wire, len(wireMessage), fault)
 }
 
 // collect copies the elements that the library has read, up to the fault, and checks what the library does not.
-func (c *Codec) collect(wire *iso8583.Message, mti string, size int, fault *FormatError) (*Message, error) {
-	m := &Message{MTI: MTI(mti), elements: make([]entry, 0, 32)}
+func (c *Codec) collect(m *Message, wire *iso8583.Message, size int, fault *FormatError) error {
+	wireMTI := c.dialect.WireMTI(string(m.MTI))
 	bitmap := wire.Bitmap()
-	if bitmap.IsSet(65) { // the library goes on to read a third bit map
-		return m, &FormatError{65, "announces a third bit map"}
+	fixed := c.dialect.Fields[1].Extent == specs.ExtentFixed
+	if bitmap.IsSet(65) && !fixed { // the library goes on to read a third bit map
+		return &FormatError{65, "announces a third bit map"}
 	}
-	if fault != nil && fault.Element == 1 {
-		return m, fault
+	if fault != nil && fault.Element <= 1 {
+		return fault
 	}
-	consumed := c.dialect.WireLength(0, len(mti)) + c.dialect.WireLength(1, bitmap.Len()/8)
+	consumed := c.dialect.Fields[0].WireLength(len(m.MTI)) + c.dialect.Fields[1].WireLength(bitmap.Len()/8)
 	for number := 2; number <= bitmap.Len(); number++ {
 		if !bitmap.IsSet(number) || bitmap.IsBitmapPresenceBit(number) {
 			continue
 		}
 		if fault != nil && number >= int(fault.Element) {
-			return m, fault
+			return fault
 		}
 		value, err := wire.GetBytes(number)
 		if err != nil {
-			return m, &FormatError{Element(number), "cannot be read"}
+			return &FormatError{Element(number), "cannot be read"}
 		}
 		m.elements = append(m.elements, entry{Element(number), value})
-		consumed += c.dialect.WireLength(number, len(value))
+		f, _ := c.dialect.Field(wireMTI, number)
+		consumed += f.WireLength(len(value))
 	}
 	if fault != nil {
-		return m, fault
+		return fault
 	}
-	if bitmap.Len() > 64 && m.last() <= 64 {
-		return m, &FormatError{1, "announces a second bit map that announces nothing"}
+	if bitmap.Len() > 64 && m.last() <= 64 && !fixed {
+		m.wide = true // it is written again so, because a MAC covers the bit map
 	}
 	if consumed != size {
-		return m, &FormatError{m.last(), "is followed by bytes that belong to no element"}
+		return &FormatError{m.last(), "is followed by bytes that belong to no element"}
 	}
-	return m, nil
+	return nil
 }
 
 func (m *Message) last() Element {
@@ -125,77 +137,153 @@ func rule(err error) string {
 	return "does not keep the dialect's form"
 }
 
-// Encode writes one message without a length header. Its error is a *FormatError.
+// Encode writes one message with its header and without framing. The header is the one that the message came with; that of its request,
+// turned round, if it is an answer of ours; else the dialect's own. Its error is a *FormatError.
 func (c *Codec) Encode(m *Message) ([]byte, error) {
 	if len(m.MTI) != 4 {
 		return nil, &FormatError{0, "is not four digits"}
 	}
-	wire := iso8583.NewMessage(c.dialect.Spec())
-	if err := wire.BinaryField(0, []byte(m.MTI)); err != nil {
+	wireMTI := c.dialect.WireMTI(string(m.MTI))
+	wire := iso8583.NewMessage(c.dialect.SpecOf(wireMTI))
+	if err := wire.BinaryField(0, []byte(wireMTI)); err != nil {
 		return nil, &FormatError{0, "is not four digits"}
 	}
 	for _, entry := range m.elements {
-		if _, known := c.dialect.Fields[int(entry.element)]; !known {
+		f, known := c.dialect.Field(wireMTI, int(entry.element))
+		if !known {
 			return nil, &FormatError{entry.element, "is not one of the dialect's"}
 		}
-		if err := wire.BinaryField(int(entry.element), entry.value); err != nil {
+		if err := wire.BinaryField(int(entry.element), f.Fill(entry.value)); err != nil {
 			return nil, &FormatError{entry.element, "cannot be set"}
 		}
 	}
-	body, err := wire.Pack()
+	packed, err := wire.Pack()
 	if err != nil {
 		return nil, c.packFault(m, err)
 	}
+	if m.wide {
+		packed = c.widen(packed)
+	}
+	header := m.header
+	if header == nil && m.asked != nil {
+		header = c.dialect.Header.Answer(m.asked)
+	}
+	body := c.dialect.Header.Join(header, packed)
 	if len(body) > c.dialect.Framing.Max {
 		return nil, &FormatError{0, "begins a message longer than the dialect's maximum"}
 	}
 	return body, nil
 }
 
+// widen gives a message a second bit map that announces nothing, which the library does not write.
+func (c *Codec) widen(packed []byte) []byte {
+	bitmap := c.dialect.Fields[1]
+	at := c.dialect.Fields[0].WireLength(4)
+	end := at + bitmap.WireLength(8)
+	first, err := bitmap.Read(packed[at:end], 8)
+	if err != nil || first[0]&0x80 != 0 {
+		return packed // there is one that announces something
+	}
+	first[0] |= 0x80
+	wide, err := bitmap.Write(append(first, make([]byte, 8)...))
+	if err != nil {
+		return packed
+	}
+	return slices.Concat(packed[:at], wide, packed[end:])
+}
+
 // packFault finds the element that does not fit, which the library's error names only in its text.
 func (c *Codec) packFault(m *Message, err error) *FormatError {
-	spec := c.dialect.Spec()
+	spec := c.dialect.SpecOf(c.dialect.WireMTI(string(m.MTI)))
 	for _, entry := range m.elements {
 		f := spec.Fields[int(entry.element)].Spec()
-		if _, errLength := f.Pref.EncodeLength(f.Length, len(entry.value)); errLength != nil {
+		own, _ := c.dialect.Field(c.dialect.WireMTI(string(m.MTI)), int(entry.element))
+		value := own.Fill(entry.value)
+		if _, errLength := f.Pref.EncodeLength(f.Length, len(value)); errLength != nil {
 			return &FormatError{entry.element, rule(errLength)}
 		}
-		if _, errValue := f.Enc.Encode(entry.value); errValue != nil {
+		if _, errValue := f.Enc.Encode(value); errValue != nil {
 			return &FormatError{entry.element, rule(errValue)}
 		}
 	}
 	return &FormatError{0, rule(err)}
 }
 
-// EncodeFrame writes one message with its length header: what one Write sends.
+// EncodeFrame writes one message with its framing: what one Write sends.
 func (c *Codec) EncodeFrame(m *Message) ([]byte, error) {
 	body, err := c.Encode(m)
 	if err != nil {
 		return nil, err
 	}
-	header := c.dialect.Framing.Length
-	return append(header.Append(make([]byte, 0, header.Size()+len(body)), len(body)), body...), nil
+	framing := &c.dialect.Framing
+	if framing.Length == specs.LengthNone && bytes.Contains(body, framing.Trailer) {
+		return nil, &FormatError{0, "begins a message that holds the trailer"}
+	}
+	return framing.Append(make([]byte, 0, framing.Size()+len(body)+len(framing.Trailer)), body), nil
+}
+
+// Keepalive is the frame of no bytes with which the dialect wants one answered, nil if it is not to be answered.
+func (c *Codec) Keepalive() []byte {
+	if c.dialect.Framing.Keepalive != specs.KeepaliveAnswered {
+		return nil
+	}
+	return c.dialect.Framing.Append(nil, nil)
 }
 
 // Validate checks what the dialect demands of a message of its type beyond its form. Its error is ErrUnsupported or a
-// *FormatError with the first element that is missing.
+// *FormatError with the first element that is missing, not allowed, or not what its content must be. An element without a character counts
+// as missing.
 func (c *Codec) Validate(m *Message) error {
-	presence, known := c.dialect.Messages[string(m.MTI)]
+	presence, known := c.dialect.Messages[c.dialect.WireMTI(string(m.MTI))]
 	if !known {
 		return ErrUnsupported
 	}
 	for _, number := range presence.Mandatory {
-		if !m.Has(Element(number)) {
+		if len(m.bytes(Element(number))) == 0 {
 			return &FormatError{Element(number), "is missing"}
 		}
 	}
-	for _, number := range presence.OneOf {
+	if len(presence.OneOf) > 0 && !slices.ContainsFunc(presence.OneOf, func(number int) bool { return len(m.bytes(Element(number))) > 0 }) {
+		return &FormatError{Element(presence.OneOf[0]), "is missing"}
+	}
+	for _, number := range presence.Forbidden {
 		if m.Has(Element(number)) {
-			return nil
+			return &FormatError{Element(number), "is not allowed in this message"}
 		}
 	}
-	if len(presence.OneOf) > 0 {
-		return &FormatError{Element(presence.OneOf[0]), "is missing"}
+	for _, condition := range presence.When {
+		if !applies(condition, m) {
+			continue
+		}
+		for _, number := range condition.Then {
+			if len(m.bytes(Element(number))) == 0 {
+				return &FormatError{Element(number), "is missing, with " + Element(condition.If).String() + " as it is"}
+			}
+		}
+	}
+	return c.validateContent(m)
+}
+
+func applies(condition specs.Condition, m *Message) bool {
+	value := m.bytes(Element(condition.If))
+	if len(condition.Begins) == 0 {
+		return len(value) > 0
+	}
+	return slices.ContainsFunc(condition.Begins, func(beginning string) bool { return bytes.HasPrefix(value, []byte(beginning)) })
+}
+
+// validateContent checks chip data, and that a MAC stands where the dialect has it: last.
+func (c *Codec) validateContent(m *Message) error {
+	for _, entry := range m.elements {
+		f, _ := c.dialect.Field(c.dialect.WireMTI(string(m.MTI)), int(entry.element))
+		if f.Content == specs.ContentBERTLV {
+			if _, err := readChipData(entry.value); err != nil {
+				return &FormatError{entry.element, "is not BER-TLV"}
+			}
+		}
+		if c.dialect.MAC.Place == specs.MACLast && (entry.element == MAC || entry.element == MAC2) && entry.element != m.last() {
+			return &FormatError{entry.element, "is not the last element, as a MAC is"}
+		}
 	}
 	return nil
 }

@@ -48,6 +48,12 @@ const (
 	MAC2                 Element = 128
 )
 
+// Elements that are others in ISO 8583:1993.
+const (
+	amountsOriginal93 Element = 30 // n24: of the transaction, of the reconciliation
+	originalData93    Element = 56
+)
+
 var elementNames = map[Element]string{
 	PAN: "pan", ProcessingCode: "processing_code", Amount: "amount", TransmissionTime: "transmission_time", STAN: "stan",
 	LocalTime: "local_time", LocalDate: "local_date", Expiry: "expiry", SettlementDate: "settlement_date",
@@ -87,7 +93,7 @@ func (e Element) String() string {
 func (e Element) Sensitive() bool {
 	switch {
 	case e == PAN, e == Expiry, e >= ExtendedPAN && e <= Track3, e >= Track1 && e <= AdditionalData,
-		e >= PINData && e <= SecurityControl, e >= ChipData && e <= MAC, e == messageSecurity, e >= account1:
+		e >= PINData && e <= SecurityControl, e >= ChipData && e <= MAC && e != originalData93, e == messageSecurity, e >= account1:
 		return true
 	}
 	return false

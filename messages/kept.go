@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"acquirerd/card"
+	"acquirerd/specs"
 )
 
 // kept is what may be kept of a message: its type and elements that are not sensitive. Its JSON form is an object of the elements'
@@ -54,7 +55,7 @@ var additionalAmounts = regexp.MustCompile(`^([0-9]{4}[0-9A-Z]{3}[CD][0-9]{12})+
 func (m *Message) plain() []Element {
 	list := make([]Element, 0, len(m.elements))
 	for _, entry := range m.elements {
-		if !entry.element.Sensitive() {
+		if !entry.element.Sensitive() && m.masks[int(entry.element)] != specs.MaskHidden {
 			list = append(list, entry.element)
 		}
 	}

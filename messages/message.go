@@ -8,14 +8,21 @@ import (
 	"strings"
 
 	"acquirerd/card"
+	"acquirerd/specs"
 )
 
 // A Message is one ISO 8583 message: its type and its elements in canonical form. It is not for two goroutines at once.
 //
 // It prints itself masked, whatever prints it.
 type Message struct {
-	MTI      MTI
+	MTI      MTI     // with the first digit 0, whatever edition the dialect is of
 	elements []entry // ascending by element
+
+	header   []byte             // that the message came with; nil if it was made here
+	asked    []byte             // the header of the request that this answers
+	rejected string             // the code with which a network returned the message
+	wide     bool               // it came with a second bit map that announces nothing
+	masks    map[int]specs.Mask // of the dialect that it was read in
 }
 
 type entry struct {
@@ -67,6 +74,9 @@ func (m *Message) Delete(e Element) {
 		m.elements = slices.Delete(m.elements, at, at+1)
 	}
 }
+
+// Rejected is the code with which a network returned the message, which it has not passed on; "" for every other message.
+func (m *Message) Rejected() string { return m.rejected }
 
 // Elements lists the elements that the message carries, ascending.
 func (m *Message) Elements() []Element {
@@ -154,13 +164,14 @@ func (m *Message) Clear() {
 	})
 }
 
-// Clone returns a copy that shares nothing with the message.
+// Clone returns a copy whose elements are its own.
 func (m *Message) Clone() *Message {
-	copied := &Message{MTI: m.MTI, elements: slices.Clone(m.elements)}
+	copied := *m
+	copied.elements = slices.Clone(m.elements)
 	for i := range copied.elements {
 		copied.elements[i].value = bytes.Clone(copied.elements[i].value)
 	}
-	return copied
+	return &copied
 }
 
 func (m *Message) find(e Element) (at int, found bool) {
@@ -198,7 +209,7 @@ type Line struct {
 func (m *Message) Describe() []Line {
 	lines := make([]Line, len(m.elements))
 	for i, entry := range m.elements {
-		lines[i] = Line{entry.element, entry.element.Name(), mask(entry)}
+		lines[i] = Line{entry.element, entry.element.Name(), m.mask(entry)}
 	}
 	return lines
 }
@@ -215,11 +226,13 @@ func (m *Message) DescribeUnsafe() []Line {
 	return lines
 }
 
-func mask(e entry) string {
-	if e.element.freeText() {
+func (m *Message) mask(e entry) string {
+	switch {
+	case m.masks[int(e.element)] == specs.MaskHidden:
+		return fmt.Sprintf("**** (%d)", len(e.value))
+	case e.element.freeText(), m.masks[int(e.element)] == specs.MaskPANs:
 		return card.HidePANs(string(e.value))
-	}
-	if !e.element.Sensitive() {
+	case !e.element.Sensitive():
 		return string(e.value)
 	}
 	text := string(e.value)

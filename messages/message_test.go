@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"acquirerd/card"
 	"acquirerd/messages"
@@ -101,7 +102,7 @@ func TestAnAnswerHasTheKeyOfItsRequestAndNoOther(t *testing.T) {
 	change("an advice", func(m *messages.Message) { m.MTI = "0120" })
 	change("no STAN", func(m *messages.Message) { m.Delete(messages.STAN) })
 
-	repeat := messages.NewReversal(m.Original(), pan(t), "")
+	repeat := codec(t, "iso87-ascii").NewReversal(m.Original(), pan(t), "", "")
 	first, _ := c.Key(repeat)
 	repeat.MTI = repeat.MTI.Repeat()
 	if again, _ := c.Key(repeat); again != first {
@@ -169,7 +170,7 @@ func TestTheProcessorsRequestHasNothingOfTheUpstreamsHop(t *testing.T) {
 	m := request(t)
 	m.SetSensitive(messages.SecurityControl, "2001010100000000")
 	m.SetSensitive(messages.MAC, "12345678")
-	out := messages.ForProcessor(m, messages.Numbers{STAN: "900001", RRN: "632700900001"}, "1123120100")
+	out := forProcessor(t, m)
 	for _, e := range []messages.Element{messages.PINData, messages.SecurityControl, messages.MAC} {
 		if out.Has(e) {
 			t.Errorf("%v went through", e)
@@ -188,13 +189,13 @@ func TestTheProcessorsRequestHasNothingOfTheUpstreamsHop(t *testing.T) {
 
 func TestTheUpstreamGetsItsOwnNumbersBack(t *testing.T) {
 	m := request(t)
-	out := messages.ForProcessor(m, messages.Numbers{STAN: "900001", RRN: "632700900001"}, "1123120100")
+	out := forProcessor(t, m)
 	answer := messages.NewAnswer(out, "10")
 	answer.Set(messages.AuthorizationID, "A1B2C3")
 	answer.Set(messages.Amount, "000000010000")
 	answer.SetSensitive(messages.ChipData, "\x91\x0a0123456789")
 	answer.SetSensitive(messages.MAC, "12345678")
-	back := messages.ForUpstream(m, answer)
+	back := forUpstream(t, m, answer)
 	for e, want := range map[messages.Element]string{messages.STAN: "000042", messages.RRN: "632700000042", messages.TransmissionTime: "1123120059",
 		messages.AcquirerID: "12345", messages.Amount: "000000010000", messages.AuthorizationID: "A1B2C3", messages.ResponseCode: "10"} {
 		if got := back.Get(e); got != want {
@@ -205,7 +206,7 @@ func TestTheUpstreamGetsItsOwnNumbersBack(t *testing.T) {
 		t.Errorf("got %v", back)
 	}
 	m.Delete(messages.RRN)
-	if got := messages.ForUpstream(m, answer).Get(messages.RRN); got != "632700900001" {
+	if got := forUpstream(t, m, answer).Get(messages.RRN); got != "632700900001" {
 		t.Errorf("an upstream without an RRN gets %q", got)
 	}
 }
@@ -259,7 +260,7 @@ func TestAReversalNamesItsOriginal(t *testing.T) {
 	if err := json.Unmarshal(text, &original); err != nil {
 		t.Fatal(err)
 	}
-	reversal := messages.NewReversal(original, pan(t), "A1B2C3")
+	reversal := codec(t, "iso87-ascii").NewReversal(original, pan(t), "A1B2C3", "")
 	if got, want := reversal.Get(messages.OriginalData), "010000004211231200590000001234500000000000"; got != want {
 		t.Errorf("DE 90: got %s, want %s", got, want)
 	}
@@ -435,4 +436,25 @@ func TestACardNumberInFreeTextIsHidden(t *testing.T) {
 	if text := fmt.Sprint(m); strings.Contains(text, testPAN) || strings.Contains(text, "5555555555554444") {
 		t.Errorf("it prints as %s", text)
 	}
+}
+
+// forProcessor carries a request from one 1987 dialect into the other, under numbers of its own.
+func forProcessor(t testing.TB, request *messages.Message) *messages.Message {
+	t.Helper()
+	m, err := messages.NewPassage(codec(t, "iso87-ascii"), codec(t, "iso87-binary")).ForProcessor(request,
+		messages.Numbers{STAN: "900001", RRN: "632700900001"}, time.Date(2026, 11, 23, 12, 1, 0, 0, time.UTC))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func forUpstream(t testing.TB, request, answer *messages.Message) *messages.Message {
+	t.Helper()
+	m, lost := messages.NewPassage(codec(t, "iso87-binary"), codec(t, "iso87-ascii")).ForUpstream(request, answer,
+		time.Date(2026, 11, 23, 12, 1, 0, 0, time.UTC))
+	if len(lost) > 0 {
+		t.Errorf("lost %v", lost)
+	}
+	return m
 }

@@ -6,27 +6,62 @@ import (
 	"strings"
 
 	"acquirerd/card"
+	"acquirerd/specs"
 )
 
-// NewReversal builds the 0420 that undoes a request, with STAN and DE 7 of the request, so that a processor finds it by either
-// DE 90 or its own elements. authorizationID is DE 38 of the answer, "" if there was none.
-func NewReversal(o Original, pan card.PAN, authorizationID string) *Message {
-	m := New(ReversalAdvice)
+// NewReversal builds the reversal that undoes a request as it was sent, whole or down to a replacement amount ("" for whole). It has STAN and
+// DE 7 of the request, so that a processor finds it by either the original data elements or its own. authorizationID is DE 38 of the answer,
+// "" if there was none.
+func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) *Message {
+	own, _ := c.dialect.OwnMTI(c.dialect.Reversal.Type)
+	m := New(MTI(own))
 	for _, e := range originalElements { // of an advice, more was kept
 		m.Set(e, o.Get(e))
 	}
 	m.SetPAN(pan)
-	m.Set(AuthorizationID, authorizationID)
-	m.Set(OriginalData, o.dataElements())
+	if c.dialect.Reversal.AuthorizationID != specs.AuthorizationIDAbsent {
+		m.Set(AuthorizationID, authorizationID)
+	}
+	c.setFunctionCode(m)
+	c.Name(m, o)
+	c.setReplacement(m, replacement)
 	return m
 }
 
-// dataElements is DE 90 of ISO 8583:1987, n42: the request's MTI (4), STAN (6), DE 7 (10), DE 32 (11) and DE 33 (11), each
+// originalDataOf is the element that names a message's original.
+func (c *Codec) originalDataOf() Element {
+	if c.dialect.Reversal.Original == specs.OriginalISO93 {
+		return originalData93
+	}
+	return OriginalData
+}
+
+// Name makes a message name its original as that was sent, and share its RRN, as all messages of a transaction do (ISO 8583:1987, DE 37).
+func (c *Codec) Name(m *Message, original Original) {
+	if c.dialect.Reversal.Original == specs.OriginalISO93 {
+		m.Set(originalData93, c.dataElements93(original))
+	} else {
+		m.Set(OriginalData, c.dataElements87(original))
+	}
+	m.Set(RRN, original.Get(RRN))
+}
+
+// dataElements87 is DE 90 of ISO 8583:1987, n42: the request's MTI (4), STAN (6), DE 7 (10), DE 32 (11) and DE 33 (11), each
 // right-justified with zeros on the left.
-func (o Original) dataElements() string {
-	part := func(value string, width int) string { return strings.Repeat("0", max(0, width-len(value))) + value }
-	return part(string(o.MTI), 4) + part(o.Get(STAN), 6) + part(o.Get(TransmissionTime), 10) +
-		part(o.Get(AcquirerID), 11) + part(o.Get(ForwarderID), 11)
+func (c *Codec) dataElements87(o Original) string {
+	return zeros(c.dialect.WireMTI(string(o.MTI)), 4) + zeros(o.Get(STAN), 6) + zeros(o.Get(TransmissionTime), 10) +
+		zeros(o.Get(AcquirerID), 11) + zeros(o.Get(ForwarderID), 11)
+}
+
+// dataElements93 is DE 56 of ISO 8583:1993, n..35: MTI (4), STAN (6), DE 12 (12), and DE 32 with its length of two digits.
+func (c *Codec) dataElements93(o Original) string {
+	acquirer := o.Get(AcquirerID)
+	return zeros(c.dialect.WireMTI(string(o.MTI)), 4) + zeros(o.Get(STAN), 6) + zeros(o.Get(LocalTime), 12) +
+		fmt.Sprintf("%02d", len(acquirer)) + acquirer
+}
+
+func zeros(value string, width int) string {
+	return strings.Repeat("0", max(0, width-len(value))) + value
 }
 
 // NewAdvice builds an advice again from what was kept of it.
@@ -40,22 +75,6 @@ func NewAdvice(o Original, pan card.PAN, rest []byte) (*Message, error) {
 	}
 	m.SetPAN(pan)
 	return m, nil
-}
-
-// Names makes an advice name its original as that was sent: DE 90, and the RRN, which all messages of a transaction share (ISO 8583:1987,
-// DE 37).
-func (m *Message) Names(original Original) {
-	m.Set(OriginalData, original.dataElements())
-	m.Set(RRN, original.Get(RRN))
-}
-
-// NewNetworkManagement builds an 0800 with the code of DE 70. transmissionTime is DE 7, MMDDhhmmss in UTC.
-func NewNetworkManagement(code, transmissionTime, stan string) *Message {
-	m := New(NetworkManagementRequest)
-	m.Set(TransmissionTime, transmissionTime)
-	m.Set(STAN, stan)
-	m.Set(NetworkManagement, code)
-	return m
 }
 
 // Numbers are the numbers by which a message is found again.

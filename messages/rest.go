@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/moov-io/bertlv"
+
+	"acquirerd/specs"
 )
 
 // neverStored are the elements that may not be kept in any form once a transaction was authorized: PIN block, tracks, and the
@@ -27,11 +29,12 @@ func (m *Message) Rest(storable []int) ([]byte, error) {
 	sensitive, pan := map[Element][]byte{}, m.PAN()
 	for _, entry := range m.elements {
 		e, value := entry.element, entry.value
-		if !e.Sensitive() && masked(e, string(value), pan) != string(value) {
+		hidden := e.Sensitive() || m.masks[int(e)] == specs.MaskHidden
+		if !hidden && masked(e, string(value), pan) != string(value) {
 			sensitive[e] = value
 			continue
 		}
-		if !e.Sensitive() || slices.Contains(neverStored, e) {
+		if !hidden || slices.Contains(neverStored, e) {
 			continue
 		}
 		if !slices.Contains(storable, int(e)) {
@@ -72,22 +75,30 @@ func (m *Message) setRest(rest []byte) error {
 }
 
 // storableChipData leaves out the tags that may not be stored.
-func storableChipData(data []byte) (stored []byte, err error) {
-	// The library has panicked on peer data before: bytes from outside must not end the process.
-	defer func() {
-		if recover() != nil {
-			stored, err = nil, errors.New("reading chip data: it cannot be read")
-		}
-	}()
-	tags, err := bertlv.Decode(data)
+func storableChipData(data []byte) ([]byte, error) {
+	tags, err := readChipData(data)
 	if err != nil {
-		return nil, errors.New("reading chip data: it cannot be read") // the library's text may quote
+		return nil, err
 	}
 	storable, fewer := withoutStored(tags)
 	if !fewer {
 		return data, nil // as it came: another encoding of the same would be another message
 	}
 	return bertlv.Encode(storable)
+}
+
+// readChipData reads the tags, lengths and values of DE 55 to their end.
+func readChipData(data []byte) (tags []bertlv.TLV, err error) {
+	// The library has panicked on peer data before: bytes from outside must not end the process.
+	defer func() {
+		if recover() != nil {
+			tags, err = nil, errors.New("reading chip data: it cannot be read")
+		}
+	}()
+	if tags, err = bertlv.Decode(data); err != nil {
+		return nil, errors.New("reading chip data: it cannot be read") // the library's text may quote
+	}
+	return tags, nil
 }
 
 // withoutStored leaves out the tags that may not be stored. fewer says that there were some.

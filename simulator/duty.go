@@ -279,7 +279,7 @@ func (e *errand) reverse(ctx context.Context, approval reply, replacement int64)
 	if e.believe(BelievesNone, 0); replacement > 0 {
 		e.believe(BelievesApproved, replacement)
 	}
-	m := newReversal(e.request, e.plan.reversal, approval.authorizationID, replacement)
+	m := newReversal(e.cfg.Codec, e.request, Request{MTI: e.plan.reversal, AuthorizationID: approval.authorizationID, Replacement: replacement})
 	defer m.Clear()
 	return e.insist(ctx, m, func(r reply) bool {
 		state := e.reversed(r, approval)

@@ -41,7 +41,7 @@ func (l *link) serve() {
 		}
 		m, err := l.cfg.Codec.Decode(body)
 		if m != nil {
-			l.trace(Received, m, len(body)+l.cfg.Codec.Dialect().Framing.Length.Size(), "")
+			l.trace(Received, m, len(body)+l.cfg.Codec.Dialect().Framing.Size(), "")
 		}
 		if err == nil {
 			err = l.cfg.Codec.Validate(m)
@@ -237,9 +237,9 @@ func cutFrame(frame []byte, do action) []byte {
 // garble spoils a frame, of which the length header stays right, so that it cannot be decoded: its end is cut off, or its MTI or bit
 // map overwritten. A message without a MAC cannot be protected against a change that leaves it well formed, so none is made.
 func garble(codec *messages.Codec, frame []byte, mode uint64) []byte {
-	header := codec.Dialect().Framing.Length
-	body := slices.Clone(frame[header.Size():])
-	mtiBytes := codec.Dialect().WireLength(0, 4)
+	framing := &codec.Dialect().Framing
+	body := slices.Clone(frame[framing.Size() : len(frame)-len(framing.Trailer)])
+	mtiBytes := codec.Dialect().Fields[0].WireLength(4)
 	switch mode % 3 {
 	case 0:
 		for i := mtiBytes; i < mtiBytes+8; i++ {
@@ -255,5 +255,5 @@ func garble(codec *messages.Codec, frame []byte, mode uint64) []byte {
 	if _, err := codec.Decode(slices.Clone(body)); err == nil {
 		body = body[:len(body)-1]
 	}
-	return append(header.Append(nil, len(body)), body...)
+	return framing.Append(nil, body)
 }

@@ -89,7 +89,7 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	m.SetSensitive(messages.ChipData, string(r.Chip))
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
-		return newReversal(m, r.MTI, r.AuthorizationID, r.Replacement), nil
+		return newReversal(u.cfg.Codec, m, r), nil
 	}
 	m.Set(messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
@@ -104,18 +104,15 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 }
 
 // newReversal undoes a request, whole, or so that the replacement remains.
-func newReversal(request *messages.Message, mti messages.MTI, authorizationID string, replacement int64) *messages.Message {
-	reversal := messages.NewReversal(request.Original(), request.PAN(), authorizationID)
-	reversal.MTI = mti
-	if replacement > 0 {
-		reversal.Set(messages.ReplacementAmounts, replacementAmounts(replacement))
+func newReversal(codec *messages.Codec, request *messages.Message, r Request) *messages.Message {
+	replacement := ""
+	if r.Replacement > 0 {
+		replacement = fmt.Sprintf("%012d", r.Replacement)
 	}
+	reversal := codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
+	reversal.MTI = r.MTI
 	return reversal
 }
-
-// replacementAmounts is DE 95 of ISO 8583:1987, an42: the actual amount of the transaction (12), of the settlement (12), and their fees
-// (9 each), of which only the first is ours to say.
-func replacementAmounts(amount int64) string { return fmt.Sprintf("%012d%030d", amount, 0) }
 
 // numbers gives a request its STAN, one after the other, and an RRN of the year's last digit, day, hour and STAN (DE 37).
 func (u *Upstream) numbers(r Request, now time.Time) messages.Numbers {

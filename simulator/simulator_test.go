@@ -153,7 +153,7 @@ func (p *peer) request(digits string, amount int64) *messages.Message {
 }
 
 func (p *peer) reversal(of *messages.Message) *messages.Message {
-	return messages.NewReversal(of.Original(), of.PAN(), "")
+	return p.codec.NewReversal(of.Original(), of.PAN(), "", "")
 }
 
 func (p *peer) send(m *messages.Message) {

@@ -404,7 +404,7 @@ func (c *connection) read() {
 			c.book.tally(func(counts *BookCounts) { counts.Undecodable++ })
 			return
 		}
-		c.trace(Received, m, len(body)+c.cfg.Codec.Dialect().Framing.Length.Size())
+		c.trace(Received, m, len(body)+c.cfg.Codec.Dialect().Framing.Size())
 		c.deliver(m)
 	}
 }

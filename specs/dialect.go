@@ -7,49 +7,59 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moov-io/iso8583"
 	"go.yaml.in/yaml/v3"
 )
 
-// A Dialect is one party's ISO 8583. It does not change after Load and may be shared.
+// A Dialect is one party's ISO 8583. It does not change after Load and may be shared. MTIs in it are those on the wire.
 type Dialect struct {
-	Name    string `yaml:"name"`
-	Version string `yaml:"version"`
+	Name     string   `yaml:"name"`
+	Version  string   `yaml:"version"`
+	Standard Standard `yaml:"standard"` // what its element numbers mean, and the first digit of its MTIs
 
-	// Framing is how a message's length goes before it on a link.
-	Framing struct {
-		Length LengthHeader `yaml:"length"`
-		Max    int          `yaml:"max"` // longest message, in bytes without the length header
-	} `yaml:"framing"`
+	Framing Framing `yaml:"framing"` // how messages follow each other on a link
+	Header  Header  `yaml:"header,omitempty"`
 
 	// Match names the elements that, with the MTI's class, tie an answer to its request.
-	Match struct {
-		Transaction       []int `yaml:"transaction"`
-		NetworkManagement []int `yaml:"network_management"`
-	} `yaml:"match"`
+	Match Match `yaml:"match"`
 
 	// Echoed are the elements in which an answer may not disagree with its request, where both carry them.
 	Echoed []int `yaml:"echoed"`
 
+	// Identity are the elements by which this party names a request of its own again, in a repeat and in a reversal; default 7, 11, 41.
+	Identity []int `yaml:"identity,omitempty"`
+
 	// Messages are the message types this party knows, by MTI.
 	Messages map[string]Presence `yaml:"messages"`
 
-	// NetworkManagement holds DE 70 of the link dialogue, and the response codes that accept it.
-	NetworkManagement struct {
-		SignOn   string   `yaml:"sign_on"`
-		SignOff  string   `yaml:"sign_off"`
-		Echo     string   `yaml:"echo"`
-		Accepted []string `yaml:"accepted"`
-	} `yaml:"network_management"`
+	NetworkManagement NetworkManagement `yaml:"network_management"`
 
 	Approving []string `yaml:"approving"` // response codes that approve
 	Partial   []string `yaml:"partial"`   // those of them that approve less than was asked
+
+	// ResponseCodes give for each code of this party (DE 39) the one of ISO 8583:1987 that says the same, by which other parties are told.
+	// Without it, its codes are those.
+	ResponseCodes map[string]string `yaml:"response_codes,omitempty"`
+
+	// FunctionCodes are DE 24 of requests that this party is sent, by MTI (ISO 8583:1993).
+	FunctionCodes map[string]string `yaml:"function_codes,omitempty"`
+
+	// Dropped are elements that this party is not sent, and that another one's messages may have: a message is forwarded without them.
+	Dropped []int `yaml:"dropped,omitempty"`
+
+	// Sensitive are elements that are masked beyond those that always are, or, of the private ones, less than usual.
+	Sensitive map[int]Mask `yaml:"sensitive,omitempty"`
+
+	MAC    MAC    `yaml:"mac,omitempty"`
+	Timers Timers `yaml:"timers,omitempty"`
 
 	// Reversal says how reversals and advices go to this party and which answers settle them, and what becomes of those that it sends.
 	Reversal Reversal `yaml:"reversal"`
@@ -64,13 +74,133 @@ type Dialect struct {
 
 	Fields map[int]Field `yaml:"fields"`
 
-	spec *iso8583.MessageSpec
+	spec  *iso8583.MessageSpec
+	specs map[string]*iso8583.MessageSpec // of message types with fields of their own
+	own   map[string]map[int]Field        // and those fields
+	codes map[string]string               // of this party, by those of ISO 8583:1987
+}
+
+// A Standard is an edition of ISO 8583.
+type Standard string
+
+// The editions.
+const (
+	ISO87 Standard = "iso87"
+	ISO93 Standard = "iso93"
+)
+
+// Digit is the first digit of the edition's MTIs.
+func (s Standard) Digit() byte {
+	if s == ISO93 {
+		return '1'
+	}
+	return '0'
+}
+
+// Match says how an answer finds its request.
+type Match struct {
+	Transaction       []int `yaml:"transaction"`
+	NetworkManagement []int `yaml:"network_management"`
+	SameLink          bool  `yaml:"same_link,omitempty"` // an answer on another link than its request's is none
+}
+
+// Presence says what a message of one type must carry.
+type Presence struct {
+	Mandatory []int         `yaml:"mandatory"`
+	OneOf     []int         `yaml:"one_of,omitempty"` // at least one of these
+	When      []Condition   `yaml:"when,omitempty"`
+	Forbidden []int         `yaml:"forbidden,omitempty"`
+	Fields    map[int]Field `yaml:"fields,omitempty"` // whose wire form is another in this type
+}
+
+// A Condition makes elements mandatory where another one is there, or begins so.
+type Condition struct {
+	If     int      `yaml:"if"`
+	Begins []string `yaml:"begins,omitempty"` // with one of these; none: it is there
+	Then   []int    `yaml:"then"`
+}
+
+// NetworkManagement is the dialogue of a link. A part of it without a code is none of this party's.
+type NetworkManagement struct {
+	Type     string           `yaml:"type"`    // MTI of its requests
+	Element  int              `yaml:"element"` // that holds the codes: 70, or 24 in ISO 8583:1993
+	Dialogue `yaml:",inline"` // codes of what it is sent, and of what it sends unless Demands has another one
+	Demands  Dialogue         `yaml:"demands,omitempty"`
+	Accepted []string         `yaml:"accepted"`           // response codes that accept
+	Carries  map[int]string   `yaml:"carries,omitempty"`  // further elements of what it is sent
+	KeyData  KeyData          `yaml:"key_data,omitempty"` // of a key change
+}
+
+// A Dialogue holds a code for each part of the dialogue, "" for none.
+type Dialogue struct {
+	SignOn    string `yaml:"sign_on,omitempty"`
+	SignOff   string `yaml:"sign_off,omitempty"`
+	Echo      string `yaml:"echo,omitempty"`
+	KeyChange string `yaml:"key_change,omitempty"`
+	Cutover   string `yaml:"cutover,omitempty"`
+}
+
+// KeyData says where the new key of a key change stands: the cryptogram first, then its check value, in one element. Their lengths are in
+// bytes; in a text element they are hexadecimal digits, two a byte.
+type KeyData struct {
+	Element    int `yaml:"element,omitempty"`
+	Cryptogram int `yaml:"cryptogram,omitempty"`
+	CheckValue int `yaml:"check_value,omitempty"`
+}
+
+// Demanded are the codes of what this party sends.
+func (n *NetworkManagement) Demanded() Dialogue {
+	d := n.Dialogue
+	for _, code := range []struct{ of, other *string }{{&d.SignOn, &n.Demands.SignOn}, {&d.SignOff, &n.Demands.SignOff},
+		{&d.Echo, &n.Demands.Echo}, {&d.KeyChange, &n.Demands.KeyChange}, {&d.Cutover, &n.Demands.Cutover}} {
+		if *code.other != "" {
+			*code.of = *code.other
+		}
+	}
+	return d
+}
+
+// A Mask says how an element is shown to people.
+type Mask string
+
+// The ways to show an element.
+const (
+	MaskHidden Mask = "hidden" // its length only; it is not kept in the journal either
+	MaskPANs   Mask = "pans"   // as it is, but for what looks like a card number
+)
+
+// MAC says where a message authentication code stands.
+type MAC struct {
+	Place       MACPlace `yaml:"place,omitempty"`        // default none
+	ClearRepeat bool     `yaml:"clear_repeat,omitempty"` // it is made as if the message were the first sending (AS 2805.4)
+}
+
+// A MACPlace is where a message authentication code stands.
+type MACPlace string
+
+// The places of a MAC.
+const (
+	MACNone MACPlace = "none"
+	MACLast MACPlace = "last" // DE 64, or DE 128 of a message with a second bit map: always the last element
+)
+
+// Timers are this party's, where the config of an endpoint has no others. Zero is none.
+type Timers struct {
+	Reply        time.Duration `yaml:"reply,omitempty"`         // longest wait for an answer
+	SignOn       time.Duration `yaml:"sign_on,omitempty"`       // longest wait for the answer to a sign-on
+	EchoInterval time.Duration `yaml:"echo_interval,omitempty"` // idle time after which an echo is sent
+	Echo         time.Duration `yaml:"echo,omitempty"`          // longest wait for an echo
+	EchoMisses   int           `yaml:"echo_misses,omitempty"`   // so many in a row close a link
 }
 
 // Reversal is a party's way with reversals and advices. A response code in none of its lists is tried again.
 type Reversal struct {
-	Type    string  `yaml:"type"`    // of the first sending of a reversal: "0420" or "0400"
+	Type    string  `yaml:"type"`    // MTI of the first sending of a reversal
 	Numbers Numbers `yaml:"numbers"` // STAN and DE 7 of a reversal
+
+	Original        OriginalLayout    `yaml:"original"`                   // how it names its original
+	Replacement     ReplacementLayout `yaml:"replacement"`                // how it says what is to stand instead of the original's amount
+	AuthorizationID AuthorizationID   `yaml:"authorization_id,omitempty"` // DE 38 of what is undone; default carried
 
 	Acknowledged []string `yaml:"acknowledged"` // done; the first of them is what this party is answered
 	NotFound     []string `yaml:"not_found"`    // the original is not there; it may still be on its way
@@ -81,13 +211,48 @@ type Reversal struct {
 	UnknownOriginal UnknownOriginal `yaml:"unknown_original"` // what becomes of this party's reversal of something that is not on record
 }
 
+// An OriginalLayout is how a reversal names its original.
+type OriginalLayout string
+
+// The layouts of original data elements.
+const (
+	// OriginalISO87: DE 90 of ISO 8583:1987, n42: MTI, STAN, DE 7, DE 32 and DE 33, each filled up with zeros on the left.
+	OriginalISO87 OriginalLayout = "iso87-de90"
+	// OriginalISO93: DE 56 of ISO 8583:1993, n..35: MTI, STAN, DE 12, and DE 32 with its length.
+	OriginalISO93 OriginalLayout = "iso93-de56"
+)
+
+// A ReplacementLayout is how a partial reversal says what is to stand instead of the original's amount.
+type ReplacementLayout string
+
+// The layouts of replacement amounts.
+const (
+	// ReplacementISO87: DE 95 of ISO 8583:1987, an42: transaction and settlement amount (12 each), and two fees. DE 4 is the original's.
+	ReplacementISO87 ReplacementLayout = "iso87-de95"
+	// ReplacementISO87Zeros is the same, and a full reversal carries it with zeros.
+	ReplacementISO87Zeros ReplacementLayout = "iso87-de95-always"
+	// ReplacementISO93: DE 4 of ISO 8583:1993 is what is to stand; DE 30, n24, begins with the original's amount.
+	ReplacementISO93 ReplacementLayout = "iso93-de30"
+	// ReplacementNone: this party takes no partial reversals.
+	ReplacementNone ReplacementLayout = "none"
+)
+
+// AuthorizationID says whether a reversal carries DE 38 of what it undoes.
+type AuthorizationID string
+
+// Whether a reversal carries DE 38.
+const (
+	AuthorizationIDCarried AuthorizationID = "carried"
+	AuthorizationIDAbsent  AuthorizationID = "absent"
+)
+
 // Numbers say which STAN and DE 7 a reversal has.
 type Numbers string
 
 // The numbers of a reversal.
 const (
 	OriginalNumbers Numbers = "original" // those of its original
-	NewNumbers      Numbers = "new"      // its own; those of the original are in DE 90 alone
+	NewNumbers      Numbers = "new"      // its own; those of the original are in the original data elements alone
 )
 
 // UnknownOriginal says what becomes of an upstream's reversal whose original is not on record.
@@ -98,12 +263,6 @@ const (
 	AnswerUnknown  UnknownOriginal = "answer"  // it is answered that there is none
 	ForwardUnknown UnknownOriginal = "forward" // it is recorded and forwarded as it came, under numbers of its own
 )
-
-// Presence says what a message of one type must carry.
-type Presence struct {
-	Mandatory []int `yaml:"mandatory"`
-	OneOf     []int `yaml:"one_of"` // at least one of these
-}
 
 // Answers are response codes (DE 39) by reason.
 type Answers struct {
@@ -117,15 +276,7 @@ type Answers struct {
 	PINUntranslatable string `yaml:"pin_untranslatable"` // the PIN block does not decipher to a PIN block
 	Duplicate         string `yaml:"duplicate"`          // the key was seen before, with other content
 	OriginalNotFound  string `yaml:"original_not_found"` // the original of a reversal is not on record
-}
-
-// A Field is the wire form of one data element.
-type Field struct {
-	Type        string `yaml:"type"`
-	Length      int    `yaml:"length"` // exact if the prefix is Fixed, else the most: characters, digits or bytes
-	Enc         string `yaml:"enc"`
-	Prefix      string `yaml:"prefix"`
-	Description string `yaml:"description"`
+	Declined          string `yaml:"declined,omitempty"` // the processor declined with a code that this party has none for; default 05's
 }
 
 //go:embed *.yaml
@@ -190,6 +341,15 @@ func Parse(text []byte) (*Dialect, error) {
 	if faults := d.lint(); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
+	if d.Identity == nil {
+		d.Identity = []int{7, 11, 41}
+	}
+	d.codes = map[string]string{}
+	for _, own := range slices.Sorted(maps.Keys(d.ResponseCodes)) {
+		if _, has := d.codes[d.ResponseCodes[own]]; !has {
+			d.codes[d.ResponseCodes[own]] = own
+		}
+	}
 	if err := d.compile(); err != nil {
 		return nil, err
 	}
@@ -221,122 +381,41 @@ func misread(err error) error {
 	return errors.Join(faults...)
 }
 
-// Spec is the compiled form of Fields, for the codec.
-func (d *Dialect) Spec() *iso8583.MessageSpec { return d.spec }
-
 // Approves reports whether a response code approves.
 func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approving, code) }
 
 // ApprovesPartially reports whether a response code approves a smaller amount than was asked.
 func (d *Dialect) ApprovesPartially(code string) bool { return slices.Contains(d.Partial, code) }
 
-// lint returns every fault of the file's content, each with its path.
-func (d *Dialect) lint() []error {
-	var faults []error
-	fault := func(path, format string, args ...any) {
-		faults = append(faults, fmt.Errorf(path+": "+format, args...))
+// ISO87Code is what a response code of this party says in ISO 8583:1987; false if that has no word for it.
+func (d *Dialect) ISO87Code(code string) (string, bool) {
+	if len(d.ResponseCodes) == 0 {
+		return code, true
 	}
-	if d.Name == "" {
-		fault("name", "missing")
+	said, known := d.ResponseCodes[code]
+	return said, known
+}
+
+// Code is this party's response code for one of ISO 8583:1987; false if it has none. Of several it is the first in order.
+func (d *Dialect) Code(iso87 string) (string, bool) {
+	if len(d.ResponseCodes) == 0 {
+		return iso87, true
 	}
-	if d.Version == "" {
-		fault("version", "missing")
+	code, known := d.codes[iso87]
+	return code, known
+}
+
+// WireMTI is an MTI as it stands on the wire; OwnMTI is the inverse, with the first digit that MTIs have inside of acquirerd.
+func (d *Dialect) WireMTI(mti string) string { return withDigit(mti, d.Standard.Digit()) }
+
+// OwnMTI is an MTI of the wire with the first digit that MTIs have inside of acquirerd, 0. It is false if it is of another edition.
+func (d *Dialect) OwnMTI(mti string) (string, bool) {
+	return withDigit(mti, '0'), len(mti) == 4 && mti[0] == d.Standard.Digit()
+}
+
+func withDigit(mti string, digit byte) string {
+	if mti == "" {
+		return mti
 	}
-	if limit, known := lengthLimits[d.Framing.Length]; !known {
-		fault("framing.length", "%q is not one of ascii-4, binary-2", d.Framing.Length)
-	} else if d.Framing.Max < 1 || d.Framing.Max > limit {
-		fault("framing.max", "%d is not within 1 to %d", d.Framing.Max, limit)
-	}
-	fields := func(path string, numbers []int) {
-		for _, number := range numbers {
-			if _, known := d.Fields[number]; !known || number < 2 {
-				fault(path, "field %d is not in fields", number)
-			}
-		}
-	}
-	fields("match.transaction", d.Match.Transaction)
-	fields("match.network_management", d.Match.NetworkManagement)
-	fields("echoed", d.Echoed)
-	fields("advices.stored", d.Advices.Stored)
-	for path, key := range map[string][]int{"match.transaction": d.Match.Transaction, "match.network_management": d.Match.NetworkManagement} {
-		if !slices.Contains(key, 11) || len(key) < 2 {
-			fault(path, "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
-		}
-	}
-	if len(d.Messages) == 0 {
-		fault("messages", "missing")
-	}
-	for mti, presence := range d.Messages {
-		if len(mti) != 4 || !allDigits([]byte(mti)) {
-			fault("messages."+mti, "is not an MTI of four digits")
-		}
-		fields("messages."+mti+".mandatory", presence.Mandatory)
-		fields("messages."+mti+".one_of", presence.OneOf)
-	}
-	code := func(path, code string, length int) {
-		if len(code) != length {
-			fault(path, "%q is not %d characters long", code, length)
-		}
-	}
-	codes := func(path string, list []string) {
-		if len(list) == 0 {
-			fault(path, "missing")
-		}
-		for _, c := range list {
-			code(path, c, 2)
-		}
-	}
-	code("network_management.sign_on", d.NetworkManagement.SignOn, 3)
-	code("network_management.sign_off", d.NetworkManagement.SignOff, 3)
-	code("network_management.echo", d.NetworkManagement.Echo, 3)
-	codes("network_management.accepted", d.NetworkManagement.Accepted)
-	codes("approving", d.Approving)
-	for _, c := range d.Partial {
-		if !d.Approves(c) {
-			fault("partial", "%q is not in approving", c)
-		}
-	}
-	codes("reversal.acknowledged", d.Reversal.Acknowledged)
-	settled := slices.Clone(d.Reversal.Acknowledged)
-	for _, list := range []struct {
-		path  string
-		codes []string
-	}{{"reversal.not_found", d.Reversal.NotFound}, {"reversal.already", d.Reversal.Already}, {"reversal.retry", d.Reversal.Retry},
-		{"reversal.poison", d.Reversal.Poison}} {
-		for _, c := range list.codes {
-			if code(list.path, c, 2); slices.Contains(settled, c) {
-				fault(list.path, "%q means something else already", c)
-			}
-			settled = append(settled, c)
-		}
-	}
-	code("answers.unknown", d.Answers.Unknown, 2)
-	code("answers.not_sent", d.Answers.NotSent, 2)
-	code("answers.no_route", d.Answers.NoRoute, 2)
-	code("answers.format_error", d.Answers.FormatError, 2)
-	code("answers.unsupported", d.Answers.Unsupported, 2)
-	code("answers.malfunction", d.Answers.Malfunction, 2)
-	code("answers.busy", d.Answers.Busy, 2)
-	code("answers.pin_untranslatable", d.Answers.PINUntranslatable, 2)
-	code("answers.duplicate", d.Answers.Duplicate, 2)
-	code("answers.original_not_found", d.Answers.OriginalNotFound, 2)
-	if is := d.Reversal.Type; is != "0420" && is != "0400" {
-		fault("reversal.type", "%q is not 0420 or 0400", is)
-	}
-	if is := d.Reversal.Numbers; is != OriginalNumbers && is != NewNumbers {
-		fault("reversal.numbers", "%q is not original or new", is)
-	}
-	if is := d.Reversal.UnknownOriginal; is != AnswerUnknown && is != ForwardUnknown {
-		fault("reversal.unknown_original", "%q is not answer or forward", is)
-	}
-	for number, f := range d.Fields {
-		faults = append(faults, f.lint(number)...)
-	}
-	for _, number := range []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49, 70, 90, 95} { // what acquirerd itself writes
-		if _, known := d.Fields[number]; !known {
-			fault("fields", "%d is missing", number)
-		}
-	}
-	slices.SortFunc(faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return faults
+	return string(digit) + mti[1:]
 }

@@ -58,7 +58,7 @@ func TestEveryFaultOfADialectIsNamed(t *testing.T) {
 		{`unknown: "91"`, `unknown: ""`},
 		{`"0100": { mandatory: [3, 4`, `"01X0": { mandatory: [300, 4`},
 		{"2: { type: String, length: 19, enc: Digits, prefix: ASCII.LL", "2: { type: String, length: 190, enc: Digit, prefix: ASCII.LL"},
-		{"3: { type: String, length: 6, enc: Digits, prefix: Fixed", "3: { type: Text, length: 0, enc: Digits, prefix: ASCII.L"},
+		{"3: { type: String, length: 6, enc: Digits, prefix: Fixed", "3: { type: Text, length: 0, enc: Digits, prefix: ASCII.LLLLLLL"},
 	} {
 		changed := strings.Replace(file, change[0], change[1], 1)
 		if changed == file {

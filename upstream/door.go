@@ -226,9 +226,9 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 	serve := d.desk.Authorize
 	switch request.MTI.First() {
 	case messages.AuthorizationRequest, messages.FinancialRequest:
-		req.Key = request.Identity()
+		req.Key = d.cfg.Upstream.Codec.Identity(request)
 	case messages.AuthorizationAdvice, messages.FinancialAdvice:
-		req.Key, serve = request.Identity(), d.desk.Advise
+		req.Key, serve = d.cfg.Upstream.Codec.Identity(request), d.desk.Advise
 	case messages.ReversalRequest, messages.ReversalAdvice:
 		serve = d.desk.Reverse
 	case messages.NetworkManagementRequest:

@@ -491,7 +491,7 @@ func TestOverTheLimitAKnownRequestIsNotRefused(t *testing.T) {
 			<-release
 			return approve(ctx, req)
 		}
-		h.desk.known = request(7).Identity()
+		h.desk.known = h.codec.Identity(request(7))
 		c := h.connect()
 		c.send(request(1))
 		synctest.Wait()

@@ -406,7 +406,7 @@ func TestDialects(t *testing.T) {
 	}
 	bad := strings.Replace(strings.Replace(shown.out, "max: 4096", "max: 0", 1), `sign_on: "001"`, `sign_on: "1"`, 1)
 	got := command(t, "dialect", "lint", written(t, bad))
-	if got.code != 1 || !slices.Equal(sortedLines(got.err), []string{"framing.max: 0 is not within 1 to 65535\n", "network_management.sign_on: \"1\" is not 3 characters long\n"}) {
+	if got.code != 1 || !slices.Equal(sortedLines(got.err), []string{"framing.max: 0 is not within 1 to 65535\n", "network_management.sign_on: \"1\" does not fit field 70\n"}) {
 		t.Errorf("got %+v", got)
 	}
 	var dialect map[string]any

@@ -1,0 +1,116 @@
+package messages
+
+import (
+	"encoding/hex"
+	"slices"
+	"time"
+
+	"acquirerd/specs"
+)
+
+// A Dialogue is a part of the network management dialogue of a link.
+type Dialogue string
+
+// The parts of the dialogue.
+const (
+	SignOn    Dialogue = "sign_on"
+	SignOff   Dialogue = "sign_off"
+	Echo      Dialogue = "echo"
+	KeyChange Dialogue = "key_change"
+	Cutover   Dialogue = "cutover"
+)
+
+func codeOf(d specs.Dialogue, part Dialogue) string {
+	switch part {
+	case SignOn:
+		return d.SignOn
+	case SignOff:
+		return d.SignOff
+	case Echo:
+		return d.Echo
+	case KeyChange:
+		return d.KeyChange
+	case Cutover:
+		return d.Cutover
+	}
+	return ""
+}
+
+// Holds reports whether a part of the dialogue is one that this party is sent.
+func (c *Codec) Holds(part Dialogue) bool {
+	return codeOf(c.dialect.NetworkManagement.Dialogue, part) != ""
+}
+
+// NewDialogue builds a request of a part of the dialogue that this party is sent, see Holds.
+func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
+	n := &c.dialect.NetworkManagement
+	own, _ := c.dialect.OwnMTI(n.Type)
+	m := New(MTI(own))
+	m.masks = c.dialect.Sensitive
+	m.Set(TransmissionTime, at.UTC().Format("0102150405"))
+	m.Set(STAN, stan)
+	if c.dialect.Standard == specs.ISO93 {
+		m.Set(LocalTime, at.UTC().Format(localTime93))
+	}
+	for number, value := range n.Carries {
+		m.SetSensitive(Element(number), value)
+	}
+	m.SetSensitive(Element(n.Element), codeOf(n.Dialogue, part))
+	return m
+}
+
+// localTime93 is DE 12 of ISO 8583:1993, YYMMDDhhmmss.
+const localTime93 = "060102150405"
+
+// Demanded says which part of the dialogue a request of this party is, "" for none.
+func (c *Codec) Demanded(m *Message) Dialogue {
+	if m.MTI.Class() != Network || !m.MTI.IsRequest() {
+		return ""
+	}
+	demanded := c.dialect.NetworkManagement.Demanded()
+	code := m.Reveal(Element(c.dialect.NetworkManagement.Element))
+	for _, part := range []Dialogue{SignOn, SignOff, Echo, KeyChange, Cutover} {
+		if own := codeOf(demanded, part); own != "" && own == code {
+			return part
+		}
+	}
+	return ""
+}
+
+// Accepts reports whether the answer to a part of the dialogue accepts it.
+func (c *Codec) Accepts(answer *Message) bool {
+	return slices.Contains(c.dialect.NetworkManagement.Accepted, answer.Get(ResponseCode))
+}
+
+// A NewKey is what a key change brings.
+type NewKey struct {
+	Cryptogram []byte // of the key under the zone master key
+	CheckValue []byte
+}
+
+// NewKey returns what a key change brings. Its error is a *FormatError.
+func (c *Codec) NewKey(m *Message) (NewKey, error) {
+	where := c.dialect.NetworkManagement.KeyData
+	e := Element(where.Element)
+	value := m.bytes(e)
+	if f, _ := c.dialect.Field(c.dialect.WireMTI(string(m.MTI)), where.Element); !f.Binary() {
+		raw, err := hex.DecodeString(string(value))
+		if err != nil {
+			return NewKey{}, &FormatError{e, "is not a cryptogram and a check value in hexadecimal digits"}
+		}
+		value = raw
+	}
+	if where.Cryptogram == 0 || len(value) != where.Cryptogram+where.CheckValue {
+		return NewKey{}, &FormatError{e, "does not have the length of a cryptogram and a check value"}
+	}
+	return NewKey{value[:where.Cryptogram:where.Cryptogram], value[where.Cryptogram:]}, nil
+}
+
+// NewNetworkManagement builds an 0800 with the code of DE 70. transmissionTime is DE 7, MMDDhhmmss in UTC.
+func NewNetworkManagement(code, transmissionTime, stan string) *Message {
+	m := New(NetworkManagementRequest)
+	m.Set(TransmissionTime, transmissionTime)
+	m.Set(STAN, stan)
+	m.Set(NetworkManagement, code)
+	return m
+}

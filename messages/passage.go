@@ -1,0 +1,238 @@
+package messages
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"acquirerd/specs"
+)
+
+// A Passage carries messages from one party's dialect into another's: by what an element means, not by its bytes.
+//
+// What is the same in both goes as it is; what has another form in the other edition of ISO 8583 is written in that form; numbers, original
+// data elements and the cryptograms of a hop are made anew. The rest cannot be carried, and is never lost in silence: Carry names it.
+type Passage struct {
+	from, to *specs.Dialect
+}
+
+// NewPassage returns the passage between two dialects.
+func NewPassage(from, to *Codec) Passage { return Passage{from.dialect, to.dialect} }
+
+// otherwise93 are the elements that mean something else in ISO 8583:1993 than in 1987, so that they cannot go as they are.
+var otherwise93 = func() map[Element]bool {
+	elements := map[Element]bool{LocalTime: true, LocalDate: true, SettlementDate: true, POSEntryMode: true, FunctionCode: true,
+		POSConditionCode: true, 26: true, 46: true, SecurityControl: true, 65: true, 66: true, 71: true, 72: true}
+	for e := Element(28); e <= 31; e++ {
+		elements[e] = true
+	}
+	for e := Element(56); e <= 58; e++ {
+		elements[e] = true
+	}
+	for e := Element(82); e <= 98; e++ {
+		elements[e] = true
+	}
+	return elements
+}()
+
+// Carry returns the message in the other dialect, and the elements that could not be carried, ascending. at is the time by which a date
+// without its year is understood: the nearest. The message has no header and no cryptogram. Original data
+// elements go as they are, if both have them in one layout.
+func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Element) {
+	carried = New(m.MTI)
+	carried.masks = p.to.Sensitive
+	p.carryTime(m, carried, at)
+	for _, entry := range m.elements {
+		e := entry.element
+		switch {
+		case slices.Contains(cryptograms, e), e == LocalTime, e == LocalDate && p.from.Standard == specs.ISO87:
+			continue // made anew, or carried already
+		case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
+			continue // the MTI and the amounts say it
+		}
+		value, can := p.value(m, e, string(entry.value))
+		if can {
+			carried.put(e, []byte(value))
+		} else {
+			lost = append(lost, e)
+		}
+	}
+	(&Codec{p.to}).setFunctionCode(carried)
+	return carried, lost
+}
+
+// value is an element's value in the other dialect, and whether it can be carried.
+func (p Passage) value(m *Message, e Element, value string) (string, bool) {
+	f, known := p.to.Field(p.to.WireMTI(string(m.MTI)), int(e))
+	if !known {
+		return "", false
+	}
+	switch {
+	case e == ResponseCode:
+		return p.code(value), true
+	case e == (&Codec{p.from}).originalDataOf() && p.from.Reversal.Original != p.to.Reversal.Original:
+		return "", false
+	case p.from.Standard == p.to.Standard || !otherwise93[e]:
+	case e == SettlementDate && len(value) == 4 && f.Length == 6:
+		return "", false // the year is the processor's to say
+	case e == SettlementDate && len(value) == 6 && f.Length == 4:
+		value = value[2:]
+	default:
+		return "", false
+	}
+	return p.fit(value, f)
+}
+
+// fit makes a text fit a field: spaces at its end are filling, and may go or come.
+func (p Passage) fit(value string, f specs.Field) (string, bool) {
+	switch {
+	case len(value) == f.Length:
+	case len(value) > f.Length && len(strings.TrimRight(value, " ")) <= f.Length && !f.Binary():
+		value = strings.TrimRight(value, " ")
+		if f.IsFixed() {
+			value += strings.Repeat(" ", f.Length-len(value))
+		}
+	case len(value) > f.Length:
+		return "", false
+	case f.IsFixed():
+		filled := string(f.Fill([]byte(value)))
+		return filled, len(filled) == f.Length
+	}
+	return value, len(value) >= f.Least
+}
+
+// carryTime carries the local time of the transaction, DE 12 and 13 of 1987 or DE 12 of 1993.
+func (p Passage) carryTime(m, carried *Message, at time.Time) {
+	time12, date13 := m.Get(LocalTime), m.Get(LocalDate)
+	switch {
+	case p.from.Standard == p.to.Standard:
+		carried.Set(LocalTime, time12)
+		if p.from.Standard == specs.ISO87 {
+			carried.Set(LocalDate, date13)
+		}
+	case p.to.Standard == specs.ISO93:
+		if len(time12) != 6 {
+			return
+		}
+		if len(date13) != 4 {
+			date13 = at.UTC().Format("0102")
+		}
+		if year, ok := yearOf(date13, at); ok {
+			carried.Set(LocalTime, year+date13+time12)
+		}
+	case len(time12) == 12:
+		carried.Set(LocalTime, time12[6:])
+		carried.Set(LocalDate, time12[2:6])
+	}
+}
+
+// yearOf is the year, in two digits, that brings MMDD nearest to a time.
+func yearOf(date string, at time.Time) (string, bool) {
+	best, distance := "", time.Duration(0)
+	for _, year := range []int{at.Year() - 1, at.Year(), at.Year() + 1} {
+		on, err := time.Parse("20060102", at.AddDate(year-at.Year(), 0, 0).Format("2006")+date)
+		if err != nil {
+			continue // 29 February
+		}
+		if d := on.Sub(at).Abs(); best == "" || d < distance {
+			best, distance = on.Format("06"), d
+		}
+	}
+	return best, best != ""
+}
+
+// code is a response code in the other party's words. An approval stays one, and nothing else becomes one, whatever the lists of the two say.
+func (p Passage) code(code string) string {
+	said, known := p.from.ISO87Code(code)
+	own, has := "", false
+	if known {
+		own, has = p.to.Code(said)
+	}
+	approved := p.from.Approves(code)
+	switch {
+	case has && p.to.Approves(own) == approved && p.to.ApprovesPartially(own) == p.from.ApprovesPartially(code):
+		return own
+	case approved && p.from.ApprovesPartially(code) && len(p.to.Partial) > 0:
+		return p.to.Partial[0]
+	case approved:
+		return p.to.Approving[0]
+	case p.to.Answers.Declined != "":
+		return p.to.Answers.Declined
+	}
+	if own, has = p.to.Code(declined87); has && !p.to.Approves(own) {
+		return own
+	}
+	return p.to.Answers.NotSent
+}
+
+// declined87 is "do not honour" (ISO 8583:1987, DE 39).
+const declined87 = "05"
+
+// setFunctionCode gives a message the function code that this party wants of its type (ISO 8583:1993, DE 24).
+func (c *Codec) setFunctionCode(m *Message) {
+	if code, has := c.dialect.FunctionCodes[c.dialect.WireMTI(string(m.MTI))]; has {
+		m.Set(FunctionCode, code)
+	}
+}
+
+// ForProcessor builds the processor's request from the upstream's: all that was asked, with numbers and time of our own and without the
+// cryptograms of the upstream's hop, its PIN block above all. It is a first sending, also of an upstream's repeat, whose first never came.
+// Its error is a *FormatError with an element that the processor's dialect has no place for, and does not list as one that may be dropped.
+func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (*Message, error) {
+	m, lost := p.Carry(request, at)
+	for _, e := range lost {
+		if !slices.Contains(p.to.Dropped, int(e)) {
+			m.Clear()
+			return nil, &FormatError{e, "cannot be carried into the processor's dialect"}
+		}
+	}
+	for _, number := range p.to.Dropped {
+		m.Delete(Element(number))
+	}
+	m.MTI = m.MTI.First()
+	(&Codec{p.to}).setFunctionCode(m)
+	m.Set(TransmissionTime, at.UTC().Format(transmissionTime))
+	m.Set(STAN, numbers.STAN)
+	m.Set(RRN, numbers.RRN)
+	if p.to.Reversal.Original == specs.OriginalISO93 && !m.Has(LocalTime) { // a reversal could not name it
+		m.Set(LocalTime, at.UTC().Format(localTime93))
+	}
+	return m, nil
+}
+
+// transmissionTime is the form of DE 7, MMDDhhmmss.
+const transmissionTime = "0102150405"
+
+// SameContent reports whether an upstream's request asks for the same as an original that was sent for it, but for numbers and the mark of a
+// repeat. If partly, what the original does not have is not compared: of a record that an older version wrote. The card is not part of it.
+func (p Passage) SameContent(original Original, request *Message, partly bool, at time.Time) bool {
+	m, err := p.ForProcessor(request, Numbers{}, at)
+	if err != nil {
+		return false // what was sent could be carried
+	}
+	defer m.Clear()
+	if !request.Has(LocalTime) {
+		m.Set(LocalTime, original.Get(LocalTime)) // ours, if there is one
+	}
+	return original.SameContent(m.Original(), partly)
+}
+
+// ForUpstream builds the upstream's answer from the processor's: what the processor said, under the upstream's own numbers, time and
+// institutions. An upstream that sent no RRN of its own is given ours. lost are the elements of the processor's answer that the upstream's
+// dialect has no place for.
+func (p Passage) ForUpstream(request, answer *Message, at time.Time) (told *Message, lost []Element) {
+	said, lost := p.Carry(answer, at)
+	defer said.Clear()
+	told = NewAnswer(request, said.Get(ResponseCode))
+	for _, entry := range said.elements {
+		switch e := entry.element; {
+		case e == TransmissionTime, e == STAN, e == AcquirerID, e == ForwarderID, e == PAN, e == Track2,
+			p.from.Standard != p.to.Standard && (e == LocalTime || e == FunctionCode):
+			// The upstream's own are there already, or it sent none.
+		case !told.Has(e), e == Amount: // the amount of a partial approval is the processor's
+			told.SetSensitive(e, string(entry.value))
+		}
+	}
+	lost = slices.DeleteFunc(lost, func(e Element) bool { return told.Has(e) })
+	return told, lost
+}

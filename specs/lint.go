@@ -1,0 +1,392 @@
+package specs
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A linter collects the faults of a dialect, each with its path.
+type linter struct {
+	*Dialect
+	faults []error
+}
+
+// lint returns every fault of the file's content, each with its path.
+func (d *Dialect) lint() []error {
+	l := &linter{Dialect: d}
+	l.given("name", d.Name)
+	l.given("version", d.Version)
+	if d.Standard != ISO87 && d.Standard != ISO93 {
+		l.fault("standard", "%q is not one of iso87, iso93", d.Standard)
+	}
+	d.Framing.lint(l.fault)
+	d.Header.lint(d.Framing.Max, l.fault)
+	l.lintFields()
+	l.lintMessages()
+	l.lintMatch()
+	l.lintNetworkManagement()
+	l.lintCodes()
+	l.lintReversal()
+	l.lintProtection()
+	slices.SortFunc(l.faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return l.faults
+}
+
+func (l *linter) fault(path, format string, args ...any) {
+	l.faults = append(l.faults, fmt.Errorf(path+": "+format, args...))
+}
+
+func (l *linter) given(path, value string) {
+	if value == "" {
+		l.fault(path, "missing")
+	}
+}
+
+// elements checks that each is a field.
+func (l *linter) elements(path string, numbers []int) {
+	for _, number := range numbers {
+		if _, known := l.Fields[number]; !known || number < 2 {
+			l.fault(path, "field %d is not in fields", number)
+		}
+	}
+}
+
+// code checks that a response code fits DE 39.
+func (l *linter) code(path, code string) {
+	if f, known := l.Fields[39]; known && len(code) != f.Length {
+		l.fault(path, "%q is not %d characters long", code, f.Length)
+	}
+}
+
+// lintFields checks the fields, and that those are there that acquirerd itself writes.
+func (l *linter) lintFields() {
+	if _, ok := l.Fields[65]; ok && l.Fields[1].Extent != ExtentFixed {
+		l.fault("fields.65", "is the announcement of a third bit map, unless field 1 has a fixed extent")
+	}
+	for number, f := range l.Fields {
+		f.lint(fmt.Sprintf("fields.%d", number), number, l.fault)
+	}
+	needed := []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49}
+	switch l.Standard {
+	case ISO87:
+		needed = append(needed, 12, 13)
+	case ISO93:
+		needed = append(needed, 12, 24)
+	}
+	for _, number := range needed {
+		if _, known := l.Fields[number]; !known {
+			l.fault("fields", "%d is missing", number)
+		}
+	}
+	if l.Fields[1].Extent == ExtentFixed && l.Fields[1].Length == 8 {
+		for number := range l.Fields {
+			if number > 64 {
+				l.fault(fmt.Sprintf("fields.%d", number), "does not fit the bit map, which has 8 bytes and a fixed extent")
+			}
+		}
+	}
+	if l.Framing.Length == LengthNone {
+		l.lintTerminated()
+	}
+}
+
+// lintTerminated checks that no value can hold what ends a message.
+func (l *linter) lintTerminated() {
+	for number, f := range l.Fields {
+		form, isText := encoders[f.Enc].(textForm)
+		hex, isHex := encoders[f.Enc].(hexText)
+		switch {
+		case isHex && hex.page == nil, isText && form.page == nil && f.Enc != "ASCII7":
+		default:
+			l.fault(fmt.Sprintf("fields.%d.enc", number), "%s can hold the trailer, which ends a message where framing.length is none", f.Enc)
+		}
+		if number > 1 && prefixes[f.Prefix].digits > 0 && prefixes[f.Prefix].kind != lengthASCII && prefixes[f.Prefix].kind != lengthHex {
+			l.fault(fmt.Sprintf("fields.%d.prefix", number), "%s can hold the trailer, which ends a message where framing.length is none", f.Prefix)
+		}
+	}
+	for _, b := range l.Framing.Trailer {
+		if b >= ' ' && b <= '~' {
+			l.fault("framing.trailer", "is text, which a message can hold")
+			break
+		}
+	}
+}
+
+func (l *linter) isMTI(path, mti string) {
+	if len(mti) != 4 || !allDigits([]byte(mti)) {
+		l.fault(path, "is not an MTI of four digits")
+	} else if mti[0] != l.Standard.Digit() {
+		l.fault(path, "does not begin with %c, as MTIs of %s do", l.Standard.Digit(), l.Standard)
+	}
+}
+
+func (l *linter) lintMessages() {
+	if len(l.Messages) == 0 {
+		l.fault("messages", "missing")
+	}
+	for mti, presence := range l.Messages {
+		at := "messages." + mti
+		l.isMTI(at, mti)
+		l.elements(at+".mandatory", presence.Mandatory)
+		l.elements(at+".one_of", presence.OneOf)
+		l.elements(at+".forbidden", presence.Forbidden)
+		for _, number := range presence.Forbidden {
+			if slices.Contains(presence.Mandatory, number) {
+				l.fault(at+".forbidden", "field %d is mandatory", number)
+			}
+		}
+		for i, c := range presence.When {
+			l.elements(fmt.Sprintf("%s.when[%d].if", at, i), []int{c.If})
+			l.elements(fmt.Sprintf("%s.when[%d].then", at, i), c.Then)
+			if len(c.Then) == 0 {
+				l.fault(fmt.Sprintf("%s.when[%d].then", at, i), "missing")
+			}
+		}
+		for number, f := range presence.Fields {
+			path := fmt.Sprintf("%s.fields.%d", at, number)
+			if number < 2 {
+				l.fault(path, "is not one that can differ by message type")
+			}
+			f.lint(path, number, l.fault)
+		}
+	}
+}
+
+func (l *linter) lintMatch() {
+	for path, key := range map[string][]int{"match.transaction": l.Match.Transaction, "match.network_management": l.Match.NetworkManagement} {
+		l.elements(path, key)
+		if !slices.Contains(key, 11) || len(key) < 2 {
+			l.fault(path, "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
+		}
+	}
+	l.elements("echoed", l.Echoed)
+	if l.Identity != nil && (!slices.Contains(l.Identity, 11) || len(l.Identity) < 2) {
+		l.fault("identity", "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
+	}
+	l.elements("identity", l.Identity)
+	l.elements("dropped", l.Dropped)
+	for _, number := range l.Dropped {
+		if slices.Contains([]int{2, 3, 4, 7, 11, 37, 39, 41, 49, 52}, number) {
+			l.fault("dropped", "field %d is one that a transaction cannot be without", number)
+		}
+	}
+}
+
+func (l *linter) lintNetworkManagement() {
+	n := &l.NetworkManagement
+	l.isMTI("network_management.type", n.Type)
+	l.elements("network_management.element", []int{n.Element})
+	element := l.Fields[n.Element]
+	for path, d := range map[string]Dialogue{"network_management": n.Dialogue, "network_management.demands": n.Demands} {
+		seen := map[string]string{}
+		for _, part := range []struct{ name, code string }{{"sign_on", d.SignOn}, {"sign_off", d.SignOff}, {"echo", d.Echo},
+			{"key_change", d.KeyChange}, {"cutover", d.Cutover}} {
+			if part.code == "" {
+				continue
+			}
+			if len(part.code) > element.Length || element.IsFixed() && len(part.code) != element.Length {
+				l.fault(path+"."+part.name, "%q does not fit field %d", part.code, n.Element)
+			}
+			if other := seen[part.code]; other != "" {
+				l.fault(path+"."+part.name, "%q is %s already", part.code, other)
+			}
+			seen[part.code] = part.name
+		}
+	}
+	if n.Dialogue.Echo == "" {
+		l.fault("network_management.echo", "missing: a link that is silent could not be told from one that is dead")
+	}
+	l.codes("network_management.accepted", n.Accepted)
+	l.elements("network_management.carries", slices.Collect(maps.Keys(n.Carries)))
+	if key := n.KeyData; key != (KeyData{}) {
+		l.elements("network_management.key_data.element", []int{key.Element})
+		if key.Cryptogram != 16 && key.Cryptogram != 24 {
+			l.fault("network_management.key_data.cryptogram", "%d is not 16 or 24: a key of two or three times 8 bytes", key.Cryptogram)
+		}
+		if key.CheckValue < 2 || key.CheckValue > 3 {
+			l.fault("network_management.key_data.check_value", "%d is not 2 or 3", key.CheckValue)
+		}
+	} else if n.Demanded().KeyChange != "" {
+		l.fault("network_management.key_data", "missing: there is a code for a key change")
+	}
+}
+
+// codes checks a list of response codes that may not be empty.
+func (l *linter) codes(path string, list []string) {
+	if len(list) == 0 {
+		l.fault(path, "missing")
+	}
+	for _, c := range list {
+		l.code(path, c)
+	}
+}
+
+func (l *linter) lintCodes() {
+	l.codes("approving", l.Approving)
+	for i, c := range l.Partial {
+		if i == 0 && len(l.Approving) > 0 && l.Approving[0] == c {
+			l.fault("approving", "begins with %q, which approves partially: the first one is what a whole approval without a code of its own is told as", c)
+		}
+		if !l.Approves(c) {
+			l.fault("partial", "%q is not in approving", c)
+		}
+	}
+	for _, answer := range l.Answers.all() {
+		if answer.name != "declined" || answer.code != "" {
+			l.code("answers."+answer.name, answer.code)
+		}
+	}
+	if len(l.ResponseCodes) > 0 {
+		l.lintResponseCodes()
+	} else if l.Fields[39].Length != 2 && l.Fields[39].Length != 0 {
+		l.fault("response_codes", "missing: field 39 does not have the two characters of ISO 8583:1987")
+	}
+	for mti, code := range l.FunctionCodes {
+		l.isMTI("function_codes."+mti, mti)
+		if len(code) != 3 || !allDigits([]byte(code)) {
+			l.fault("function_codes."+mti, "is not three digits")
+		}
+	}
+}
+
+// lintResponseCodes checks that no other party can be told that something was approved which was not, and the other way round, and that
+// acquirerd has a word in each direction.
+func (l *linter) lintResponseCodes() {
+	for own, said := range l.ResponseCodes {
+		at := "response_codes." + own
+		l.code(at, own)
+		if len(said) != 2 {
+			l.fault(at, "%q is not two characters long", said)
+		} else if l.Approves(own) != slices.Contains(approvingISO87, said) {
+			l.fault(at, "one of %q and %q approves, and the other does not", own, said)
+		}
+	}
+	for _, code := range l.Approving {
+		if _, known := l.ResponseCodes[code]; !known {
+			l.fault("response_codes", "%q is missing: it approves", code)
+		}
+	}
+	if _, known := l.ISO87Code(l.Answers.Unknown); !known {
+		l.fault("response_codes", "%q is missing: it is answers.unknown", l.Answers.Unknown)
+	}
+}
+
+// approvingISO87 are the codes of ISO 8583:1987 that approve: approved, honour with identification, approved for partial amount, approved
+// (VIP), no reason to decline.
+var approvingISO87 = []string{"00", "08", "10", "11", "85"}
+
+func (a Answers) all() []struct{ name, code string } {
+	return []struct{ name, code string }{{"unknown", a.Unknown}, {"not_sent", a.NotSent}, {"no_route", a.NoRoute},
+		{"format_error", a.FormatError}, {"unsupported", a.Unsupported}, {"malfunction", a.Malfunction}, {"busy", a.Busy},
+		{"pin_untranslatable", a.PINUntranslatable}, {"duplicate", a.Duplicate}, {"original_not_found", a.OriginalNotFound},
+		{"declined", a.Declined}}
+}
+
+func (l *linter) lintReversal() {
+	r := &l.Reversal
+	if l.isMTI("reversal.type", r.Type); len(r.Type) == 4 && r.Type[1:] != "420" && r.Type[1:] != "400" {
+		l.fault("reversal.type", "%q is neither a reversal advice (420) nor a reversal request (400)", r.Type)
+	}
+	if r.Numbers != OriginalNumbers && r.Numbers != NewNumbers {
+		l.fault("reversal.numbers", "%q is not original or new", r.Numbers)
+	}
+	switch r.Original {
+	case OriginalISO87:
+		l.holds("reversal.original", 90, 42)
+	case OriginalISO93:
+		l.holds("reversal.original", 56, 35)
+		if f := l.Fields[12]; f.Length != 12 {
+			l.fault("reversal.original", "%q needs field 12 with 12 digits", r.Original)
+		}
+	default:
+		l.fault("reversal.original", "%q is not one of %s, %s", r.Original, OriginalISO87, OriginalISO93)
+	}
+	switch r.Replacement {
+	case ReplacementISO87, ReplacementISO87Zeros:
+		l.holds("reversal.replacement", 95, 42)
+	case ReplacementISO93:
+		l.holds("reversal.replacement", 30, 24)
+	case ReplacementNone:
+	default:
+		l.fault("reversal.replacement", "%q is not one of %s, %s, %s, %s", r.Replacement, ReplacementISO87, ReplacementISO87Zeros,
+			ReplacementISO93, ReplacementNone)
+	}
+	if r.AuthorizationID != "" && r.AuthorizationID != AuthorizationIDCarried && r.AuthorizationID != AuthorizationIDAbsent {
+		l.fault("reversal.authorization_id", "%q is not carried or absent", r.AuthorizationID)
+	}
+	l.codes("reversal.acknowledged", r.Acknowledged)
+	settled := slices.Clone(r.Acknowledged)
+	for _, list := range []struct {
+		path  string
+		codes []string
+	}{{"reversal.not_found", r.NotFound}, {"reversal.already", r.Already}, {"reversal.retry", r.Retry}, {"reversal.poison", r.Poison}} {
+		for _, c := range list.codes {
+			if l.code(list.path, c); slices.Contains(settled, c) {
+				l.fault(list.path, "%q means something else already", c)
+			}
+			settled = append(settled, c)
+		}
+	}
+	if r.UnknownOriginal != AnswerUnknown && r.UnknownOriginal != ForwardUnknown {
+		l.fault("reversal.unknown_original", "%q is not answer or forward", r.UnknownOriginal)
+	}
+}
+
+// holds checks that a field is there and long enough.
+func (l *linter) holds(path string, number, length int) {
+	if f, known := l.Fields[number]; !known {
+		l.fault(path, "field %d is not in fields", number)
+	} else if f.Length < length {
+		l.fault(path, "field %d does not hold %d characters", number, length)
+	}
+}
+
+// lintProtection checks what concerns card data, MAC and timers.
+func (l *linter) lintProtection() {
+	l.elements("advices.stored", l.Advices.Stored)
+	l.elements("sensitive", slices.Collect(maps.Keys(l.Sensitive)))
+	for number, mask := range l.Sensitive {
+		at := fmt.Sprintf("sensitive.%d", number)
+		switch mask {
+		case MaskHidden:
+			if slices.Contains([]int{4, 7, 11, 37, 38, 39, 41, 49, l.NetworkManagement.Element}, number) || slices.Contains(l.Identity, number) {
+				l.fault(at, "is one by which messages are found again: it cannot be hidden")
+			}
+		case MaskPANs:
+			if !privateElement(number) {
+				l.fault(at, "%q is only of private elements (44, 46 to 48, 56 to 63, 104 to 127): what else is sensitive stays hidden", mask)
+			}
+		default:
+			l.fault(at, "%q is not one of hidden, pans", mask)
+		}
+	}
+	switch l.MAC.Place {
+	case "", MACNone:
+		if l.MAC.ClearRepeat {
+			l.fault("mac.clear_repeat", "is only of a MAC: set mac.place")
+		}
+	case MACLast:
+		l.elements("mac.place", []int{64, 128})
+	default:
+		l.fault("mac.place", "%q is not one of none, last", l.MAC.Place)
+	}
+	for _, timer := range []struct {
+		name  string
+		value time.Duration
+	}{{"reply", l.Timers.Reply}, {"sign_on", l.Timers.SignOn}, {"echo_interval", l.Timers.EchoInterval}, {"echo", l.Timers.Echo}} {
+		if timer.value < 0 || timer.value > 24*time.Hour {
+			l.fault("timers."+timer.name, "%v is not within 0 to 24h", timer.value)
+		}
+	}
+	if l.Timers.EchoMisses < 0 || l.Timers.EchoMisses > 100 {
+		l.fault("timers.echo_misses", "%d is not within 0 to 100", l.Timers.EchoMisses)
+	}
+}
+
+// privateElement reports whether networks and hosts say what an element holds.
+func privateElement(number int) bool {
+	return number == 44 || number >= 46 && number <= 48 || number >= 56 && number <= 63 || number >= 104 && number <= 127
+}
