@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +31,7 @@ const (
 
 // TestInterop puts the real daemon between an upstream and a processor whose messages are packed and unpacked by libraries that are not
 // ours, one for each (testdata/interop/README.md), and compares three books at the end: what the upstream was told, what the daemon's
-// journal holds, what the processor authorized.
+// journal holds, what the processor authorized. It is long because it is one conversation, told in its order.
 func TestInterop(t *testing.T) {
 	binary, node := daemon(t), foreignParts(t)
 	ctx, stop := context.WithTimeout(t.Context(), interopLimit)
@@ -46,6 +47,12 @@ func TestInterop(t *testing.T) {
 		ReplyTimeout: 4 * time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, EchoInterval: time.Second, InFlight: 16})
 	if err != nil {
 		t.Fatal(err)
+	}
+	// A stage takes the usual ports if it can. Another one of the same moment would have them too, and its health be taken for this one's.
+	for _, address := range []*string{&stage.Upstream, &stage.Operations} {
+		own := freePort(t)
+		rewrite(t, stage.Config, *address, own)
+		*address = own
 	}
 	// Each processor is a dialect file. This one's differs from a built-in one in three encodings.
 	rewrite(t, stage.Config, "dialect: iso87-ascii", "dialect: "+foreignDialect(t, stage.Dir))
@@ -251,6 +258,17 @@ func foreignDialect(t *testing.T, dir string) (path string) {
 	rewrite(t, path, "length: ascii-4", "length: binary-2")
 	rewrite(t, path, "enc: HexText", "enc: Binary")
 	return path
+}
+
+// freePort is an address that nobody else is given soon.
+func freePort(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String()
 }
 
 // rewrite replaces a text, which must stand in the file.
