@@ -125,7 +125,7 @@ func TestInterop(t *testing.T) {
 		return answer
 	}
 	approved := func(mti, authorization string) elements {
-		return elements{"0": mti, "38": authorization, "39": "00", "100": "999001"}
+		return elements{"0": mti, "38": authorization, "39": "00"}
 	}
 	books := map[string]string{} // by amount, what the upstream believes: "held" or "released"
 
@@ -148,7 +148,7 @@ func TestInterop(t *testing.T) {
 	books[purchase["4"]] = "held"
 
 	declined := request("0100", "000013", "000000005100")
-	expect("a decline", ask(declined), answerTo(declined, elements{"0": "0110", "39": "51", "100": "999001"}))
+	expect("a decline", ask(declined), answerTo(declined, elements{"0": "0110", "39": "51"}))
 	books[declined["4"]] = "released"
 
 	// A reversal of the upstream is answered when it is durable, and forwarded.

@@ -51,8 +51,7 @@ function send(link, message) {
   tell({ event: 'sent', link: link.number, message });
 }
 
-// answer repeats the request and adds what was decided. The institution (DE 100) is in each answer to a transaction: without an element
-// beyond 64 the library's second bit map would announce nothing, which acquirerd refuses.
+// answer repeats the request and adds what was decided. Where nothing stands beyond DE 64, the library's second bit map announces nothing.
 function answer(request, decided) {
   const message = {};
   for (const number of ECHOED) {
@@ -62,9 +61,6 @@ function answer(request, decided) {
   }
   const mti = new Message({ 0: request[0] }).getResMTI();
   message[0] = mti.error ? '0810' : mti; // the library knows no answer to an 0800
-  if (message[0] !== '0810') {
-    message[100] = '999001';
-  }
   return { ...message, ...decided };
 }
 
