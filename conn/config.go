@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"acquirerd/messages"
@@ -14,9 +15,10 @@ import (
 
 // Config is one endpoint. The fields without a default are needed.
 type Config struct {
-	Name  string          // in logs and metrics
-	Codec *messages.Codec // of the processor's dialect
-	Links []Link          // in the order by which logs and commands number them
+	Name     string          // in logs and metrics
+	Codec    *messages.Codec // of the processor's dialect
+	Links    []Link          // in the order by which logs, metrics and commands number them, from 0
+	SameLink bool            // an answer counts only on the connection that its request went out on
 
 	ReplyTimeout  time.Duration // longest wait for an answer, from the call of Exchange
 	WriteTimeout  time.Duration // longest wait for a turn to write, and then for a frame to be written; less than ReplyTimeout
@@ -30,15 +32,17 @@ type Config struct {
 	BackoffMin time.Duration // pause before the first new attempt to connect; doubled for each one after it
 	BackoffMax time.Duration // longest pause; a link that was in service for so long begins at BackoffMin again
 
-	InFlight     int           // most exchanges in flight on the endpoint
-	LinkInFlight int           // most exchanges in flight on one link; default InFlight
-	Abandoned    int           // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
-	FailBack     time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
+	InFlight     int // most exchanges in flight on the endpoint
+	LinkInFlight int // most exchanges in flight on one connection; default InFlight
+	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
+	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
 
-	Unasked int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
+	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
 
 	// Dial establishes a connection of a link; default TCP. TLS is put over it.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Listen opens the address at which a processor dials us; default TCP. TLS is put over what it accepts.
+	Listen func(ctx context.Context, address string) (net.Listener, error)
 }
 
 // Dialled are links that dial one host each.
@@ -55,7 +59,13 @@ type Link struct {
 	Hosts  []string       // addresses to dial, the preferred first; none for a link that is dialled by the processor
 	Listen string         // address at which the processor dials us; links with the same one share its listener
 	Allow  []netip.Prefix // who may dial us; none: nobody
-	TLS    *tls.Config    // nil for plain TCP. Without a ServerName, the host that was dialled is checked
+	TLS    *tls.Config    // nil for plain TCP; 1.2 or newer whatever it says. Without a ServerName, the host that was dialled is checked
+}
+
+// same reports whether a link need not be touched to become the other one. What changes in TLS holds from the next handshake.
+func (l Link) same(other Link) bool {
+	return slices.Equal(l.Hosts, other.Hosts) && l.Listen == other.Listen && slices.Equal(l.Allow, other.Allow) &&
+		(l.TLS == nil) == (other.TLS == nil)
 }
 
 // check fills in the defaults and returns every fault, each under the name of its key in a configuration file.
@@ -71,18 +81,14 @@ func (c *Config) check() error {
 	if len(c.Links) == 0 {
 		fault("links: missing")
 	}
-	for i, l := range c.Links {
-		if len(l.Hosts) == 0 {
-			fault("links[%d].hosts: missing", i)
-		}
-		for j, address := range l.Hosts {
-			if _, _, err := net.SplitHostPort(address); (err != nil && c.Dial == nil) || address == "" {
-				fault("links[%d].hosts[%d]: %q is not host:port", i, j, address)
-			}
-		}
+	for i := range c.Links {
+		c.checkLink(i, fault)
 	}
 	if c.FrameTimeout == 0 {
 		c.FrameTimeout = c.WriteTimeout
+	}
+	if c.FailBack == 0 {
+		c.FailBack = 60 * time.Second
 	}
 	for _, d := range []struct {
 		key   string
@@ -91,6 +97,7 @@ func (c *Config) check() error {
 		{"reply_timeout", c.ReplyTimeout}, {"write_timeout", c.WriteTimeout}, {"frame_timeout", c.FrameTimeout},
 		{"dial_timeout", c.DialTimeout}, {"sign_on_timeout", c.SignOnTimeout}, {"echo_interval", c.EchoInterval},
 		{"echo_timeout", c.EchoTimeout}, {"backoff_min", c.BackoffMin}, {"backoff_max", c.BackoffMax},
+		{"fail_back", c.FailBack},
 	} {
 		if d.value <= 0 {
 			fault("%s: must be positive", d.key)
@@ -128,7 +135,43 @@ func (c *Config) check() error {
 			return dialer.DialContext(ctx, "tcp", address)
 		}
 	}
+	if c.Listen == nil {
+		c.Listen = func(ctx context.Context, address string) (net.Listener, error) {
+			var listening net.ListenConfig
+			return listening.Listen(ctx, "tcp", address)
+		}
+	}
 	return errors.Join(faults...)
+}
+
+func (c *Config) checkLink(i int, fault func(format string, args ...any)) {
+	l := c.Links[i]
+	switch {
+	case l.Listen == "" && len(l.Hosts) == 0:
+		fault("links[%d].hosts: missing", i)
+	case l.Listen == "" && len(l.Allow) > 0:
+		fault("links[%d].allow: is for links with listen", i)
+	case l.Listen != "" && len(l.Hosts) > 0:
+		fault("links[%d].listen: a link that is dialled by the processor has no hosts", i)
+	case l.Listen != "" && len(l.Allow) == 0:
+		fault("links[%d].allow: missing: nobody may dial it", i)
+	}
+	for j, address := range l.Hosts {
+		if _, _, err := net.SplitHostPort(address); (err != nil && c.Dial == nil) || address == "" {
+			fault("links[%d].hosts[%d]: %q is not host:port", i, j, address)
+		}
+	}
+	if _, _, err := net.SplitHostPort(l.Listen); err != nil && l.Listen != "" && c.Listen == nil {
+		fault("links[%d].listen: %q is not host:port", i, l.Listen)
+	}
+	for j, other := range c.Links[:i] {
+		if l.Listen != "" && other.Listen == l.Listen && !slices.Equal(other.Allow, l.Allow) {
+			fault("links[%d].allow: differs from that of links[%d], which shares its listener", i, j)
+		}
+	}
+	if l.TLS != nil {
+		checkTLS(l, func(rule string) { fault("links[%d].tls: %s", i, rule) })
+	}
 }
 
 // silence is how long nothing at all may arrive on a session. It is longer than the echoes need to find out, so that it is the last

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,21 +33,35 @@ var (
 
 // An Endpoint is a processor's group of links. It may be used by many goroutines.
 type Endpoint struct {
-	cfg     Config
+	codec   *messages.Codec
 	log     *slog.Logger
 	metrics *metrics
-	unasked chan Unasked // from the links to the callback of Run
+	unasked *inbox // from the links to the callback of Run
 
 	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
-	mu       sync.Mutex
-	pending  pending // guarded by mu
-	links    []*link // the slice does not change; states and sessions are guarded by mu
-	turn     int     // guarded by mu: the link that the next search begins with
-	lastSTAN int     // guarded by mu: of the links' own messages
-	begun    bool    // guarded by mu: Run was called
-	draining bool    // guarded by mu: nothing new is sent
+	configured atomic.Pointer[settings] // swapped under mu, by Reconfigure
+
+	mu        sync.Mutex
+	pending   pending              // guarded by mu
+	links     []*link              // in the order of the configuration; guarded by mu, as what is in them is where it says so
+	listeners map[string]*listener // by address; guarded by mu
+	turn      int                  // guarded by mu: the link that the next search begins with
+	lastSTAN  int                  // guarded by mu: of the links' own messages
+	begun     bool                 // guarded by mu: Run was called
+	draining  bool                 // guarded by mu: nothing new is sent, and no link begins
+	serving   context.Context      // of all links, from Run's begin; guarded by mu
+	carrying  sync.WaitGroup       // links and listeners; one begins under mu, and none while the endpoint drains
 }
+
+// settings are the configuration that holds. Whoever waits by one of its times hears when another takes its place.
+type settings struct {
+	Config
+	replaced chan struct{} // closed when another one holds
+}
+
+// config is the configuration that holds now. What belongs together is taken from one call.
+func (e *Endpoint) config() *settings { return e.configured.Load() }
 
 // New checks the configuration, naming every fault in it, and starts nothing. Endpoints of one process may share a registry if their
 // names differ.
@@ -54,38 +69,19 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
 	}
-	m, err := newMetrics(cfg.Name, registry)
-	if err != nil {
+	e := &Endpoint{codec: cfg.Codec, log: log.With("endpoint", cfg.Name), unasked: newInbox(),
+		sometimes: rate.Sometimes{First: 10, Interval: time.Second}, pending: newPending(cfg.Abandoned, cfg.ReplyTimeout),
+		listeners: map[string]*listener{}}
+	e.configured.Store(&settings{cfg, make(chan struct{})})
+	for i, configured := range cfg.Links {
+		e.links = append(e.links, newLink(e, i, configured))
+	}
+	var err error
+	if e.metrics, err = newMetrics(e, registry); err != nil {
 		return nil, fmt.Errorf("configuring endpoint %q: %w", cfg.Name, err)
 	}
-	e := &Endpoint{sometimes: rate.Sometimes{First: 10, Interval: time.Second}, cfg: cfg, log: log.With("endpoint", cfg.Name), metrics: m, unasked: make(chan Unasked, cfg.Unasked),
-		pending: newPending(cfg.Abandoned, cfg.ReplyTimeout)}
-	for i, configured := range cfg.Links {
-		address := configured.Hosts[0]
-		e.links = append(e.links, &link{endpoint: e, number: i, address: address, log: e.log.With("link", i, "address", address),
-			state: Down, since: time.Now()})
-	}
-	m.links[Down].Set(float64(len(e.links)))
 	return e, nil
 }
-
-// An Unasked is a message that no caller of Exchange waits for.
-type Unasked struct {
-	*messages.Message
-	Arrival Arrival
-	// Reply answers what the processor demanded, on the link that it came on. It is nil for answers.
-	Reply func(ctx context.Context, answer *messages.Message) error
-}
-
-// An Arrival says in which respect a message was not asked for.
-type Arrival string
-
-// The arrivals.
-const (
-	Demanding Arrival = "request" // the processor's own request
-	Late      Arrival = "late"    // answers an exchange that had ended without its answer, or one that is not remembered any more
-	Second    Arrival = "second"  // answers an exchange that had its answer
-)
 
 // tellers is how many calls of the callback go on at the same time: each may wait for a record, and records are written together.
 const tellers = 16
@@ -97,27 +93,28 @@ const tellers = 16
 // requests but for sign-on, sign-off and echo, which the links answer. Its context is not cancelled by the end of ctx, and Run waits for
 // it.
 func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unasked)) error {
+	lasting := context.WithoutCancel(ctx)
+	serving, stop := context.WithCancelCause(lasting)
+	defer stop(nil)
 	e.mu.Lock()
 	again := e.begun
-	e.begun = true
+	if !again {
+		e.begun, e.serving = true, serving
+		for _, l := range e.links {
+			l.start()
+		}
+	}
 	e.mu.Unlock()
 	if again {
-		return fmt.Errorf("running endpoint %q: it was run before", e.cfg.Name)
+		return fmt.Errorf("running endpoint %q: it was run before", e.config().Name)
 	}
-
-	lasting := context.WithoutCancel(ctx)
-	serving, stop := context.WithCancel(lasting)
-	defer stop()
-	var telling, carrying sync.WaitGroup
+	var telling sync.WaitGroup
 	for range tellers {
 		telling.Go(func() {
-			for m := range e.unasked {
+			for m, more := e.unasked.take(); more; m, more = e.unasked.take() {
 				inbound(lasting, m)
 			}
 		})
-	}
-	for _, l := range e.links {
-		carrying.Go(func() { l.run(serving) })
 	}
 
 	<-ctx.Done()
@@ -127,10 +124,16 @@ func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unaske
 	e.log.Info("endpoint drains", "in_flight", e.pending.inFlight)
 	e.mu.Unlock()
 	<-drained // each exchange ends by its own deadline
-	stop()
-	carrying.Wait()
-	close(e.unasked) // only sessions send to it, and none is left
+	e.mu.Lock()
+	stop(causeStopped)
+	for _, l := range e.links {
+		l.retire(causeStopped, nil)
+	}
+	e.mu.Unlock()
+	e.carrying.Wait()
+	e.unasked.close() // only sessions put into it, and none is left
 	telling.Wait()
+	e.metrics.end()
 	return nil
 }
 
@@ -142,7 +145,7 @@ func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unaske
 // cancellation of ctx is not heeded, only its deadline: what may have been sent is waited for.
 func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*messages.Message, error) {
 	began := time.Now()
-	deadline := began.Add(e.cfg.ReplyTimeout)
+	deadline := began.Add(e.config().ReplyTimeout)
 	if earlier, has := ctx.Deadline(); has && earlier.Before(deadline) {
 		deadline = earlier
 	}
@@ -152,11 +155,11 @@ func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*me
 	if !request.MTI.IsRequest() {
 		return nil, notSent(errors.New("it is not a request"))
 	}
-	key, ok := e.cfg.Codec.Key(request)
+	key, ok := e.codec.Key(request)
 	if !ok {
 		return nil, notSent(errors.New("it has no match key"))
 	}
-	frame, err := e.cfg.Codec.EncodeFrame(request)
+	frame, err := e.codec.EncodeFrame(request)
 	if err != nil {
 		return nil, notSent(err)
 	}
@@ -173,7 +176,9 @@ func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*me
 	defer e.metrics.inFlight.Dec()
 
 	failed := ErrTimeout
-	if err := e.send(ctx, deadline, x, s, frame); errors.Is(err, ErrNotSent) {
+	trace := traceOf(ctx)
+	err = e.send(ctx, began, deadline, x, s, frame, trace)
+	if errors.Is(err, ErrNotSent) {
 		if e.withdraw(x) {
 			return nil, err
 		}
@@ -195,6 +200,9 @@ func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*me
 			r = <-answer // delivered under the mutex, before abandon could take it
 		}
 	}
+	if r.answer != nil {
+		trace.Answered = max(0, r.at.Sub(began)-trace.Queued-trace.Written) // it may have been here before the write returned
+	}
 	e.metrics.seconds.Observe(time.Since(began).Seconds())
 	return r.answer, r.err
 }
@@ -214,7 +222,7 @@ func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
 	if e.draining {
 		return nil, errDraining
 	}
-	if e.pending.inFlight >= e.cfg.InFlight {
+	if e.pending.inFlight >= e.config().InFlight {
 		return nil, errFull
 	}
 	s, err := e.choose(nil)
@@ -229,16 +237,18 @@ func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
 	return s, nil
 }
 
-// choose returns the session in service with the fewest exchanges in flight, other than those tried; among equals, each in its turn.
+// choose returns the session in service with the fewest exchanges in flight, other than those tried; among equals, each in its turn. One
+// whose write is stuck is the last choice, so that what can go out on another link does not wait behind it.
 // Called under mu.
 func (e *Endpoint) choose(tried []*session) (*session, error) {
 	var best *session
-	at, full := 0, false
+	var bestStuck, full bool
+	at, limit := 0, e.config().LinkInFlight
 next:
 	for i := range e.links {
 		i = (e.turn + i) % len(e.links)
 		s := e.links[i].session
-		if s == nil || e.links[i].state != InService {
+		if s == nil || s.state != InService {
 			continue
 		}
 		for _, t := range tried {
@@ -246,12 +256,12 @@ next:
 				continue next
 			}
 		}
-		if s.inFlight >= e.cfg.LinkInFlight {
+		if s.inFlight >= limit {
 			full = true
 			continue
 		}
-		if best == nil || s.inFlight < best.inFlight {
-			best, at = s, i
+		if stuck := s.stuck(); best == nil || (bestStuck && !stuck) || (bestStuck == stuck && s.inFlight < best.inFlight) {
+			best, bestStuck, at = s, stuck, i
 		}
 	}
 	switch {
@@ -266,13 +276,12 @@ next:
 
 // send writes the frame on the session, or on another one for as long as nothing of it was written and there is time. Its error wraps
 // ErrNotSent if nothing was.
-func (e *Endpoint) send(ctx context.Context, deadline time.Time, x *exchange, s *session, frame []byte) error {
+func (e *Endpoint) send(ctx context.Context, began, deadline time.Time, x *exchange, s *session, frame []byte, trace *Trace) error {
 	var tried []*session
-	trace := traceOf(ctx)
 	for {
-		err := s.write(ctx, frame)
+		turn, err := s.write(ctx, frame)
 		if !errors.Is(err, ErrNotSent) {
-			trace.Link = s.number
+			trace.Link, trace.Queued, trace.Written = int(s.link.number.Load()), turn.Sub(began), time.Since(turn)
 			return err
 		}
 		if ctx.Err() != nil || !time.Now().Before(deadline) {
@@ -321,9 +330,9 @@ func (e *Endpoint) abandon(x *exchange) bool {
 
 // receive takes every message that a session has read. fault is why it does not keep the format, with what could be read of it; m
 // is nil if nothing could. It never blocks. It returns a request that the session must answer itself, or nil.
-func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
+func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messages.Message {
 	if fault == nil {
-		fault = e.cfg.Codec.Validate(m)
+		fault = e.codec.Validate(m)
 	}
 	if m == nil || !m.MTI.IsAnswer() {
 		switch {
@@ -333,26 +342,26 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 		case e.ownAnswer(m):
 			return m
 		default:
-			e.tell(m, Demanding)
+			e.tell(s.demand(m))
 		}
 		return nil
 	}
-	k, own, differs := e.deliver(m, fault)
+	k, own, differs := e.deliver(s, m, fault)
 	e.metrics.answers[k].Inc()
 	switch k {
 	case kindMatched:
 	case kindDuplicate:
 		if !own {
-			e.tell(m, Second)
+			e.tell(Unasked{Message: m, Arrival: Second})
 		}
-	case kindUndecodable, kindMismatch:
+	case kindUndecodable, kindMismatch, kindWrongLink:
 		e.sometimes.Do(func() {
 			e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN),
 				"error", errors.Join(fault, differs))
 		})
 	case kindLate, kindUnmatched:
 		if !own {
-			e.tell(m, Late)
+			e.tell(Unasked{Message: m, Arrival: Late})
 		}
 	}
 	return nil
@@ -360,12 +369,14 @@ func (e *Endpoint) receive(m *messages.Message, fault error) *messages.Message {
 
 // deliver ends the exchange that an answer belongs to. own says that it is one of the links' own exchanges; differs, in what the
 // answer disagrees with its request.
-func (e *Endpoint) deliver(m *messages.Message, fault error) (k kind, own bool, differs error) {
-	key, ok := e.cfg.Codec.Key(m)
+func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind, own bool, differs error) {
+	key, ok := e.codec.Key(m)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := e.pending.exchanges[key]
 	switch {
+	case ok && x != nil && x.state == waiting && x.session != s && e.config().SameLink:
+		return kindWrongLink, x.management, nil // its own may still come
 	case fault != nil:
 		// What could be read may be too little for a key; then the request waits for its timeout, and its fate is as unknown.
 		if ok && x != nil && x.state == waiting {
@@ -380,7 +391,7 @@ func (e *Endpoint) deliver(m *messages.Message, fault error) (k kind, own bool, 
 	case x.state != waiting:
 		return kindDuplicate, x.management, nil
 	}
-	if err := e.cfg.Codec.Echoes(x.request, m); err != nil {
+	if err := e.codec.Echoes(x.request, m); err != nil {
 		e.finish(x, abandoned, result{err: fmt.Errorf("%w: %w", ErrMismatch, err)})
 		return kindMismatch, x.management, err
 	}
@@ -391,28 +402,9 @@ func (e *Endpoint) deliver(m *messages.Message, fault error) (k kind, own bool, 
 // finish ends an exchange that was waiting. The result is sent under mu, into the room of its channel, so that an exchange whose time
 // is up at this moment either has it or was abandoned first: none is lost. Called under mu.
 func (e *Endpoint) finish(x *exchange, state exchangeState, r result) {
+	r.at = time.Now()
 	x.done <- r
-	e.pending.end(x, state, time.Now())
-}
-
-// ownAnswer reports whether the links answer a request of the processor themselves.
-func (e *Endpoint) ownAnswer(m *messages.Message) bool {
-	network := e.cfg.Codec.Dialect().NetworkManagement
-	code := m.Get(messages.NetworkManagement)
-	return m.MTI.IsRequest() && m.MTI.Class() == messages.Network &&
-		(code == network.SignOn || code == network.SignOff || code == network.Echo)
-}
-
-// tell hands a message to the callback of Run. It does not wait: behind it are answers that callers wait for.
-func (e *Endpoint) tell(m *messages.Message, as Arrival) {
-	select {
-	case e.unasked <- Unasked{Message: m, Arrival: as}:
-	default:
-		e.metrics.dropped.Inc()
-		e.sometimes.Do(func() {
-			e.log.Error("unasked message dropped: too many wait", "mti", string(m.MTI), "stan", m.Get(messages.STAN), "limit", e.cfg.Unasked)
-		})
-	}
+	e.pending.end(x, state, r.at)
 }
 
 // InService reports whether a request would find a link: one is in service, and the endpoint is not stopping.
@@ -423,32 +415,9 @@ func (e *Endpoint) InService() bool {
 		return false
 	}
 	for _, l := range e.links {
-		if l.state == InService {
+		if l.session != nil && l.session.state == InService {
 			return true
 		}
 	}
 	return false
-}
-
-// LinkStatus is one link as an operator sees it.
-type LinkStatus struct {
-	Address   string    `json:"address"`
-	State     State     `json:"state"`
-	Since     time.Time `json:"since"` // of the state
-	InFlight  int       `json:"in_flight"`
-	LastError string    `json:"last_error"` // class of the last failure, "" if there was none
-}
-
-// Status lists the links in the order of the configuration.
-func (e *Endpoint) Status() []LinkStatus {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	list := make([]LinkStatus, len(e.links))
-	for i, l := range e.links {
-		list[i] = LinkStatus{Address: l.address, State: l.state, Since: l.since, LastError: string(l.lastError)}
-		if l.session != nil {
-			list[i].InFlight = l.session.inFlight
-		}
-	}
-	return list
 }

@@ -59,7 +59,7 @@ func TestAnAnswerEndsItsExchange(t *testing.T) {
 func wantTraced(t *testing.T, r *rig, h *host, a *attempt) {
 	t.Helper()
 	carried, _ := last(h, a.request.Get(messages.STAN))
-	if a.trace.Link < 0 || r.cfg.Links[a.trace.Link].Hosts[0] != carried.address {
+	if a.trace.Link < 0 || r.config().Links[a.trace.Link].Hosts[0] != carried.address {
 		t.Errorf("traced to link %d, and received on %q", a.trace.Link, carried.address)
 	}
 }

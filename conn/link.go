@@ -2,45 +2,139 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// A link is one address and its state machine. All that it does, run does; only the fields that say so are read by others.
+// A link is one entry of Config.Links: a place for one connection in service. Its sessions come one after the other; two are there at
+// a time only while a better host is tried, and while the one that it has taken over from drains.
 type link struct {
 	endpoint *Endpoint
-	number   int // its index in Config.Links, by which logs name it
-	address  string
-	log      *slog.Logger
-	failures int // sessions in a row that were not in service for BackoffMax
+	hosts    []string       // none if the processor dials
+	number   atomic.Int32   // index in Config.Links, which can change with it
+	running  sync.WaitGroup // sessions and trials: all that run has begun
+	counted  tally
 
-	state     State     // guarded by Endpoint.mu
-	since     time.Time // of state; guarded by Endpoint.mu
-	session   *session  // nil while down; guarded by Endpoint.mu
-	lastError cause     // guarded by Endpoint.mu
+	end        context.CancelCauseFunc // ends the link for good; guarded by Endpoint.mu, nil before Run
+	life       context.Context         // that end ends; guarded by Endpoint.mu, nil before Run
+	allowed    context.Context         // until the link may not be connected any more; guarded by Endpoint.mu
+	bar        context.CancelCauseFunc // ends allowed; guarded by Endpoint.mu, nil before Run
+	resumed    chan struct{}           // while an operator holds the link down: closed when he does not any more; guarded by Endpoint.mu
+	configured Link                    // guarded by Endpoint.mu
+	listener   *listener               // of a link that is dialled by the processor; guarded by Endpoint.mu
+	host       int                     // index in hosts that is in use, or is tried; guarded by Endpoint.mu
+	session    *session                // what the link shows; nil while down; guarded by Endpoint.mu
+	sessions   []*session              // every one that is open; guarded by Endpoint.mu
+	since      time.Time               // while down; guarded by Endpoint.mu
+	lastError  cause                   // guarded by Endpoint.mu
+	failures   map[cause]int           // guarded by Endpoint.mu
 }
 
-// run connects again and again until ctx ends.
-func (l *link) run(ctx context.Context) {
+func newLink(e *Endpoint, number int, configured Link) *link {
+	l := &link{endpoint: e, hosts: configured.Hosts, configured: configured, since: time.Now(), failures: map[cause]int{}}
+	l.number.Store(int32(number)) //nolint:gosec // an index
+	return l
+}
+
+func (l *link) log() *slog.Logger { return l.endpoint.log.With("link", l.number.Load()) }
+
+// start begins the link. Called under Endpoint.mu.
+func (l *link) start() {
+	e := l.endpoint
+	l.life, l.end = context.WithCancelCause(e.serving)
+	l.allow()
+	if l.configured.Listen != "" {
+		l.listener = e.listenAt(l.configured.Listen)
+	}
+	e.carrying.Go(l.run)
+}
+
+// allow lets the link connect. Called under Endpoint.mu.
+func (l *link) allow() {
+	if l.life != nil && l.resumed == nil {
+		l.allowed, l.bar = context.WithCancelCause(l.life)
+	}
+}
+
+// retire has the link's connections drain, and lets it make no other. Called under Endpoint.mu.
+func (l *link) retire(why cause, bar context.CancelCauseFunc) {
+	if bar != nil {
+		bar(why)
+	}
+	for _, s := range l.sessions {
+		s.leave(why)
+	}
+}
+
+// permit waits until the link may connect, and returns a context that ends when it may not any more. It is nil at the link's end.
+func (l *link) permit() context.Context {
 	for {
-		served, why := l.connect(ctx)
-		l.down(why)
-		if ctx.Err() != nil {
-			return
+		l.endpoint.mu.Lock()
+		allowed, resumed, life := l.allowed, l.resumed, l.life
+		l.endpoint.mu.Unlock()
+		switch {
+		case life.Err() != nil:
+			return nil
+		case resumed == nil:
+			return allowed
 		}
-		if served >= l.endpoint.cfg.BackoffMax {
-			l.failures = 0
-		}
-		pause := time.NewTimer(backoff(l.failures, l.endpoint.cfg.BackoffMin, l.endpoint.cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
-		l.failures++
 		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		case <-pause.C:
+		case <-resumed:
+		case <-life.Done():
 		}
-		l.endpoint.metrics.reconnects.Inc()
+	}
+}
+
+// run makes one connection after the other until the end of the link. The hosts are tried in their order, the next one at once, and after
+// the last one there is a pause.
+func (l *link) run() {
+	defer l.running.Wait()
+	host, failures := 0, 0
+	for {
+		permit := l.permit()
+		if permit == nil {
+			return
+		}
+		var served time.Duration
+		if s := l.open(permit, host, true); s != nil {
+			host, served = l.serve(permit, s)
+		}
+		if permit.Err() != nil {
+			host, failures = 0, 0
+			continue
+		}
+		cfg := l.endpoint.config()
+		if served >= cfg.BackoffMax {
+			failures = 0
+		}
+		if host++; host >= len(l.hosts) {
+			host = 0
+			switch {
+			case len(l.hosts) > 0:
+				l.rest(permit, backoff(failures, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
+				failures++
+			case served == 0: // the processor dials in its own time; this keeps one in check that is never signed on
+				l.rest(permit, backoff(0, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
+			}
+		}
+		if permit.Err() == nil {
+			l.counted.reconnects.Add(1)
+		}
+	}
+}
+
+func (l *link) rest(permit context.Context, pause time.Duration) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-permit.Done():
+	case <-timer.C:
 	}
 }
 
@@ -55,135 +149,237 @@ func backoff(failures int, shortest, longest time.Duration, jitter float64) time
 	return pause/2 + time.Duration(jitter*float64(pause/2))
 }
 
-// connect takes the link through one connection, from dial to close. It returns for how long the link was in service, and why it
-// ended, when nothing of the connection is left.
-func (l *link) connect(ctx context.Context) (served time.Duration, why cause) {
-	cfg := &l.endpoint.cfg
-	dialing, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
-	connection, err := cfg.Dial(dialing, l.address)
-	cancel()
+// open makes a connection and signs it on; show says that the link shows it before that. It is nil if that has failed, which is accounted
+// for, or if ctx has ended.
+func (l *link) open(ctx context.Context, host int, show bool) *session {
+	e := l.endpoint
+	connection, address, err := l.connect(ctx, host, show)
 	if err != nil {
-		if ctx.Err() != nil {
-			return 0, causeStopped
+		if ctx.Err() == nil {
+			l.unconnected(address, host, err)
 		}
-		l.log.Debug("dialling failed", "error", err)
-		return 0, causeDial
+		return nil
 	}
-	s, err := newSession(l, connection)
+	s, err := newSession(l, host, address, connection)
 	if err != nil {
 		_ = connection.Close()
-		l.log.Error("session not begun", "error", err)
-		return 0, causeDial
+		l.unconnected(address, host, err)
+		return nil
 	}
-	defer func() { why = s.close(causeStopped) }()
-	l.enter(Connected, s)
-
+	e.mu.Lock()
+	s.change(established)
+	l.sessions = append(l.sessions, s)
+	if show {
+		l.session = s
+	}
+	e.mu.Unlock()
+	s.logState(Down, Connected)
 	if !s.signOn(ctx) {
-		return 0, causeNone
+		s.end(causeOf(ctx))
+		return nil
 	}
-	l.enter(SignedOn, s)
-	l.enter(InService, s)
+	e.mu.Lock()
+	s.change(accepted)
+	e.mu.Unlock()
+	s.logState(Connected, SignedOn)
+	return s
+}
+
+// connect dials, or waits until the processor has, and puts TLS over it. Its error is a cause, or wraps one.
+func (l *link) connect(ctx context.Context, host int, show bool) (c net.Conn, address string, err error) {
+	cfg := l.endpoint.config()
+	l.endpoint.mu.Lock()
+	encryption, from := l.configured.TLS, l.listener
+	if show {
+		l.host = host
+	}
+	l.endpoint.mu.Unlock()
+
+	dialled := ""
+	if from == nil {
+		dialled, address = l.hosts[host], l.hosts[host]
+		dialling, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+		defer cancel()
+		ctx = dialling
+		if c, err = cfg.Dial(ctx, dialled); err != nil {
+			return nil, address, errors.Join(causeDial, err)
+		}
+	} else {
+		select {
+		case <-ctx.Done():
+			return nil, "", ctx.Err()
+		case c = <-from.arrivals:
+		}
+		address = c.RemoteAddr().String()
+		shaking, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+		defer cancel()
+		ctx = shaking
+	}
+	if encryption == nil {
+		return c, address, nil
+	}
+	over, err := secure(ctx, c, encryption, dialled)
+	if err != nil {
+		return nil, address, errors.Join(causeTLS, err)
+	}
+	return over, address, nil
+}
+
+// causeOf is why a context has ended, or none.
+func causeOf(ctx context.Context) cause {
+	var why cause
+	if ctx.Err() != nil && !errors.As(context.Cause(ctx), &why) {
+		return causeStopped
+	}
+	return why
+}
+
+// serve has a session carry exchanges, and any from a better host after it, until none is left or the link may not go on. It returns the
+// host that was lost, and for how long it has served.
+func (l *link) serve(permit context.Context, s *session) (lost int, served time.Duration) {
+	if !l.give(permit, s) {
+		return s.host, 0
+	}
 	began := time.Now()
-	l.serve(ctx, s)
-	return time.Since(began), causeNone
-}
-
-// serve keeps a session in service alive until it ends, or until it must not go on and is drained.
-func (l *link) serve(ctx context.Context, s *session) {
-	interval := l.endpoint.cfg.EchoInterval
-	quiet := time.NewTimer(interval)
-	defer quiet.Stop()
-	missed := 0
-	for !s.signedOff {
-		select {
-		case <-s.ended():
-			return
-		case <-ctx.Done():
-			l.enter(Draining, s)
-			s.signOff()
-			return
-		case request := <-s.requests:
-			s.respond(request)
-		case <-quiet.C:
-			rest := interval - s.quiet()
-			if rest > 0 {
-				missed = 0
-			} else {
-				if missed = s.echo(ctx, missed); missed >= l.endpoint.cfg.EchoMisses {
-					s.close(causeEchoMissed)
-				}
-				rest = interval - s.quiet() // at once after a missed one
-			}
-			quiet.Reset(max(0, rest))
+	var better *trial // nil while none is made
+	tried := began
+	defer func() {
+		if better != nil {
+			better.give(causeOf(permit))
 		}
-	}
-	l.drain(ctx, s)
-}
-
-// drain lets the exchanges in flight on the session end, and closes it: the processor has signed off.
-func (l *link) drain(ctx context.Context, s *session) {
-	l.enter(Draining, s)
-	longest := time.NewTimer(l.endpoint.cfg.ReplyTimeout)
-	defer longest.Stop()
+	}()
 	for {
-		select {
-		case request := <-s.requests:
-			s.respond(request)
-			continue
-		case <-s.ended():
-		case <-ctx.Done():
-		case <-longest.C:
-		case <-s.idle:
+		cfg := l.endpoint.config()
+		var result <-chan *session
+		var due <-chan time.Time
+		if better != nil {
+			result = better.result
+		} else if s.host > 0 {
+			due = time.After(time.Until(tried.Add(cfg.FailBack)))
 		}
-		s.close(causeSignedOffByPeer)
-		return
+		select {
+		case <-permit.Done():
+			<-s.over // it drains, by what has ended the permit
+			return s.host, time.Since(began)
+		case <-s.over:
+			if better == nil {
+				return s.host, time.Since(began)
+			}
+			better.cancel(causeFailBack) // the next host is there sooner, unless this one is there already
+			next := <-better.result
+			better = nil
+			if next == nil || !l.give(permit, next) {
+				return s.host, time.Since(began)
+			}
+			s, began = next, time.Now()
+		case <-due:
+			better = l.try(permit, s.host)
+		case next := <-result:
+			better, tried = nil, time.Now()
+			if next != nil && l.give(permit, next) {
+				s, began = next, time.Now()
+				l.counted.reconnects.Add(1)
+			}
+		case <-cfg.replaced:
+		}
 	}
 }
 
-// enter takes the link to the next state.
-func (l *link) enter(next State, s *session) {
+// give has a session that is signed on carry the exchanges. What carried them before drains, so that nothing in flight on it is lost. It is
+// false if the link may not be in service any more; then the session is signed off and closed.
+func (l *link) give(permit context.Context, s *session) bool {
+	e := l.endpoint
+	e.mu.Lock()
+	if permit.Err() != nil { // it ends under mu, so that an operator who drains the link sees no exchange on it after that
+		e.mu.Unlock()
+		s.signOff()
+		s.end(causeOf(permit))
+		return false
+	}
+	s.change(chosen)
+	before := l.session
+	l.session, l.host = s, s.host
+	if before != nil && before != s {
+		before.leave(causeFailBack)
+	}
+	e.mu.Unlock()
+	s.logState(SignedOn, InService)
+	l.running.Go(s.run)
+	return true
+}
+
+// A trial is a search for a better host, while another one serves.
+type trial struct {
+	cancel context.CancelCauseFunc
+	result chan *session // capacity 1: a session that is signed on, or nil
+}
+
+// try searches the hosts that are better than this one.
+func (l *link) try(permit context.Context, than int) *trial {
+	ctx, cancel := context.WithCancelCause(permit)
+	t := &trial{cancel, make(chan *session, 1)}
+	l.running.Go(func() {
+		var found *session
+		for host := 0; host < than && found == nil && ctx.Err() == nil; host++ {
+			found = l.open(ctx, host, false)
+		}
+		t.result <- found
+		cancel(nil)
+	})
+	return t
+}
+
+// give ends a trial whose result is not wanted.
+func (t *trial) give(why cause) {
+	t.cancel(why)
+	if s := <-t.result; s != nil {
+		s.signOff()
+		s.end(why)
+	}
+}
+
+// unconnected accounts for an attempt that did not come to a connection. It is logged if it failed otherwise than the last.
+func (l *link) unconnected(address string, host int, err error) {
+	why := causeDial
+	_ = errors.As(err, &why)
 	l.endpoint.mu.Lock()
-	l.session = s
-	if next == Draining {
-		s.drain()
-	}
-	before := l.change(next)
+	news := l.fail(why)
 	l.endpoint.mu.Unlock()
-	l.log.Info("link state", "from", string(before), "to", string(next))
+	if news {
+		l.log().Warn("link not connected", "address", address, "host", host, "cause", string(why))
+	}
+	l.log().Debug("connecting failed", "address", address, "error", err)
 }
 
-// down takes the link to its first state, whichever it is in. A failure to connect again is logged only if it differs from the last.
-func (l *link) down(why cause) {
-	l.endpoint.mu.Lock()
-	before := l.state
-	news := before != Down || (why != causeStopped && why != l.lastError)
-	if before != Down {
-		l.change(Down)
-	}
-	l.session = nil
-	if why != causeStopped {
-		l.lastError = why
-	}
-	l.endpoint.mu.Unlock()
-	switch {
-	case !news:
-	case why == causeStopped:
-		l.log.Info("link state", "from", string(before), "to", string(Down), "cause", string(why))
-	case before == Down:
-		l.log.Warn("link not connected", "cause", string(why))
-	default:
-		l.log.Warn("link state", "from", string(before), "to", string(Down), "cause", string(why))
+// fail notes a failure, and reports whether it differs from the last. Called under Endpoint.mu.
+func (l *link) fail(why cause) (news bool) {
+	news = l.lastError != why
+	l.lastError = why
+	l.failures[why]++
+	return news
+}
+
+// forget takes a session that has ended off the link. Called under Endpoint.mu.
+func (l *link) forget(s *session) {
+	l.sessions = slices.DeleteFunc(l.sessions, func(other *session) bool { return other == s })
+	if l.session == s {
+		l.session, l.since = nil, time.Now()
 	}
 }
 
-// change sets the state. A change that the table does not have is a fault of this package. Called under Endpoint.mu.
-func (l *link) change(next State) (before State) {
-	before = l.state
-	if !before.precedes(next) {
-		panic("conn: link from " + string(before) + " to " + string(next))
+// state is what the link shows, and since when. Called under Endpoint.mu.
+func (l *link) state() (State, time.Time) {
+	if l.session == nil {
+		return Down, l.since
 	}
-	l.state, l.since = next, time.Now()
-	l.endpoint.metrics.links[before].Dec()
-	l.endpoint.metrics.links[next].Inc()
-	return before
+	return l.session.state, l.session.since
+}
+
+// inFlight counts the exchanges on all of the link's connections. Called under Endpoint.mu.
+func (l *link) inFlight() int {
+	n := 0
+	for _, s := range l.sessions {
+		n += s.inFlight
+	}
+	return n
 }

@@ -35,6 +35,7 @@ const (
 type result struct {
 	answer *messages.Message
 	err    error
+	at     time.Time // when it was known
 }
 
 // pending is the table of an endpoint's exchanges: those in flight, and the ended ones whose keys must not be used yet. Guarded by
@@ -61,7 +62,14 @@ const (
 const abandonedReplies = 10
 
 func newPending(limit int, replyTimeout time.Duration) pending {
-	return pending{exchanges: map[messages.Key]*exchange{}, limit: limit, remembered: replyTimeout, awaited: abandonedReplies * replyTimeout}
+	p := pending{exchanges: map[messages.Key]*exchange{}}
+	p.bound(limit, replyTimeout)
+	return p
+}
+
+// bound sets the limits. What has ended keeps its time; where times got shorter, what ended later waits for what ended before it.
+func (p *pending) bound(limit int, replyTimeout time.Duration) {
+	p.limit, p.remembered, p.awaited = limit, replyTimeout, abandonedReplies*replyTimeout
 }
 
 var (
@@ -109,7 +117,7 @@ func (p *pending) replace(x *exchange, replaced bool) {
 
 // move puts an exchange on another session, because nothing of it went out on the one it was on.
 func (p *pending) move(x *exchange, to *session) {
-	x.session.left()
+	x.session.release()
 	x.session = to
 	to.inFlight++
 }
@@ -149,7 +157,7 @@ func (p *pending) end(x *exchange, state exchangeState, now time.Time) {
 func (p *pending) leave(x *exchange) {
 	if !x.management {
 		p.inFlight--
-		x.session.left()
+		x.session.release()
 	}
 	x.session = nil
 	if p.inFlight == 0 && p.idle != nil {

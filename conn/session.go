@@ -4,42 +4,48 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync/atomic"
 	"time"
 
-	"github.com/moov-io/iso8583"
 	connection "github.com/moov-io/iso8583-connection"
 
 	"acquirerd/messages"
 )
 
-// A session is one connection of a link, from dial to close.
+// A session is one connection of a link, from its establishment to its close, and its state machine.
 //
 // The connection library's goroutines read and write it. What they read they give to receive of the endpoint; what is written goes
 // through write.
 type session struct {
-	endpoint *Endpoint
-	number   int          // the link's
-	log      *slog.Logger // the link's
-	wire     *connection.Connection
-	turn     chan struct{}          // capacity 1: held by whoever writes
-	requests chan *messages.Message // the processor's own, which the link answers
-	read     chan struct{}          // closed when the library has read its last
-	began    time.Time
-	last     atomic.Int64 // when the last frame arrived, in nanoseconds after began
-	why      atomic.Pointer[cause]
+	endpoint  *Endpoint
+	link      *link
+	host      int    // index in the link's hosts; 0 if the processor has dialled
+	address   string // of the host, or from which the processor has dialled
+	wire      *connection.Connection
+	turn      chan struct{}          // capacity 1: held by whoever writes
+	requests  chan *messages.Message // the processor's own, which the session answers
+	challenge chan struct{}          // capacity 1: somebody wants its place, and whether it is alive must be seen now
+	read      chan struct{}          // closed when the library has read its last
+	stays     context.Context        // until the session gets no more exchanges
+	depart    context.CancelFunc     // ends stays; called under Endpoint.mu
+	over      chan struct{}          // closed when nothing of the session is left
+	began     time.Time
+	last      atomic.Int64 // when the last frame arrived, in nanoseconds after began
+	writing   atomic.Int64 // when the write that goes on began, in nanoseconds after began; 0 if none does
+	why       atomic.Pointer[cause]
 
-	signedOff bool // by the processor; owned by the link
+	signedOff bool // by the processor; owned by run, and by open before it
 
+	state    State         // guarded by Endpoint.mu
+	since    time.Time     // of state; guarded by Endpoint.mu
+	parting  cause         // why it leaves; guarded by Endpoint.mu, and does not change once stays has ended
 	inFlight int           // guarded by Endpoint.mu
 	idle     chan struct{} // closed once the session drains and nothing is in flight on it; guarded by Endpoint.mu
-	draining bool          // guarded by Endpoint.mu
 }
 
-// requestsQueued is how many of the processor's own sign-ons and echoes may wait for the link: a few, because the processor waits for
+// requestsQueued is how many of the processor's own sign-ons and echoes may wait for the session: a few, because the processor waits for
 // each before the next. Over it they are not answered.
 const requestsQueued = 8
 
@@ -47,13 +53,14 @@ const requestsQueued = 8
 const never = 24 * time.Hour
 
 // newSession gives a connection of the link to the library. It is closed with the session.
-func newSession(l *link, c net.Conn) (*session, error) {
-	e := l.endpoint
-	s := &session{endpoint: e, number: l.number, log: l.log, turn: make(chan struct{}, 1),
-		requests: make(chan *messages.Message, requestsQueued), read: make(chan struct{}), began: time.Now(), idle: make(chan struct{})}
+func newSession(l *link, host int, address string, c net.Conn) (*session, error) {
+	s := &session{endpoint: l.endpoint, link: l, host: host, address: address, turn: make(chan struct{}, 1),
+		requests: make(chan *messages.Message, requestsQueued), challenge: make(chan struct{}, 1), read: make(chan struct{}),
+		over: make(chan struct{}), began: time.Now(), state: Down, idle: make(chan struct{})}
+	s.stays, s.depart = context.WithCancel(context.Background())
 	stream := &stream{Conn: c, session: s}
 	var err error
-	s.wire, err = connection.NewFrom(stream, e.cfg.Codec.Dialect().Spec(), nil, nil,
+	s.wire, err = connection.NewFrom(stream, l.endpoint.codec.Dialect().Spec(), nil, nil,
 		connection.SetMessageReader(&reader{session: s, stream: stream}), connection.IdleTime(never), connection.ReadTimeout(never))
 	if err != nil {
 		return nil, fmt.Errorf("beginning session: %w", err)
@@ -61,38 +68,36 @@ func newSession(l *link, c net.Conn) (*session, error) {
 	return s, nil
 }
 
-// ended is closed when the connection is.
-func (s *session) ended() <-chan struct{} { return s.wire.Done() }
+func (s *session) log() *slog.Logger { return s.link.log().With("address", s.address) }
 
-// blame says why the session ends. The first one to say so is right: what follows is its consequence.
-func (s *session) blame(why cause) { s.why.CompareAndSwap(nil, &why) }
-
-// close ends the session, for this reason if it has not ended yet, waits until the library has let go of it, and returns the cause.
-func (s *session) close(why cause) cause {
-	s.blame(why)
-	_ = s.wire.Close() // returns at once, and nil, if the library is closing it already
-	<-s.wire.Done()
-	<-s.read
-	return *s.why.Load()
+func (s *session) logState(from, to State) {
+	s.log().Info("link state", "from", string(from), "to", string(to))
 }
 
-// quiet is for how long nothing has arrived.
-func (s *session) quiet() time.Duration { return time.Since(s.began) - time.Duration(s.last.Load()) }
+// change takes the session to the next state. Called under Endpoint.mu.
+func (s *session) change(what event) {
+	s.state, s.since = s.state.after(what), time.Now()
+}
 
-// left takes one exchange off the session. Called under Endpoint.mu.
-func (s *session) left() {
+// leave says that the session gets no more exchanges, if it gets any. Called under Endpoint.mu.
+func (s *session) leave(why cause) {
+	if s.state != InService {
+		return
+	}
+	s.change(leaving)
+	s.parting = why
+	s.depart()
+	s.checkIdle()
+}
+
+// release takes one exchange off the session. Called under Endpoint.mu.
+func (s *session) release() {
 	s.inFlight--
 	s.checkIdle()
 }
 
-// drain says that the session gets no more exchanges. Called under Endpoint.mu.
-func (s *session) drain() {
-	s.draining = true
-	s.checkIdle()
-}
-
 func (s *session) checkIdle() {
-	if s.draining && s.inFlight == 0 {
+	if s.state == Draining && s.inFlight == 0 {
 		select {
 		case <-s.idle:
 		default:
@@ -101,48 +106,176 @@ func (s *session) checkIdle() {
 	}
 }
 
+// run keeps a session in service until it ends, or until it leaves and has drained.
+func (s *session) run() {
+	s.keep()
+	select {
+	case <-s.stays.Done():
+		s.logState(InService, Draining)
+		if s.drain() && !s.signedOff {
+			s.signOff()
+		}
+		s.end(s.parting)
+	default:
+		s.end(causeNone)
+	}
+}
+
+// keep answers what the processor asks of the link, and asks for an echo when nothing has come for a while.
+func (s *session) keep() {
+	cfg := s.endpoint.config()
+	quiet := time.NewTimer(cfg.EchoInterval)
+	defer quiet.Stop()
+	missed := 0
+	for {
+		select {
+		case <-s.ended():
+			return
+		case <-s.stays.Done():
+			return
+		case request := <-s.requests:
+			s.respond(request)
+			if s.signedOff {
+				s.endpoint.mu.Lock()
+				s.leave(causeSignedOffByPeer)
+				s.endpoint.mu.Unlock()
+			}
+		case <-cfg.replaced:
+			cfg = s.endpoint.config()
+			quiet.Reset(max(0, cfg.EchoInterval-s.quiet()))
+		case <-s.challenge:
+			if s.echo(0) > 0 {
+				s.close(causeReplaced)
+			}
+		case <-quiet.C:
+			rest := cfg.EchoInterval - s.quiet()
+			if rest > 0 {
+				missed = 0
+			} else {
+				if missed = s.echo(missed); missed >= cfg.EchoMisses {
+					s.close(causeEchoMissed)
+				}
+				rest = cfg.EchoInterval - s.quiet() // at once after a missed one
+			}
+			quiet.Reset(max(0, rest))
+		}
+	}
+}
+
+// drain lets the exchanges in flight end by their own deadlines. It is false if the session ends before them.
+func (s *session) drain() bool {
+	longest := time.NewTimer(s.endpoint.config().ReplyTimeout)
+	defer longest.Stop()
+	for {
+		select {
+		case request := <-s.requests:
+			s.respond(request)
+		case <-s.ended():
+			return false
+		case <-longest.C:
+			return true
+		case <-s.idle:
+			return true
+		}
+	}
+}
+
+// end closes the session, for this reason if it has not ended yet, and takes it off its link.
+func (s *session) end(why cause) {
+	why = s.close(why)
+	s.endpoint.mu.Lock()
+	before := s.state
+	s.change(ended)
+	s.link.forget(s)
+	if why.isFailure() {
+		s.link.fail(why)
+	}
+	s.endpoint.mu.Unlock()
+	level := slog.LevelInfo
+	if why.isFailure() {
+		level = slog.LevelWarn
+	}
+	s.log().Log(context.Background(), level, "link state", "from", string(before), "to", string(Down), "cause", string(why))
+	s.depart()
+	close(s.over)
+}
+
+// ended is closed when the connection is.
+func (s *session) ended() <-chan struct{} { return s.wire.Done() }
+
+// blame says why the session ends. The first one to say so is right: what follows is its consequence.
+func (s *session) blame(why cause) { s.why.CompareAndSwap(nil, &why) }
+
+// cut begins the close of the session, for this reason if it has not ended yet.
+func (s *session) cut(why cause) {
+	s.blame(why)
+	_ = s.wire.Close() // returns at once, and nil, if the library is closing it already
+}
+
+// close ends the session, waits until the library has let go of it, and returns the cause.
+func (s *session) close(why cause) cause {
+	s.cut(why)
+	<-s.wire.Done()
+	<-s.read
+	return *s.why.Load()
+}
+
+// quiet is for how long nothing has arrived.
+func (s *session) quiet() time.Duration { return time.Since(s.began) - time.Duration(s.last.Load()) }
+
+// stuck reports whether the write that goes on takes so long that the peer cannot be reading: a write is the copy of a few hundred bytes
+// into a buffer of this host. Whoever has the choice takes another link.
+func (s *session) stuck() bool {
+	at := s.writing.Load()
+	return at != 0 && time.Since(s.began)-time.Duration(at) >= s.endpoint.config().WriteTimeout/20
+}
+
 var (
 	errClosed = errors.New("the link was closed before the write")
 	errTurn   = errors.New("the link is busy with other writes")
 )
 
-// write sends one frame. Its error wraps ErrNotSent if no byte of it can have been sent. It waits at most WriteTimeout for its turn and
-// then for the write; ctx counts until its turn.
-func (s *session) write(ctx context.Context, frame []byte) error {
+// write sends one frame, and says when it had its turn to. Its error wraps ErrNotSent if no byte of it can have been sent. It waits at
+// most WriteTimeout for its turn and then for the write; ctx counts until its turn.
+func (s *session) write(ctx context.Context, frame []byte) (turn time.Time, err error) {
 	select {
 	case s.turn <- struct{}{}:
 	default:
-		patience := time.NewTimer(s.endpoint.cfg.WriteTimeout)
+		patience := time.NewTimer(s.endpoint.config().WriteTimeout)
 		defer patience.Stop()
 		select {
 		case s.turn <- struct{}{}:
 		case <-s.ended():
-			return notSent(errClosed)
+			return turn, notSent(errClosed)
 		case <-ctx.Done():
-			return notSent(ctx.Err())
+			return turn, notSent(ctx.Err())
 		case <-patience.C:
-			return notSent(errTurn)
+			return turn, notSent(errTurn)
 		}
 	}
-	_, err := s.wire.Write(frame)
+	turn = time.Now()
+	s.writing.Store(max(1, int64(turn.Sub(s.began))))
+	_, err = s.wire.Write(frame)
+	s.writing.Store(0)
 	<-s.turn
 	switch {
 	case errors.Is(err, connection.ErrConnectionClosed), errors.Is(err, errUnbegun):
-		return notSent(errClosed) // the library's loop had not taken the frame, or the connection was closed under it
+		return turn, notSent(errClosed) // the library's loop had not taken the frame, or the connection was closed under it
 	case err != nil:
-		return fmt.Errorf("writing frame: %w", err) // and the library closes the connection
+		return turn, fmt.Errorf("writing frame: %w", err) // and the library closes the connection
 	}
-	return nil
+	s.link.counted.framesOut.Add(1)
+	return turn, nil
 }
 
 // signOn signs the session on. If it is false the session is blamed, or ctx has ended.
 func (s *session) signOn(ctx context.Context) bool {
-	code, err := s.manage(ctx, s.endpoint.cfg.Codec.Dialect().NetworkManagement.SignOn, s.endpoint.cfg.SignOnTimeout)
+	code, err := s.manage(ctx, s.endpoint.codec.Dialect().NetworkManagement.SignOn, s.endpoint.config().SignOnTimeout)
 	switch {
 	case err == nil && s.accepted(code):
 		return true
 	case err == nil:
-		s.log.Warn("sign-on refused", "response_code", code)
+		s.log().Warn("sign-on refused", "response_code", code)
 		s.blame(causeSignOnRefused)
 	case errors.Is(err, ErrTimeout):
 		s.blame(causeSignOnTimeout)
@@ -152,24 +285,24 @@ func (s *session) signOn(ctx context.Context) bool {
 	return false
 }
 
-// signOff signs the session off. Whatever the answer, the session ends after it.
+// signOff signs the session off. Whatever the answer, the session is to be ended after it.
 func (s *session) signOff() {
-	_, err := s.manage(context.Background(), s.endpoint.cfg.Codec.Dialect().NetworkManagement.SignOff, s.endpoint.cfg.SignOnTimeout)
+	_, err := s.manage(context.Background(), s.endpoint.codec.Dialect().NetworkManagement.SignOff, s.endpoint.config().SignOnTimeout)
 	if err != nil {
-		s.log.Warn("sign-off not confirmed", "error", err)
+		s.log().Warn("sign-off not confirmed", "error", err)
 	}
-	s.blame(causeStopped)
 }
 
 // echo asks the processor for an echo, and returns how many were missed in a row. Any frame shows that the processor is there.
-func (s *session) echo(ctx context.Context, missed int) int {
-	last := s.last.Load()
-	code, err := s.manage(ctx, s.endpoint.cfg.Codec.Dialect().NetworkManagement.Echo, s.endpoint.cfg.EchoTimeout)
+func (s *session) echo(missed int) int {
+	last, began := s.last.Load(), time.Now()
+	code, err := s.manage(s.stays, s.endpoint.codec.Dialect().NetworkManagement.Echo, s.endpoint.config().EchoTimeout)
 	switch {
 	case err == nil && !s.accepted(code):
-		s.log.Warn("echo refused", "response_code", code)
+		s.log().Warn("echo refused", "response_code", code)
 		s.close(causeEchoRefused)
-		return 0
+	case err == nil:
+		s.link.counted.echo.Store(int64(time.Since(began)))
 	case errors.Is(err, ErrTimeout) && s.last.Load() == last:
 		return missed + 1
 	}
@@ -177,7 +310,7 @@ func (s *session) echo(ctx context.Context, missed int) int {
 }
 
 func (s *session) accepted(code string) bool {
-	for _, accepted := range s.endpoint.cfg.Codec.Dialect().NetworkManagement.Accepted {
+	for _, accepted := range s.endpoint.codec.Dialect().NetworkManagement.Accepted {
 		if code == accepted {
 			return true
 		}
@@ -196,7 +329,7 @@ func (s *session) manage(ctx context.Context, code string, timeout time.Duration
 		return "", err
 	}
 	answer := x.done
-	if err := s.write(ctx, frame); err != nil {
+	if _, err := s.write(ctx, frame); err != nil {
 		e.abandon(x)
 		return "", err
 	}
@@ -233,11 +366,11 @@ func (e *Endpoint) beginManagement(code string, s *session) (*exchange, []byte, 
 	defer e.mu.Unlock()
 	e.lastSTAN = e.lastSTAN%999999 + 1
 	request := messages.NewNetworkManagement(code, now.UTC().Format("0102150405"), fmt.Sprintf("%06d", e.lastSTAN))
-	frame, err := e.cfg.Codec.EncodeFrame(request)
+	frame, err := e.codec.EncodeFrame(request)
 	if err != nil {
 		return nil, nil, err
 	}
-	key, ok := e.cfg.Codec.Key(request)
+	key, ok := e.codec.Key(request)
 	if !ok {
 		return nil, nil, errors.New("network management request has no match key")
 	}
@@ -247,123 +380,15 @@ func (e *Endpoint) beginManagement(code string, s *session) (*exchange, []byte, 
 
 // respond answers a sign-on, sign-off or echo of the processor. A request to sign off also ends the service of the link.
 func (s *session) respond(request *messages.Message) {
-	dialect := s.endpoint.cfg.Codec.Dialect()
+	dialect := s.endpoint.codec.Dialect()
 	if request.Get(messages.NetworkManagement) == dialect.NetworkManagement.SignOff {
 		s.signedOff = true
 	}
-	frame, err := s.endpoint.cfg.Codec.EncodeFrame(messages.NewAnswer(request, dialect.NetworkManagement.Accepted[0]))
+	frame, err := s.endpoint.codec.EncodeFrame(messages.NewAnswer(request, dialect.NetworkManagement.Accepted[0]))
 	if err == nil {
-		err = s.write(context.Background(), frame)
+		_, err = s.write(context.Background(), frame)
 	}
 	if err != nil {
-		s.log.Warn("processor's request not answered", "mti", string(request.MTI), "error", err)
+		s.log().Warn("processor's request not answered", "mti", string(request.MTI), "error", err)
 	}
-}
-
-// A reader reads one message after the other for the library, and gives each to the endpoint instead of to the library.
-type reader struct {
-	session *session
-	stream  *stream
-	from    io.Reader // the library's buffer over the stream
-}
-
-// ReadMessage is part of the library's MessageReader. It returns no message, ever; its error ends the session.
-func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
-	r.from = from
-	r.stream.frame = time.Time{}
-	body, err := r.session.endpoint.cfg.Codec.ReadFrame(r)
-	if err != nil {
-		r.session.blame(r.stream.whyRead(err))
-		close(r.session.read) // the library reads no more after an error
-		return nil, err
-	}
-	r.session.last.Store(int64(time.Since(r.session.began)))
-	if request := r.session.endpoint.receive(r.session.endpoint.cfg.Codec.Decode(body)); request != nil {
-		select {
-		case r.session.requests <- request:
-		default:
-			r.session.endpoint.sometimes.Do(func() {
-				r.session.log.Warn("processor's request not answered: too many wait", "mti", string(request.MTI))
-			})
-		}
-	}
-	return nil, nil // the library's way to say: nothing for you
-}
-
-// Read is the buffered reading of a frame; with its first byte the frame's time begins to run.
-func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.from.Read(p)
-	if n > 0 && r.stream.frame.IsZero() {
-		r.stream.frame = time.Now().Add(r.session.endpoint.cfg.FrameTimeout)
-	}
-	return n, err
-}
-
-// A stream is the connection as the library sees it: every read and every write has a deadline.
-type stream struct {
-	net.Conn
-	session *session
-	frame   time.Time // when the frame being read must have ended, zero between two; owned by the library's reading goroutine
-}
-
-func (c *stream) Read(p []byte) (int, error) {
-	deadline := c.frame
-	if deadline.IsZero() {
-		deadline = time.Now().Add(c.session.endpoint.cfg.silence())
-	}
-	if err := c.SetReadDeadline(deadline); err != nil {
-		return 0, err
-	}
-	return c.Conn.Read(p)
-}
-
-// errUnbegun: the connection refused the deadline, so that it was not given a byte.
-var errUnbegun = errors.New("write not begun")
-
-func (c *stream) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.session.endpoint.cfg.WriteTimeout)); err != nil {
-		c.session.blame(causeWrite)
-		return 0, fmt.Errorf("%w: %w", errUnbegun, err)
-	}
-	n, err := c.Conn.Write(p)
-	if err != nil {
-		c.session.blame(causeWrite)
-	}
-	return n, err
-}
-
-// Close drops what the processor has not taken from a link that it has stopped reading: a request that it got after its sender had given
-// up would be one more hold, and its reversal may have come before it.
-func (c *stream) Close() error {
-	if why := c.session.why.Load(); why != nil && (*why == causeWrite || *why == causeEchoMissed || *why == causeSilence) {
-		if tcp, is := c.Conn.(interface{ SetLinger(seconds int) error }); is {
-			_ = tcp.SetLinger(0) // if it cannot, the close below is what is left
-		}
-	}
-	return c.Conn.Close()
-}
-
-// whyRead is the class of an error of reading.
-func (c *stream) whyRead(err error) cause {
-	var frame *messages.FrameError
-	var network net.Error
-	switch {
-	case errors.As(err, &frame):
-		switch frame.Class {
-		case messages.FrameHeader:
-			return causeFrameHeader
-		case messages.FrameLength:
-			return causeFrameLength
-		}
-		return causeFrameShort
-	case errors.Is(err, io.ErrClosedPipe) && !c.frame.IsZero(): // a pipe whose other end is closed takes no deadline
-		return causeFrameShort
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrClosedPipe):
-		return causeClosed
-	case errors.As(err, &network) && network.Timeout() && c.frame.IsZero():
-		return causeSilence
-	case errors.As(err, &network) && network.Timeout():
-		return causeFrameTimeout
-	}
-	return causeRead
 }

@@ -1,0 +1,135 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/moov-io/iso8583"
+
+	"acquirerd/messages"
+)
+
+// A reader reads one message after the other for the library, and gives each to the endpoint instead of to the library.
+type reader struct {
+	session *session
+	stream  *stream
+	from    io.Reader // the library's buffer over the stream
+}
+
+// ReadMessage is part of the library's MessageReader. It returns no message, ever; its error ends the session.
+func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
+	r.from = from
+	r.stream.frame = time.Time{}
+	body, err := r.session.endpoint.codec.ReadFrame(r)
+	if err != nil {
+		r.session.blame(r.stream.whyRead(err))
+		close(r.session.read) // the library reads no more after an error
+		return nil, err
+	}
+	r.session.last.Store(int64(time.Since(r.session.began)))
+	r.session.link.counted.framesIn.Add(1)
+	m, fault := r.session.endpoint.codec.Decode(body)
+	if request := r.session.endpoint.receive(r.session, m, fault); request != nil {
+		select {
+		case r.session.requests <- request:
+		default:
+			r.session.endpoint.sometimes.Do(func() {
+				r.session.log().Warn("processor's request not answered: too many wait", "mti", string(request.MTI))
+			})
+		}
+	}
+	return nil, nil // the library's way to say: nothing for you
+}
+
+// Read is the buffered reading of a frame; with its first byte the frame's time begins to run.
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if n > 0 && r.stream.frame.IsZero() {
+		r.stream.frame = time.Now().Add(r.session.endpoint.config().FrameTimeout)
+	}
+	return n, err
+}
+
+// A stream is the connection as the library sees it: every read and every write has a deadline.
+type stream struct {
+	net.Conn
+	session *session
+	frame   time.Time // when the frame being read must have ended, zero between two; owned by the library's reading goroutine
+}
+
+func (c *stream) Read(p []byte) (int, error) {
+	deadline := c.frame
+	if deadline.IsZero() {
+		deadline = time.Now().Add(c.session.endpoint.config().silence())
+	}
+	if err := c.SetReadDeadline(deadline); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(p)
+	c.session.link.counted.bytesIn.Add(uint64(n)) //nolint:gosec // not negative
+	return n, err
+}
+
+// errUnbegun: the connection refused the deadline, so that it was not given a byte.
+var errUnbegun = errors.New("write not begun")
+
+func (c *stream) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.session.endpoint.config().WriteTimeout)); err != nil {
+		c.session.blame(causeWrite)
+		return 0, fmt.Errorf("%w: %w", errUnbegun, err)
+	}
+	n, err := c.Conn.Write(p)
+	c.session.link.counted.bytesOut.Add(uint64(n)) //nolint:gosec // not negative
+	if err != nil {
+		c.session.blame(causeWrite)
+	}
+	return n, err
+}
+
+// Close drops what the processor has not taken if the session's cause says so. TLS says farewell only where the close is ours and in
+// order: elsewhere the farewell would wait, with its own five seconds, for a peer that reads nothing.
+func (c *stream) Close() error {
+	under := underneath(c.Conn)
+	why := c.session.why.Load()
+	if why != nil && why.drops() {
+		if tcp, is := under.(interface{ SetLinger(seconds int) error }); is {
+			_ = tcp.SetLinger(0) // if it cannot, the close below is what is left
+		}
+	}
+	if why != nil && !why.isFailure() {
+		return c.Conn.Close()
+	}
+	return under.Close()
+}
+
+// whyRead is the class of an error of reading.
+func (c *stream) whyRead(err error) cause {
+	var frame *messages.FrameError
+	var network net.Error
+	switch {
+	case isTLS(err):
+		return causeTLS
+	case errors.As(err, &frame) && frame.Class == messages.FrameShort && c.frame.IsZero():
+		return causeClosed // TLS without a farewell
+	case errors.As(err, &frame):
+		switch frame.Class {
+		case messages.FrameHeader:
+			return causeFrameHeader
+		case messages.FrameLength:
+			return causeFrameLength
+		}
+		return causeFrameShort
+	case errors.Is(err, io.ErrClosedPipe) && !c.frame.IsZero(): // a pipe whose other end is closed takes no deadline
+		return causeFrameShort
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrClosedPipe):
+		return causeClosed
+	case errors.As(err, &network) && network.Timeout() && c.frame.IsZero():
+		return causeSilence
+	case errors.As(err, &network) && network.Timeout():
+		return causeFrameTimeout
+	}
+	return causeRead
+}
