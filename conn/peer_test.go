@@ -307,10 +307,16 @@ func start(t testing.TB, cfg Config, h *host) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r := &rig{Endpoint: e, t: t, host: h, registry: registry, ended: make(chan error, 1)}
+	r.run()
+	return r
+}
+
+func (r *rig) run() {
 	ctx, stop := context.WithCancel(context.Background())
-	r := &rig{Endpoint: e, t: t, host: h, registry: registry, stop: stop, ended: make(chan error, 1)}
+	r.stop = stop
 	go func() {
-		r.ended <- e.Run(ctx, func(_ context.Context, m Unasked) {
+		r.ended <- r.Run(ctx, func(_ context.Context, m Unasked) {
 			r.mu.Lock()
 			hang := r.hang
 			r.inbox = append(r.inbox, m)
@@ -320,7 +326,6 @@ func start(t testing.TB, cfg Config, h *host) *rig {
 			}
 		})
 	}()
-	return r
 }
 
 // end stops the endpoint, and then the host, and fails if anything went wrong with it.

@@ -128,6 +128,12 @@ func (s *session) keep() {
 	defer quiet.Stop()
 	missed := 0
 	for {
+		if s.signedOff { // it may have been before the sign-on was accepted
+			s.endpoint.mu.Lock()
+			s.leave(causeSignedOffByPeer)
+			s.endpoint.mu.Unlock()
+			return
+		}
 		select {
 		case <-s.ended():
 			return
@@ -135,11 +141,6 @@ func (s *session) keep() {
 			return
 		case request := <-s.requests:
 			s.respond(request)
-			if s.signedOff {
-				s.endpoint.mu.Lock()
-				s.leave(causeSignedOffByPeer)
-				s.endpoint.mu.Unlock()
-			}
 		case <-cfg.replaced:
 			cfg = s.endpoint.config()
 			quiet.Reset(max(0, cfg.EchoInterval-s.quiet()))
