@@ -485,3 +485,11 @@ func TestEveryFaultOfAConfigurationIsNamed(t *testing.T) {
 		}
 	}
 }
+
+func wantFault(t *testing.T, cfg Config, want string) {
+	t.Helper()
+	_, err := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}

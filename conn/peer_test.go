@@ -63,6 +63,8 @@ type hostLink struct {
 	mu       sync.Mutex
 	raw      bytes.Buffer        // every byte that was received
 	received []*messages.Message // in order
+	after    func()              // of a test's own
+	over     bool                // the other side has closed it
 }
 
 func newHost(t testing.TB, dialect string) *host {
@@ -128,12 +130,13 @@ func (h *host) listen() string {
 	return listener.Addr().String()
 }
 
-func (h *host) serve(c net.Conn, address string) {
+func (h *host) serve(c net.Conn, address string) *hostLink {
 	l := &hostLink{host: h, address: address, Conn: c}
 	h.mu.Lock()
 	h.links = append(h.links, l)
 	h.mu.Unlock()
 	h.running.Go(l.run)
+	return l
 }
 
 // stop closes everything and waits.
@@ -181,6 +184,7 @@ func (l *hostLink) Read(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.raw.Write(p[:n])
+	l.over = l.over || err != nil
 	return n, err
 }
 

@@ -25,7 +25,11 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 	r.stream.frame = time.Time{}
 	body, err := r.session.endpoint.codec.ReadFrame(r)
 	if err != nil {
-		r.session.blame(r.stream.whyRead(err))
+		why := r.stream.whyRead(err)
+		if why == causeTLS { // it says why a write failed at the same time
+			r.session.why.Store(&why)
+		}
+		r.session.blame(why)
 		close(r.session.read) // the library reads no more after an error
 		return nil, err
 	}
