@@ -179,3 +179,7 @@ func (c *Config) checkLink(i int, fault func(format string, args ...any)) {
 func (c *Config) silence() time.Duration {
 	return c.EchoInterval + time.Duration(c.EchoMisses+1)*(c.EchoTimeout+c.WriteTimeout)
 }
+
+// quickWrite is how long a write takes at most while the processor reads: it is the copy of a few hundred bytes into a buffer of this
+// host. Behind one that takes longer nobody waits who can go out on another link.
+func (c *Config) quickWrite() time.Duration { return c.WriteTimeout / 20 }

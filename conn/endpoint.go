@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -274,12 +275,14 @@ next:
 	return nil, errNoLink
 }
 
-// send writes the frame on the session, or on another one for as long as nothing of it was written and there is time. Its error wraps
-// ErrNotSent if nothing was.
+// send writes the frame on the session, or on another one for as long as nothing of it was written and there is time: at first on any that
+// has a turn soon, and then on any that has one at all. Its error wraps ErrNotSent if nothing was written.
 func (e *Endpoint) send(ctx context.Context, began, deadline time.Time, x *exchange, s *session, frame []byte, trace *Trace) error {
-	var tried []*session
+	var gone, busy []*session
+	longest := e.config().WriteTimeout
+	patience := e.config().quickWrite()
 	for {
-		turn, err := s.write(ctx, frame)
+		turn, err := s.write(ctx, frame, patience)
 		if !errors.Is(err, ErrNotSent) {
 			trace.Link, trace.Queued, trace.Written = int(s.link.number.Load()), turn.Sub(began), time.Since(turn)
 			return err
@@ -287,21 +290,32 @@ func (e *Endpoint) send(ctx context.Context, began, deadline time.Time, x *excha
 		if ctx.Err() != nil || !time.Now().Before(deadline) {
 			return err
 		}
-		tried = append(tried, s)
+		wasBusy := errors.Is(err, errTurn)
+		if wasBusy {
+			busy = append(busy, s)
+		} else {
+			gone = append(gone, s)
+		}
 		e.mu.Lock()
 		if x.state != waiting {
 			e.mu.Unlock()
 			return err
 		}
-		other, none := e.choose(tried)
-		if none == nil {
-			e.pending.move(x, other)
+		next, none := e.choose(slices.Concat(gone, busy))
+		if none != nil && len(busy) > 0 && patience < longest {
+			patience, busy = longest, nil
+			if next, none = e.choose(gone); none != nil && wasBusy {
+				next, none = s, nil // which is full, with this one
+			}
+		}
+		if none == nil && next != s {
+			e.pending.move(x, next)
 		}
 		e.mu.Unlock()
 		if none != nil {
 			return err
 		}
-		s = other
+		s = next
 	}
 }
 

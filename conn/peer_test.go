@@ -46,6 +46,7 @@ type host struct {
 	manage  func(l *hostLink, m *messages.Message)   // nil: accepts
 	handle  func(l *hostLink, m *messages.Message)   // nil: approves
 	deaf    func(l *hostLink) (stop int, block bool) // nil: reads all; else reads stop bytes and then blocks
+	slow    func(l *hostLink)                        // before each read
 	dials   int
 	dropped int // connections that were closed with what stood in their buffers
 	dialled []time.Time
@@ -166,8 +167,11 @@ func (h *host) open() []*hostLink {
 // Read records what arrives, before anything is made of it.
 func (l *hostLink) Read(p []byte) (int, error) {
 	l.host.mu.Lock()
-	deaf := l.host.deaf
+	deaf, slow := l.host.deaf, l.host.slow
 	l.host.mu.Unlock()
+	if slow != nil {
+		slow(l)
+	}
 	if deaf != nil {
 		if most, block := deaf(l); block {
 			l.mu.Lock()

@@ -224,11 +224,10 @@ func (s *session) close(why cause) cause {
 // quiet is for how long nothing has arrived.
 func (s *session) quiet() time.Duration { return time.Since(s.began) - time.Duration(s.last.Load()) }
 
-// stuck reports whether the write that goes on takes so long that the peer cannot be reading: a write is the copy of a few hundred bytes
-// into a buffer of this host. Whoever has the choice takes another link.
+// stuck reports whether a write goes on that takes longer than it should.
 func (s *session) stuck() bool {
 	at := s.writing.Load()
-	return at != 0 && time.Since(s.began)-time.Duration(at) >= s.endpoint.config().WriteTimeout/20
+	return at != 0 && time.Since(s.began)-time.Duration(at) >= s.endpoint.config().quickWrite()
 }
 
 var (
@@ -237,12 +236,12 @@ var (
 )
 
 // write sends one frame, and says when it had its turn to. Its error wraps ErrNotSent if no byte of it can have been sent. It waits at
-// most WriteTimeout for its turn and then for the write; ctx counts until its turn.
-func (s *session) write(ctx context.Context, frame []byte) (turn time.Time, err error) {
+// most so long for its turn, and then WriteTimeout for the write; ctx counts until its turn.
+func (s *session) write(ctx context.Context, frame []byte, longest time.Duration) (turn time.Time, err error) {
 	select {
 	case s.turn <- struct{}{}:
 	default:
-		patience := time.NewTimer(s.endpoint.config().WriteTimeout)
+		patience := time.NewTimer(longest)
 		defer patience.Stop()
 		select {
 		case s.turn <- struct{}{}:
@@ -330,7 +329,7 @@ func (s *session) manage(ctx context.Context, code string, timeout time.Duration
 		return "", err
 	}
 	answer := x.done
-	if _, err := s.write(ctx, frame); err != nil {
+	if _, err := s.write(ctx, frame, e.config().WriteTimeout); err != nil {
 		e.abandon(x)
 		return "", err
 	}
@@ -387,7 +386,7 @@ func (s *session) respond(request *messages.Message) {
 	}
 	frame, err := s.endpoint.codec.EncodeFrame(messages.NewAnswer(request, dialect.NetworkManagement.Accepted[0]))
 	if err == nil {
-		_, err = s.write(context.Background(), frame)
+		_, err = s.write(context.Background(), frame, s.endpoint.config().WriteTimeout)
 	}
 	if err != nil {
 		s.log().Warn("processor's request not answered", "mti", string(request.MTI), "error", err)

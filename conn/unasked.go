@@ -72,7 +72,7 @@ func (s *session) reply(ctx context.Context, answer *messages.Message, wanted me
 	if !replied.CompareAndSwap(false, true) {
 		return notSent(errReplied)
 	}
-	_, err = s.write(ctx, frame)
+	_, err = s.write(ctx, frame, s.endpoint.config().WriteTimeout)
 	if errors.Is(err, ErrNotSent) {
 		replied.Store(false)
 	}
