@@ -15,10 +15,9 @@ import (
 
 // Config is one endpoint. The fields without a default are needed.
 type Config struct {
-	Name     string          // in logs and metrics
-	Codec    *messages.Codec // of the processor's dialect
-	Links    []Link          // in the order by which logs, metrics and commands number them, from 0
-	SameLink bool            // an answer counts only on the connection that its request went out on
+	Name  string          // in logs and metrics
+	Codec *messages.Codec // of the processor's dialect
+	Links []Link          // in the order by which logs, metrics and commands number them, from 0
 
 	ReplyTimeout  time.Duration // longest wait for an answer, from the call of Exchange
 	WriteTimeout  time.Duration // longest wait for a turn to write, and then for a frame to be written; less than ReplyTimeout

@@ -345,6 +345,10 @@ func (e *Endpoint) abandon(x *exchange) bool {
 // receive takes every message that a session has read. fault is why it does not keep the format, with what could be read of it; m
 // is nil if nothing could. It never blocks. It returns a request that the session must answer itself, or nil.
 func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messages.Message {
+	if m != nil && m.Rejected() != "" {
+		e.refused(s, m)
+		return nil
+	}
 	if fault == nil {
 		fault = e.codec.Validate(m)
 	}
@@ -381,6 +385,22 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 	return nil
 }
 
+// refused takes a message of ours that the network has returned without passing it on: its request was not acted on, and is answered as one
+// that does not keep the format. DE 44 of that answer is the network's own code.
+func (e *Endpoint) refused(s *session, m *messages.Message) {
+	e.sometimes.Do(func() {
+		s.log().Error("message was returned by the network", "mti", string(m.MTI), "stan", m.Get(messages.STAN), "reject_code", m.Rejected())
+	})
+	if !m.MTI.IsRequest() {
+		e.metrics.answers[kindUndecodable].Inc() // an answer of ours: nobody waits for it here
+		return
+	}
+	answer := messages.NewAnswer(m, e.codec.Dialect().Answers.FormatError)
+	answer.Set(messages.AdditionalResponse, m.Rejected())
+	k, _, _ := e.deliver(s, answer, nil)
+	e.metrics.answers[k].Inc()
+}
+
 // deliver ends the exchange that an answer belongs to. own says that it is one of the links' own exchanges; differs, in what the
 // answer disagrees with its request.
 func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind, own bool, differs error) {
@@ -389,7 +409,7 @@ func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind
 	defer e.mu.Unlock()
 	x := e.pending.exchanges[key]
 	switch {
-	case ok && x != nil && x.state == waiting && x.session != s && e.config().SameLink:
+	case ok && x != nil && x.state == waiting && x.session != s && e.codec.Dialect().Match.SameLink:
 		return kindWrongLink, x.management, nil // its own may still come
 	case fault != nil:
 		// What could be read may be too little for a key; then the request waits for its timeout, and its fate is as unknown.

@@ -74,7 +74,8 @@ func newHost(t testing.TB, dialect string) *host {
 	if !found {
 		t.Fatalf("no dialect %s", dialect)
 	}
-	return &host{t: t, codec: messages.NewCodec(d), stopped: make(chan struct{})}
+	own := *d // a test may change it
+	return &host{t: t, codec: messages.NewCodec(&own), stopped: make(chan struct{})}
 }
 
 func (h *host) dial(_ context.Context, address string) (net.Conn, error) {

@@ -268,14 +268,17 @@ func (s *session) write(ctx context.Context, frame []byte, longest time.Duration
 	return turn, nil
 }
 
-// signOn signs the session on. If it is false the session is blamed, or ctx has ended.
+// signOn signs the session on, if its dialect has it. If it is false the session is blamed, or ctx has ended.
 func (s *session) signOn(ctx context.Context) bool {
-	code, err := s.manage(ctx, s.endpoint.codec.Dialect().NetworkManagement.SignOn, s.endpoint.config().SignOnTimeout)
+	if !s.endpoint.codec.Holds(messages.SignOn) {
+		return true
+	}
+	answer, err := s.manage(ctx, messages.SignOn, s.endpoint.config().SignOnTimeout)
 	switch {
-	case err == nil && s.accepted(code):
+	case err == nil && s.endpoint.codec.Accepts(answer):
 		return true
 	case err == nil:
-		s.log().Warn("sign-on refused", "response_code", code)
+		s.log().Warn("sign-on refused", "response_code", answer.Get(messages.ResponseCode))
 		s.blame(causeSignOnRefused)
 	case errors.Is(err, ErrTimeout):
 		s.blame(causeSignOnTimeout)
@@ -285,9 +288,12 @@ func (s *session) signOn(ctx context.Context) bool {
 	return false
 }
 
-// signOff signs the session off. Whatever the answer, the session is to be ended after it.
+// signOff signs the session off, if its dialect has it. Whatever the answer, the session is to be ended after it.
 func (s *session) signOff() {
-	_, err := s.manage(context.Background(), s.endpoint.codec.Dialect().NetworkManagement.SignOff, s.endpoint.config().SignOnTimeout)
+	if !s.endpoint.codec.Holds(messages.SignOff) {
+		return
+	}
+	_, err := s.manage(context.Background(), messages.SignOff, s.endpoint.config().SignOnTimeout)
 	if err != nil {
 		s.log().Warn("sign-off not confirmed", "error", err)
 	}
@@ -296,10 +302,10 @@ func (s *session) signOff() {
 // echo asks the processor for an echo, and returns how many were missed in a row. Any frame shows that the processor is there.
 func (s *session) echo(missed int) int {
 	last, began := s.last.Load(), time.Now()
-	code, err := s.manage(s.stays, s.endpoint.codec.Dialect().NetworkManagement.Echo, s.endpoint.config().EchoTimeout)
+	answer, err := s.manage(s.stays, messages.Echo, s.endpoint.config().EchoTimeout)
 	switch {
-	case err == nil && !s.accepted(code):
-		s.log().Warn("echo refused", "response_code", code)
+	case err == nil && !s.endpoint.codec.Accepts(answer):
+		s.log().Warn("echo refused", "response_code", answer.Get(messages.ResponseCode))
 		s.close(causeEchoRefused)
 	case err == nil:
 		s.link.counted.echo.Store(int64(time.Since(began)))
@@ -309,38 +315,29 @@ func (s *session) echo(missed int) int {
 	return 0
 }
 
-func (s *session) accepted(code string) bool {
-	for _, accepted := range s.endpoint.codec.Dialect().NetworkManagement.Accepted {
-		if code == accepted {
-			return true
-		}
-	}
-	return false
-}
-
-// manage sends one network management request on this session and returns the code of its answer. Meanwhile the processor's own
+// manage sends one network management request on this session and returns its answer. Meanwhile the processor's own
 // requests are answered: it may want that before it answers ours.
-func (s *session) manage(ctx context.Context, code string, timeout time.Duration) (string, error) {
+func (s *session) manage(ctx context.Context, part messages.Dialogue, timeout time.Duration) (*messages.Message, error) {
 	e := s.endpoint
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	x, frame, err := e.beginManagement(code, s)
+	x, frame, err := e.beginManagement(part, s)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	answer := x.done
 	if _, err := s.write(ctx, frame, e.config().WriteTimeout); err != nil {
 		e.abandon(x)
-		return "", err
+		return nil, err
 	}
 	for {
 		var err error
 		select {
 		case r := <-answer:
 			if r.err != nil {
-				return "", r.err
+				return nil, r.err
 			}
-			return r.answer.Get(messages.ResponseCode), nil
+			return r.answer, nil
 		case request := <-s.requests:
 			s.respond(request)
 			continue
@@ -352,7 +349,7 @@ func (s *session) manage(ctx context.Context, code string, timeout time.Duration
 			}
 		}
 		if e.abandon(x) {
-			return "", err
+			return nil, err
 		}
 		// It was answered at this moment: the next round finds the answer.
 	}
@@ -360,12 +357,12 @@ func (s *session) manage(ctx context.Context, code string, timeout time.Duration
 
 // beginManagement builds a network management request with a STAN of the links' own, which cannot meet a transaction's: the match key
 // begins with the class of the MTI.
-func (e *Endpoint) beginManagement(code string, s *session) (*exchange, []byte, error) {
+func (e *Endpoint) beginManagement(part messages.Dialogue, s *session) (*exchange, []byte, error) {
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.lastSTAN = e.lastSTAN%999999 + 1
-	request := messages.NewNetworkManagement(code, now.UTC().Format("0102150405"), fmt.Sprintf("%06d", e.lastSTAN))
+	request := e.codec.NewDialogue(part, now, fmt.Sprintf("%06d", e.lastSTAN))
 	frame, err := e.codec.EncodeFrame(request)
 	if err != nil {
 		return nil, nil, err
@@ -378,17 +375,19 @@ func (e *Endpoint) beginManagement(code string, s *session) (*exchange, []byte, 
 	return x, frame, e.pending.add(x, now)
 }
 
-// respond answers a sign-on, sign-off or echo of the processor. A request to sign off also ends the service of the link.
+// respond answers a sign-on, sign-off or echo of the processor, or for nil a keep-alive. A request to sign off also ends the service of the
+// link.
 func (s *session) respond(request *messages.Message) {
-	dialect := s.endpoint.codec.Dialect()
-	if request.Get(messages.NetworkManagement) == dialect.NetworkManagement.SignOff {
-		s.signedOff = true
+	codec := s.endpoint.codec
+	frame, err := codec.Keepalive(), error(nil)
+	if request != nil {
+		s.signedOff = s.signedOff || codec.Demanded(request) == messages.SignOff
+		frame, err = codec.EncodeFrame(messages.NewAnswer(request, codec.Dialect().NetworkManagement.Accepted[0]))
 	}
-	frame, err := s.endpoint.codec.EncodeFrame(messages.NewAnswer(request, dialect.NetworkManagement.Accepted[0]))
 	if err == nil {
 		_, err = s.write(context.Background(), frame, s.endpoint.config().WriteTimeout)
 	}
 	if err != nil {
-		s.log().Warn("processor's request not answered", "mti", string(request.MTI), "error", err)
+		s.log().Warn("processor's request not answered", "message", request, "error", err)
 	}
 }

@@ -33,10 +33,12 @@ const (
 
 // ownAnswer reports whether the links answer a request of the processor themselves.
 func (e *Endpoint) ownAnswer(m *messages.Message) bool {
-	network := e.codec.Dialect().NetworkManagement
-	code := m.Get(messages.NetworkManagement)
-	return m.MTI.IsRequest() && m.MTI.Class() == messages.Network &&
-		(code == network.SignOn || code == network.SignOff || code == network.Echo)
+	switch e.codec.Demanded(m) {
+	case messages.SignOn, messages.SignOff, messages.Echo:
+		return true
+	case messages.KeyChange, messages.Cutover:
+	}
+	return false
 }
 
 var (

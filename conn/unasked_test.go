@@ -180,7 +180,7 @@ func TestWhatIsDroppedIsNotAnswered(t *testing.T) {
 }
 
 func TestAnAnswerOnTheWrongConnectionEndsNothingWhereTheDialectWantsTheSame(t *testing.T) {
-	inBubble(t, func(c *Config) { c.SameLink = true }, func(r *rig, h *host) {
+	inBubble(t, func(c *Config) { c.Codec.Dialect().Match.SameLink = true }, func(r *rig, h *host) {
 		silent(h)
 		a, b := r.exchange(request(1)), r.exchange(request(2))
 		carried, m := last(h, "000001")
@@ -212,7 +212,7 @@ func TestAnAnswerOnTheWrongConnectionEndsNothingWhereTheDialectWantsTheSame(t *t
 }
 
 func TestARequestThatMovedIsAnsweredWhereItWent(t *testing.T) {
-	inBubble(t, func(c *Config) { c.SameLink = true }, func(r *rig, h *host) {
+	inBubble(t, func(c *Config) { c.Codec.Dialect().Match.SameLink = true }, func(r *rig, h *host) {
 		r.Endpoint.mu.Lock()
 		s := r.links[r.turn%2].session // the next to be chosen
 		r.Endpoint.mu.Unlock()

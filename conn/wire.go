@@ -35,17 +35,28 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 	}
 	r.session.last.Store(int64(time.Since(r.session.began)))
 	r.session.link.counted.framesIn.Add(1)
+	if len(body) == 0 { // it only shows that the processor is there
+		if r.session.endpoint.codec.Keepalive() != nil {
+			r.session.ask(nil)
+		}
+		return nil, nil
+	}
 	m, fault := r.session.endpoint.codec.Decode(body)
 	if request := r.session.endpoint.receive(r.session, m, fault); request != nil {
-		select {
-		case r.session.requests <- request:
-		default:
-			r.session.endpoint.sometimes.Do(func() {
-				r.session.log().Warn("processor's request not answered: too many wait", "mti", string(request.MTI))
-			})
-		}
+		r.session.ask(request)
 	}
 	return nil, nil // the library's way to say: nothing for you
+}
+
+// ask has the session answer a request of the processor, or for nil a keep-alive.
+func (s *session) ask(request *messages.Message) {
+	select {
+	case s.requests <- request:
+	default:
+		s.endpoint.sometimes.Do(func() {
+			s.log().Warn("processor's request not answered: too many wait", "message", request)
+		})
+	}
 }
 
 // Read is the buffered reading of a frame; with its first byte the frame's time begins to run.

@@ -2,7 +2,7 @@ package messages
 
 // identifying are the elements by which an answer repeats its request, so that the asker recognises it (ISO 8583:1987, table of
 // messages: "echo").
-var identifying = []Element{PAN, ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, POSConditionCode,
+var identifying = []Element{PAN, ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, FunctionCode, POSConditionCode,
 	AcquirerID, ForwarderID, RRN, Terminal, Merchant, Currency, NetworkManagement}
 
 // NewAnswer builds an answer of our own to a request: its identifying elements and the response code.
