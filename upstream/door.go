@@ -2,13 +2,17 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,42 +38,38 @@ type Desk interface {
 	Undelivered(ctx context.Context, result acquirer.Result) error
 }
 
-// Config is one upstream's door.
-type Config struct {
-	Upstream     *acquirer.Upstream
-	InFlight     int           // most requests at once over all connections of this upstream
-	Connections  int           // most connections at once
-	Budget       time.Duration // how long this upstream waits for an answer
-	IdleTimeout  time.Duration // a connection on which nothing arrives for this long is closed
-	FrameTimeout time.Duration // longest time from a frame's first byte to its last
-	WriteTimeout time.Duration // longest time for an answer to be written
-}
-
 // A Door serves one upstream.
 type Door struct {
-	cfg     Config
-	desk    Desk
-	log     *slog.Logger
-	metrics *metrics
-	slots   chan struct{} // one for each request that may be in flight
+	upstream *acquirer.Upstream
+	desk     Desk
+	log      *slog.Logger
+	metrics  *metrics
+
+	terms    atomic.Pointer[terms] // stored under mu
+	inFlight places
+
+	mu   sync.Mutex
+	open map[*session]struct{} // the connections that hold a place; guarded by mu
 
 	failed chan error // capacity 1: the first fatal error
 
-	sometimes rate.Sometimes // for what a misbehaving upstream could fill the log with; the metrics count all of it
+	// For what a misbehaving upstream, or a stranger at the door, could fill the log with; the metrics count all of it.
+	sometimes, knocking rate.Sometimes
 }
 
 // New checks the configuration and starts nothing. Doors of one process share a registry.
 func New(cfg Config, desk Desk, log *slog.Logger, registry prometheus.Registerer) (*Door, error) {
-	if cfg.InFlight < 1 || cfg.Connections < 1 {
-		return nil, errors.New("in_flight and connections must be at least 1")
-	}
-	if cfg.Budget <= 0 || cfg.IdleTimeout <= 0 || cfg.FrameTimeout <= 0 || cfg.WriteTimeout <= 0 {
-		return nil, errors.New("budget and timeouts must be positive")
+	t, err := newTerms(cfg)
+	if err != nil {
+		return nil, err
 	}
 	m := newMetrics(registry)
 	m.begin(cfg.Upstream.Name)
-	return &Door{cfg: cfg, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: m,
-		slots: make(chan struct{}, cfg.InFlight), failed: make(chan error, 1), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}, nil
+	d := &Door{upstream: cfg.Upstream, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: m,
+		inFlight: places{size: cfg.InFlight}, open: map[*session]struct{}{}, failed: make(chan error, 1),
+		sometimes: rate.Sometimes{First: 10, Interval: time.Second}, knocking: rate.Sometimes{First: 10, Interval: time.Second}}
+	d.terms.Store(t)
+	return d, nil
 }
 
 // Serve accepts connections until ctx ends. Then it reads no more, lets the requests in flight be answered, and closes. It
@@ -82,10 +82,9 @@ func (d *Door) Serve(ctx context.Context, listener net.Listener) error {
 
 	var serving sync.WaitGroup
 	defer serving.Wait()
-	places := make(chan struct{}, d.cfg.Connections)
 	accepted := make(chan error, 1)
 	serving.Go(func() {
-		accepted <- d.accept(ctx, listener, places, &serving)
+		accepted <- d.accept(ctx, listener, &serving)
 	})
 	select {
 	case err := <-accepted:
@@ -104,7 +103,7 @@ var exhausted = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall
 const acceptPause = time.Second
 
 // accept hands each connection to a goroutine of its own, as many as there are places.
-func (d *Door) accept(ctx context.Context, listener net.Listener, places chan struct{}, serving *sync.WaitGroup) error {
+func (d *Door) accept(ctx context.Context, listener net.Listener, serving *sync.WaitGroup) error {
 	pause := 5 * time.Millisecond
 	for {
 		connection, err := listener.Accept()
@@ -121,23 +120,16 @@ func (d *Door) accept(ctx context.Context, listener net.Listener, places chan st
 			pause = min(2*pause, acceptPause)
 			continue
 		case err != nil:
-			return fmt.Errorf("accepting connections of %s: %w", d.cfg.Upstream.Name, err)
+			return fmt.Errorf("accepting connections of %s: %w", d.upstream.Name, err)
 		}
 		pause = 5 * time.Millisecond
-		select {
-		case places <- struct{}{}:
-		default:
-			d.metrics.refused.WithLabelValues(d.cfg.Upstream.Name).Inc()
-			d.sometimes.Do(func() {
-				d.log.Warn("connection refused: too many", "remote", connection.RemoteAddr().String(), "limit", d.cfg.Connections)
-			})
+		s, reason := d.admit(ctx, connection)
+		if s == nil {
 			_ = connection.Close()
+			d.refuseConnection(connection.RemoteAddr(), reason)
 			continue
 		}
-		serving.Go(func() {
-			defer func() { <-places }()
-			d.serve(ctx, connection)
-		})
+		serving.Go(s.serve)
 	}
 }
 
@@ -148,47 +140,70 @@ const PartingTime = 2 * time.Second
 const partingBytes = 1 << 20
 
 // part closes a connection so that the answers that were written arrive. Closing with unread requests in the socket would have the
-// kernel reset the connection and throw away what the upstream has not read yet. So the end is announced, and what still comes is read
-// and dropped, for a while, until the upstream closes its side.
-func part(connection net.Conn) {
-	if half, ok := connection.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		_ = connection.SetReadDeadline(time.Now().Add(PartingTime))
-		_, _ = io.Copy(io.Discard, io.LimitReader(connection, partingBytes)) // whatever ends it, it is over
+// kernel reset the connection and throw away what the upstream has not read yet. So the end is announced, to TLS and to TCP, and what still
+// comes is dropped, for a while, until the upstream closes its side. So also the alert arrives that says why a handshake has failed.
+func (s *session) part() {
+	abandon := time.AfterFunc(PartingTime, func() { _ = s.raw.Close() }) // crypto/tls allows its announcement 5 s
+	defer abandon.Stop()
+	if s.paced != nil {
+		_ = s.connection.(*tls.Conn).CloseWrite() // paced is set with it
 	}
-	_ = connection.Close()
+	if half, ok := s.raw.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		_ = s.raw.SetReadDeadline(time.Now().Add(PartingTime))
+		_, _ = io.Copy(io.Discard, io.LimitReader(s.raw, partingBytes)) // whatever ends it, it is over
+	}
+	_ = s.raw.Close()
 }
 
 // A session is one connection of an upstream.
 type session struct {
 	door       *Door
-	connection net.Conn
+	raw        net.Conn   // as it was accepted
+	connection net.Conn   // what requests are read from and answers written to: raw, or TLS over it
+	paced      *pacedConn // between raw and TLS; nil without a finished handshake
+	address    netip.Addr
+	tls        *tls.Config // of the terms by which it was accepted; nil: plain
 	log        *slog.Logger
+
+	ctx context.Context         // ends when nothing more may be read: at the end of the door's, or when Reconfigure bars the connection
+	end context.CancelCauseFunc // with the reason of the bar
+
+	certificate *x509.Certificate // the upstream's; guarded by door.mu, nil until it is verified
 
 	writing sync.Mutex // one frame at a time
 	broken  bool       // guarded by writing: a frame was not written whole, so no other can follow
 }
 
-// serve reads requests until the connection ends or ctx does, and returns when every request it began has been answered.
-func (d *Door) serve(ctx context.Context, connection net.Conn) {
-	s := &session{door: d, connection: connection, log: d.log.With("remote", connection.RemoteAddr().String())}
-	d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Inc()
-	defer d.metrics.connections.WithLabelValues(d.cfg.Upstream.Name).Dec()
-	defer part(connection)
-	// At shutdown the read that waits for the next request ends; answers can still be written.
-	release := context.AfterFunc(ctx, func() { _ = connection.SetReadDeadline(time.Now()) })
+// serve reads requests until the connection ends or may not go on, and returns when every request it began has been answered.
+func (s *session) serve() {
+	d := s.door
+	defer d.leave(s)
+	d.metrics.connections.WithLabelValues(d.upstream.Name).Inc()
+	defer d.metrics.connections.WithLabelValues(d.upstream.Name).Dec()
+	defer s.part()
+	if s.tls != nil {
+		if err := s.handshake(); err != nil {
+			s.refuseHandshake(err)
+			return
+		}
+		state := s.connection.(*tls.Conn).ConnectionState() // a handshake has succeeded
+		s.log = s.log.With("subject", subject(state.PeerCertificates[0]))
+	}
+	// At its end the read that waits for the next request ends; answers can still be written.
+	release := context.AfterFunc(s.ctx, func() { _ = s.connection.SetReadDeadline(time.Now()) })
 	defer release()
 
 	s.log.Info("upstream connected")
 	var answering sync.WaitGroup
-	err := s.read(ctx, &answering)
+	err := s.read(&answering)
 	answering.Wait()
-	s.log.Info("upstream disconnected", "cause", cause(ctx, err))
+	s.log.Info("upstream disconnected", "cause", cause(s.ctx, err))
 }
 
 // read takes one frame after the other. It returns why it stopped.
-func (s *session) read(ctx context.Context, answering *sync.WaitGroup) error {
-	stream := newFrameStream(ctx, s.connection, s.door.cfg)
-	codec := s.door.cfg.Upstream.Codec
+func (s *session) read(answering *sync.WaitGroup) error {
+	stream := newFrameStream(s.ctx, s.connection, s.door)
+	codec := s.door.upstream.Codec
 	for {
 		body, err := codec.ReadFrame(stream)
 		if err != nil {
@@ -206,14 +221,14 @@ func (s *session) read(ctx context.Context, answering *sync.WaitGroup) error {
 			}
 			continue
 		}
-		if err := s.take(ctx, request, arrived, answering); err != nil {
+		if err := s.take(request, arrived, answering); err != nil {
 			return err
 		}
 	}
 }
 
 // take answers a well-formed request, or starts a transaction for it.
-func (s *session) take(ctx context.Context, request *messages.Message, arrived time.Time, answering *sync.WaitGroup) error {
+func (s *session) take(request *messages.Message, arrived time.Time, answering *sync.WaitGroup) error {
 	d := s.door
 	begun := false
 	defer func() {
@@ -221,14 +236,14 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 			request.Clear()
 		}
 	}()
-	answers := d.cfg.Upstream.Codec.Dialect().Answers
-	req := acquirer.Request{Upstream: d.cfg.Upstream, Message: request}
-	serve := d.desk.Authorize
+	answers := d.upstream.Codec.Dialect().Answers
+	req := acquirer.Request{Upstream: d.upstream, Message: request}
+	serve, limited := d.desk.Authorize, false
 	switch request.MTI.First() {
 	case messages.AuthorizationRequest, messages.FinancialRequest:
-		req.Key = d.cfg.Upstream.Codec.Identity(request)
+		req.Key, limited = d.upstream.Codec.Identity(request), true
 	case messages.AuthorizationAdvice, messages.FinancialAdvice:
-		req.Key, serve = d.cfg.Upstream.Codec.Identity(request), d.desk.Advise
+		req.Key, serve = d.upstream.Codec.Identity(request), d.desk.Advise
 	case messages.ReversalRequest, messages.ReversalAdvice:
 		serve = d.desk.Reverse
 	case messages.NetworkManagementRequest:
@@ -236,38 +251,49 @@ func (s *session) take(ctx context.Context, request *messages.Message, arrived t
 	default:
 		if !request.MTI.IsRequest() {
 			// An answer to a question that we never asked: nobody waits for one in return.
-			d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnasked).Inc()
+			d.metrics.messages.WithLabelValues(d.upstream.Name, kindUnasked).Inc()
 			return nil
 		}
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindUnsupported).Inc()
+		d.metrics.messages.WithLabelValues(d.upstream.Name, kindUnsupported).Inc()
 		s.refused(request, kindUnsupported, answers.Unsupported)
 		return s.write(messages.NewAnswer(request, answers.Unsupported))
 	}
-	select {
-	case d.slots <- struct{}{}:
-	default:
-		refusal := d.desk.TurnAway(ctx, req)
-		if refusal == nil {
-			// It would be believed of what may have been approved. The upstream asks again, or reverses.
-			d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindSilent).Inc()
-			return nil
-		}
-		d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindBusy).Inc()
-		s.refused(request, kindBusy, refusal.Get(messages.ResponseCode))
-		return s.write(refusal)
+	// What settles debts is not held to the rate. An upstream believes no refusal of a reversal or an advice but sends it again until it is
+	// taken: refusals would make more messages of it, and keep what is owed open. The places in flight bound it like all others.
+	t := d.terms.Load()
+	switch {
+	case !d.inFlight.take():
+		return s.turnAway(req, kindBusy)
+	case limited && !t.within():
+		d.inFlight.free()
+		return s.turnAway(req, kindRate)
 	}
-	d.metrics.messages.WithLabelValues(d.cfg.Upstream.Name, kindTaken).Inc()
+	d.metrics.messages.WithLabelValues(d.upstream.Name, kindTaken).Inc()
 	begun = true
 	visit := d.desk.Admit(req)
 	answering.Go(func() {
-		defer func() { <-d.slots }()
+		defer d.inFlight.free()
 		defer request.Clear()
-		// The end of ctx is a shutdown, which cancels nothing: each message ends by its own deadline.
-		budget, release := context.WithDeadline(context.WithoutCancel(ctx), arrived.Add(d.cfg.Budget))
+		// The end of ctx is a shutdown or a bar, which cancels nothing: each message ends by its own deadline.
+		budget, release := context.WithDeadline(context.WithoutCancel(s.ctx), arrived.Add(t.Budget))
 		defer release()
 		s.answer(budget, func() (acquirer.Result, error) { return serve(budget, visit) })
 	})
 	return nil
+}
+
+// turnAway refuses a message that is over a limit, or gives it no answer: a refusal would be believed of what may have been approved. The
+// upstream then asks again, or reverses.
+func (s *session) turnAway(req acquirer.Request, kind string) error {
+	d := s.door
+	refusal := d.desk.TurnAway(s.ctx, req)
+	if refusal == nil {
+		d.metrics.messages.WithLabelValues(d.upstream.Name, kindSilent).Inc()
+		return nil
+	}
+	d.metrics.messages.WithLabelValues(d.upstream.Name, kind).Inc()
+	s.refused(req.Message, kind, refusal.Get(messages.ResponseCode))
+	return s.write(refusal)
 }
 
 // refused logs a request that the door answers itself.
@@ -300,7 +326,7 @@ func (s *session) answer(budget context.Context, serve func() (acquirer.Result, 
 
 // manage answers the 0800 dialogue of an upstream.
 func (s *session) manage(request *messages.Message) error {
-	dialect := s.door.cfg.Upstream.Codec.Dialect()
+	dialect := s.door.upstream.Codec.Dialect()
 	network := dialect.NetworkManagement
 	kind, code := "", network.Accepted[0]
 	switch request.Get(messages.NetworkManagement) {
@@ -315,7 +341,7 @@ func (s *session) manage(request *messages.Message) error {
 	default:
 		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	}
-	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kind).Inc()
+	s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kind).Inc()
 	return s.write(messages.NewAnswer(request, code))
 }
 
@@ -325,8 +351,8 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	if request != nil {
 		defer request.Clear()
 	}
-	s.door.metrics.messages.WithLabelValues(s.door.cfg.Upstream.Name, kindFormatError).Inc()
-	answers := s.door.cfg.Upstream.Codec.Dialect().Answers
+	s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kindFormatError).Inc()
+	answers := s.door.upstream.Codec.Dialect().Answers
 	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
 		return fmt.Errorf("unreadable message: %w", fault)
 	}
@@ -342,11 +368,11 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 
 // write sends one answer. An error means that the upstream has not been given a whole frame, and will not be on this connection.
 func (s *session) write(answer *messages.Message) error {
-	frame, err := s.door.cfg.Upstream.Codec.EncodeFrame(answer)
+	frame, err := s.door.upstream.Codec.EncodeFrame(answer)
 	if err != nil {
 		// The processor said something that this upstream's dialect has no room for. What it decided still fits.
 		s.log.Error("answer does not fit the upstream's dialect", "mti", string(answer.MTI), "error", err)
-		if frame, err = s.door.cfg.Upstream.Codec.EncodeFrame(messages.Essence(answer)); err != nil {
+		if frame, err = s.door.upstream.Codec.EncodeFrame(messages.Essence(answer)); err != nil {
 			return fmt.Errorf("encoding answer: %w", err)
 		}
 	}
@@ -355,13 +381,16 @@ func (s *session) write(answer *messages.Message) error {
 	if s.broken {
 		return io.ErrClosedPipe
 	}
-	if err = s.connection.SetWriteDeadline(time.Now().Add(s.door.cfg.WriteTimeout)); err == nil {
+	if err = s.connection.SetWriteDeadline(time.Now().Add(s.door.terms.Load().WriteTimeout)); err == nil {
 		_, err = s.connection.Write(frame)
 	}
 	if err != nil {
 		s.broken = true
-		_ = s.connection.Close()
+		_ = s.raw.Close() // TLS would try to write its farewell
 		return fmt.Errorf("writing answer: %w", err)
+	}
+	if s.paced != nil {
+		_ = s.paced.SetWriteDeadline(time.Time{}) // cannot fail: see there
 	}
 	return nil
 }
@@ -378,7 +407,10 @@ func (d *Door) fail(err error) {
 func cause(ctx context.Context, err error) string {
 	var frame *messages.FrameError
 	var network net.Error
+	var barred bar
 	switch {
+	case errors.As(context.Cause(ctx), &barred):
+		return barred.Error()
 	case ctx.Err() != nil:
 		return "shutdown"
 	case errors.Is(err, io.EOF):

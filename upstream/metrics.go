@@ -17,19 +17,20 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		connections: shared(registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "acquirerd_upstream_connections",
 			Help: "Open connections of upstreams."}, []string{"upstream"})),
 		refused: shared(registry, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_upstream_connections_refused_total",
-			Help: "Connections closed at once because the upstream had its most."}, []string{"upstream"})),
+			Help: "Connections that were not let in, by reason."}, []string{"upstream", "reason"})),
 		messages: shared(registry, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_upstream_messages_total",
 			Help: "Messages from upstreams, by what the door did with them; those taken are the switch's: acquirerd_transactions_total, acquirerd_refusals_total."}, []string{"upstream", "kind"})),
 	}
 }
 
 // kinds are what the door does with a message.
-var kinds = []string{kindTaken, kindBusy, kindSilent, kindFormatError, kindUnsupported, kindUnasked, kindSignOn, kindSignOff, kindEcho}
+var kinds = []string{kindTaken, kindBusy, kindRate, kindSilent, kindFormatError, kindUnsupported, kindUnasked, kindSignOn, kindSignOff, kindEcho}
 
 const (
 	kindTaken       = "taken"
-	kindBusy        = "busy"         // over the limit: refused
-	kindSilent      = "silent"       // over the limit, and it repeats what is known: not answered, because a refusal would be believed
+	kindBusy        = "busy"         // over the limit of messages in flight: refused
+	kindRate        = "rate"         // over the rate: refused
+	kindSilent      = "silent"       // over one of these, and it repeats what is known: not answered, because a refusal would be believed
 	kindFormatError = "format_error" // refused
 	kindUnsupported = "unsupported"  // a type or a network management code that is not served: refused
 	kindUnasked     = "unasked"      // an answer to nothing: dropped
@@ -38,10 +39,22 @@ const (
 	kindEcho        = "echo"
 )
 
+// refusals are why a connection is not let in.
+var refusals = []string{refusedTooMany, refusedAddress, refusedTLS, refusedPeer}
+
+const (
+	refusedTooMany = "too_many" // the upstream has its most
+	refusedAddress = "address"  // not in the allow-list
+	refusedTLS     = "tls"      // the handshake failed or took too long, or the certificate was missing or not verified
+	refusedPeer    = "peer"     // the certificate was verified, but carries no name of a peer
+)
+
 // begin makes an upstream's series, so that the first event of each is seen as a step from 0.
 func (m *metrics) begin(upstream string) {
 	m.connections.WithLabelValues(upstream)
-	m.refused.WithLabelValues(upstream)
+	for _, reason := range refusals {
+		m.refused.WithLabelValues(upstream, reason)
+	}
 	for _, kind := range kinds {
 		m.messages.WithLabelValues(upstream, kind)
 	}

@@ -13,12 +13,12 @@ type frameStream struct {
 	ctx        context.Context
 	connection net.Conn
 	buffered   *bufio.Reader
-	cfg        Config
+	door       *Door // whose timeouts may change from frame to frame
 	begun      bool
 }
 
-func newFrameStream(ctx context.Context, connection net.Conn, cfg Config) *frameStream {
-	s := &frameStream{ctx: ctx, connection: connection, cfg: cfg}
+func newFrameStream(ctx context.Context, connection net.Conn, door *Door) *frameStream {
+	s := &frameStream{ctx: ctx, connection: connection, door: door}
 	s.buffered = bufio.NewReaderSize(deadlineReader{s}, 8192)
 	return s
 }
@@ -31,7 +31,7 @@ func (s *frameStream) Read(p []byte) (int, error) {
 	n, err := s.buffered.Read(p)
 	if n > 0 && !s.begun {
 		s.begun = true
-		s.deadline(s.cfg.FrameTimeout)
+		s.deadline(s.door.terms.Load().FrameTimeout)
 	}
 	return n, err
 }
@@ -49,7 +49,7 @@ type deadlineReader struct{ s *frameStream }
 
 func (r deadlineReader) Read(p []byte) (int, error) {
 	if !r.s.begun {
-		r.s.deadline(r.s.cfg.IdleTimeout)
+		r.s.deadline(r.s.door.terms.Load().IdleTimeout)
 	}
 	return r.s.connection.Read(p)
 }
