@@ -92,27 +92,57 @@ func approve(_ context.Context, req acquirer.Request) (acquirer.Result, error) {
 type hall struct {
 	t        *testing.T
 	desk     *desk
-	listener *simulator.PipeListener
+	door     *upstream.Door
+	cfg      upstream.Config // of the door at first
+	dial     func(context.Context) (net.Conn, error)
 	codec    *messages.Codec
+	registry *prometheus.Registry
+	log      *logbook
 	cancel   context.CancelFunc
 	served   chan error
 }
 
+// A logbook is what was logged.
+type logbook struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 func open(t *testing.T, change func(*upstream.Config)) *hall {
 	t.Helper()
-	h := &hall{t: t, desk: &desk{authorize: approve}, listener: simulator.NewPipeListener(), codec: codecOf(t), served: make(chan error, 1)}
+	listener := simulator.NewPipeListener()
+	return openAt(t, listener, listener.Dial, change)
+}
+
+func openAt(t *testing.T, listener net.Listener, dial func(context.Context) (net.Conn, error), change func(*upstream.Config)) *hall {
+	t.Helper()
+	h := &hall{t: t, desk: &desk{authorize: approve}, dial: dial, codec: codecOf(t), registry: prometheus.NewRegistry(), log: &logbook{},
+		served: make(chan error, 1)}
 	cfg := upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: h.codec}, InFlight: 8, Connections: 4, Budget: 30 * time.Second,
 		IdleTimeout: 5 * time.Minute, FrameTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
 	if change != nil {
 		change(&cfg)
 	}
-	door, err := upstream.New(cfg, h.desk, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	door, err := upstream.New(cfg, h.desk, slog.New(slog.NewTextHandler(h.log, nil)), h.registry)
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.cfg, h.door = cfg, door
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
-	go func() { h.served <- door.Serve(ctx, h.listener) }()
+	go func() { h.served <- door.Serve(ctx, listener) }()
 	return h
 }
 
@@ -123,6 +153,43 @@ func codecOf(t *testing.T) *messages.Codec {
 		t.Fatal(err)
 	}
 	return messages.NewCodec(dialect)
+}
+
+// count is the value of a series of this upstream: of a metric without another label, or of the one whose other label has this value.
+func (h *hall) count(metric, label string) float64 {
+	h.t.Helper()
+	families, err := h.registry.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != metric {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			for _, pair := range m.GetLabel() {
+				if pair.GetName() != "upstream" && pair.GetValue() != label || label == "" && len(m.GetLabel()) > 1 {
+					m = nil
+					break
+				}
+			}
+			if m != nil {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	h.t.Fatalf("no series %s of %q", metric, label)
+	return 0
+}
+
+func (h *hall) refused(reason string) float64 {
+	h.t.Helper()
+	return h.count("acquirerd_upstream_connections_refused_total", reason)
+}
+
+func (h *hall) told(kind string) float64 {
+	h.t.Helper()
+	return h.count("acquirerd_upstream_messages_total", kind)
 }
 
 // close ends the door and returns what Serve returned.
@@ -140,11 +207,23 @@ type caller struct {
 
 func (h *hall) connect() *caller {
 	h.t.Helper()
-	connection, err := h.listener.Dial(h.t.Context())
+	connection, err := h.dial(h.t.Context())
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	return h.caller(connection)
+}
+
+func (h *hall) caller(connection net.Conn) *caller {
 	return &caller{connection, h, bufio.NewReader(connection)}
+}
+
+// served reports whether a request on this connection is approved.
+func (c *caller) served(stan int) bool {
+	c.h.t.Helper()
+	c.send(request(stan))
+	got := c.receive()
+	return got.Get(messages.STAN) == fmt.Sprintf("%06d", stan) && got.Get(messages.ResponseCode) == "00"
 }
 
 func (c *caller) send(m *messages.Message) {

@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"testing"
@@ -17,10 +18,20 @@ import (
 // An upstream that pipelines more than is read before the stop, over real TCP with small buffers: closing with unread requests in the
 // socket would make the kernel throw away answers that were written.
 func TestAnswersArriveAlthoughRequestsAreLeftUnread(t *testing.T) {
+	t.Run("TCP", func(t *testing.T) {
+		answersArrive(t, nil, func(c net.Conn) net.Conn { return c })
+	})
+	t.Run("TLS", func(t *testing.T) {
+		ca := newAuthority(t)
+		answersArrive(t, ca.door(t), func(c net.Conn) net.Conn { return tls.Client(c, ca.client(t, named("pos"))) })
+	})
+}
+
+func answersArrive(t *testing.T, secured *tls.Config, wrap func(net.Conn) net.Conn) {
 	const taken, left = 200, 2000
 	h := &hall{t: t, desk: &desk{authorize: approve}, codec: codecOf(t)}
 	door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: "pos", Codec: h.codec}, InFlight: 2 * taken, Connections: 1,
-		Budget: time.Minute, IdleTimeout: time.Minute, FrameTimeout: time.Minute, WriteTimeout: time.Minute}, h.desk, slog.New(slog.DiscardHandler),
+		Budget: time.Minute, IdleTimeout: time.Minute, FrameTimeout: time.Minute, WriteTimeout: time.Minute, TLS: secured}, h.desk, slog.New(slog.DiscardHandler),
 		prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -38,14 +49,15 @@ func TestAnswersArriveAlthoughRequestsAreLeftUnread(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- door.Serve(ctx, listener) }()
-	connection, err := net.Dial("tcp", listener.Addr().String())
+	raw, err := net.Dial("tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer connection.Close()
-	if err := connection.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+	if err := raw.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 		t.Fatal(err)
 	}
+	connection := wrap(raw)
+	defer connection.Close()
 	frame := func(stan int) []byte {
 		f, err := h.codec.EncodeFrame(request(stan))
 		if err != nil {
