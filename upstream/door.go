@@ -125,8 +125,8 @@ func (d *Door) accept(ctx context.Context, listener net.Listener, serving *sync.
 		pause = 5 * time.Millisecond
 		s, reason := d.admit(ctx, connection)
 		if s == nil {
-			_ = connection.Close()
 			d.refuseConnection(connection.RemoteAddr(), reason)
+			_ = connection.Close()
 			continue
 		}
 		serving.Go(s.serve)
