@@ -418,6 +418,7 @@ func TestLimits(t *testing.T) {
 		close(release)
 		a.receive()
 		b.receive()
+		synctest.Wait() // a place is free after the answer was read
 		a.send(request(4))
 		if got := a.receive(); got.Get(messages.ResponseCode) != "00" {
 			t.Errorf("after the limit: got %v", got)

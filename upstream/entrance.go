@@ -81,27 +81,24 @@ func (t *terms) bars(s *session) error {
 		return nil
 	case s.tls == nil:
 		return barPlain
-	case s.certificate != nil && t.peer(s.certificate) == "": // without one, its handshake goes on, and is judged by these terms
+	case s.certificate != nil && !t.names(s.certificate): // without one, its handshake goes on, and is judged by these terms
 		return barPeer
 	}
 	return nil
 }
 
-// peer is the name of a peer that a certificate carries; "" if it carries none. The names of a certificate are its DNS names (subjectAltName,
+// names reports whether a certificate carries the name of a peer. The names of a certificate are its DNS names (subjectAltName,
 // RFC 5280, 4.2.1.6), or the common name of its subject if it has no subjectAltName at all, as small private CAs make them: where the CA has
 // said what the names are, the subject is a text for humans. A wildcard is compared as it stands: it names
 // no upstream.
-func (t *terms) peer(certificate *x509.Certificate) string {
+func (t *terms) names(certificate *x509.Certificate) bool {
 	carries := func(peer string) bool {
 		return slices.ContainsFunc(certificate.DNSNames, func(name string) bool { return strings.EqualFold(name, peer) })
 	}
 	if !hasAlternativeNames(certificate) {
 		carries = func(peer string) bool { return certificate.Subject.CommonName == peer }
 	}
-	if i := slices.IndexFunc(t.Peers, carries); i >= 0 {
-		return t.Peers[i]
-	}
-	return ""
+	return slices.ContainsFunc(t.Peers, carries)
 }
 
 var subjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}

@@ -171,6 +171,7 @@ func TestTheLimitInFlightChangesWhilePlacesAreTaken(t *testing.T) {
 func TestTheLimitOfConnectionsChangesWhileTheyAreOpen(t *testing.T) {
 	inHall(t, func(cfg *upstream.Config) { cfg.Connections = 2 }, func(t *testing.T, h *hall) {
 		a, b := h.connect(), h.connect()
+		synctest.Wait() // until both have their places
 		h.reconfigure(func(cfg *upstream.Config) { cfg.Connections = 1 })
 		if !a.served(1) || !b.served(2) {
 			t.Error("a connection over the new limit does not stay")

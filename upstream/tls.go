@@ -92,7 +92,7 @@ func (s *session) identify(state tls.ConnectionState) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.certificate = state.PeerCertificates[0]
-	if t := d.terms.Load(); t.TLS != nil && t.peer(s.certificate) == "" {
+	if t := d.terms.Load(); t.TLS != nil && !t.names(s.certificate) {
 		return barPeer
 	}
 	return nil

@@ -197,6 +197,7 @@ func (h *hall) knock(client *tls.Config, reason, logged string) {
 	h.t.Helper()
 	raw := h.connect()
 	defer raw.Close()
+	_ = raw.SetDeadline(time.Now().Add(10 * time.Second)) // far more than it takes; what is served where it must not be would wait for ever
 	c := h.caller(tls.Client(raw.Conn, client))
 	if reason == "" {
 		if !c.served(1) {
@@ -261,6 +262,10 @@ func TestAConfigurationForAClientLeavesNothingOut(t *testing.T) {
 	openTCP(t, choosing(ca.door(t))).knock(anonymous, "tls", "no certificate")
 	openTCP(t, choosing(ca.door(t))).knock(ca.client(t, named("other")), "peer", "")
 	openTCP(t, choosing(none)).knock(ca.client(t, named("pos")), "tls", "no CA for client certificates")
+	doubtful := ca.door(t)
+	doubtful.VerifyConnection = func(tls.ConnectionState) error { return errors.New("not on a Sunday") }
+	openTCP(t, func(cfg *upstream.Config) { cfg.TLS = doubtful }).knock(ca.client(t, named("pos")), "tls", "handshake failed")
+	openTCP(t, choosing(doubtful)).knock(ca.client(t, named("pos")), "tls", "handshake failed")
 	strange := other.client(t, named("pos"))
 	strange.RootCAs = ca.pool()
 	openTCP(t, choosing(nil)).knock(strange, "tls", "unknown authority")
@@ -285,7 +290,19 @@ func TestSessionsAreNotResumed(t *testing.T) {
 	}
 }
 
-// An upstream that has closed its side is still answered, and sees the end announced.
+// A tap keeps what is read of a connection.
+type tap struct {
+	net.Conn
+	read []byte
+}
+
+func (c *tap) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.read = append(c.read, p[:n]...)
+	return n, err
+}
+
+// An upstream that has closed its side is still answered, and sees the end announced: without the alert, an end could be a stranger's doing.
 func TestAHalfCloseWithTLS(t *testing.T) {
 	ca := newAuthority(t)
 	h := openTCP(t, func(cfg *upstream.Config) { cfg.TLS = ca.door(t) })
@@ -295,7 +312,10 @@ func TestAHalfCloseWithTLS(t *testing.T) {
 		<-release
 		return approve(ctx, req)
 	}
-	c := h.secure(ca.client(t, named("pos")))
+	client := ca.client(t, named("pos"))
+	client.MaxVersion = tls.VersionTLS12 // which shows the types of its records
+	records := &tap{Conn: h.connect().Conn}
+	c := h.caller(tls.Client(records, client))
 	for stan := range 3 {
 		c.send(request(stan))
 	}
@@ -312,7 +332,14 @@ func TestAHalfCloseWithTLS(t *testing.T) {
 		}
 	}
 	if !c.ended() {
-		t.Error("the end is not announced")
+		t.Error("the connection stays open")
+	}
+	var last byte
+	for rest := records.read; len(rest) >= 5; rest = rest[5+int(binary.BigEndian.Uint16(rest[3:])):] {
+		last = rest[0]
+	}
+	if last != 21 {
+		t.Errorf("the last record is of type %d, want an alert", last)
 	}
 	_ = c.Close()
 	h.finish("", "", 3)
@@ -421,8 +448,30 @@ func TestAnAlertThatNobodyReads(t *testing.T) {
 	})
 }
 
+// That an answer could not be written is told when its time is over: TLS would take more for a farewell.
+func TestAnAnswerThatCannotBeWrittenWithTLS(t *testing.T) {
+	ca := newAuthority(t)
+	inHall(t, func(cfg *upstream.Config) { cfg.TLS = ca.door(t) }, func(t *testing.T, h *hall) {
+		c := h.secure(ca.client(t, named("pos")))
+		c.send(request(1))
+		<-time.After(5 * time.Second)
+		synctest.Wait()
+		h.desk.mu.Lock()
+		defer h.desk.mu.Unlock()
+		if got := h.count("acquirerd_upstream_connections", ""); len(h.desk.undelivered) != 1 || got != 0 {
+			t.Errorf("%d answers undelivered, %v connections", len(h.desk.undelivered), got)
+		}
+		_ = c.Close()
+	})
+}
+
 // A peer may ask for new keys at any time, also long after the last answer was written. TLS answers that while it reads.
 func TestAKeyUpdateOnAQuietConnection(t *testing.T) {
+	t.Run("after an answer", func(t *testing.T) { updateKeys(t, 1) })
+	t.Run("after the handshake", func(t *testing.T) { updateKeys(t, 0) })
+}
+
+func updateKeys(t *testing.T, answers uint64) {
 	ca := newAuthority(t)
 	inHall(t, func(cfg *upstream.Config) { cfg.TLS = ca.door(t) }, func(t *testing.T, h *hall) {
 		release := make(chan struct{}, 1)
@@ -435,16 +484,21 @@ func TestAKeyUpdateOnAQuietConnection(t *testing.T) {
 		client.KeyLogWriter = &keys
 		raw := h.connect()
 		c := h.caller(tls.Client(raw.Conn, client))
-		release <- struct{}{}
-		if !c.served(1) { // record 0 of the client
-			t.Error("not served")
+		if err := c.Conn.(*tls.Conn).HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range answers {
+			release <- struct{}{}
+			if !c.served(1) { // record 0 of the client
+				t.Error("not served")
+			}
 		}
 		<-time.After(time.Minute)
-		c.send(request(2)) // record 1
+		c.send(request(2))
 		synctest.Wait()
 		var written atomic.Bool
 		go func() {
-			raw.raw(keyUpdate(t, keys.String(), c.Conn.(*tls.Conn).ConnectionState().CipherSuite, 2))
+			raw.raw(keyUpdate(t, keys.String(), c.Conn.(*tls.Conn).ConnectionState().CipherSuite, answers+1))
 			written.Store(true)
 			release <- struct{}{}
 		}()
