@@ -44,8 +44,7 @@ func (c *Codec) Holds(part Dialogue) bool {
 // NewDialogue builds a request of a part of the dialogue that this party is sent, see Holds.
 func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 	n := &c.dialect.NetworkManagement
-	own, _ := c.dialect.OwnMTI(n.Type)
-	m := New(MTI(own))
+	m := New(c.networkType())
 	m.masks = c.dialect.Sensitive
 	m.Set(TransmissionTime, at.UTC().Format("0102150405"))
 	m.Set(STAN, stan)
@@ -62,7 +61,13 @@ func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 // localTime93 is DE 12 of ISO 8583:1993, YYMMDDhhmmss.
 const localTime93 = "060102150405"
 
-// Demanded says which part of the dialogue a request of this party is, "" for none.
+// networkType is the type of requests of the dialogue.
+func (c *Codec) networkType() MTI {
+	own, _ := c.dialect.OwnMTI(c.dialect.NetworkManagement.Type)
+	return MTI(own)
+}
+
+// Demanded says which part of the dialogue a request of this party is, "" for none. A cutover may be told by an advice too (0820).
 func (c *Codec) Demanded(m *Message) Dialogue {
 	if m.MTI.Class() != Network || !m.MTI.IsRequest() {
 		return ""
@@ -70,7 +75,7 @@ func (c *Codec) Demanded(m *Message) Dialogue {
 	demanded := c.dialect.NetworkManagement.Demanded()
 	code := m.Reveal(Element(c.dialect.NetworkManagement.Element))
 	for _, part := range []Dialogue{SignOn, SignOff, Echo, KeyChange, Cutover} {
-		if own := codeOf(demanded, part); own != "" && own == code {
+		if own := codeOf(demanded, part); own != "" && own == code && (m.MTI.First() == c.networkType() || part == Cutover) {
 			return part
 		}
 	}

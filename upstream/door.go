@@ -211,7 +211,17 @@ func (s *session) read(answering *sync.WaitGroup) error {
 		}
 		stream.next()
 		arrived := time.Now()
+		if len(body) == 0 { // it only shows that the upstream is there
+			if err := s.send(codec.Keepalive()); err != nil {
+				return err
+			}
+			continue
+		}
 		request, err := codec.Decode(body)
+		if request != nil && request.Rejected() != "" {
+			s.returned(request)
+			continue
+		}
 		if err == nil {
 			err = codec.Validate(request)
 		}
@@ -225,6 +235,17 @@ func (s *session) read(answering *sync.WaitGroup) error {
 			return err
 		}
 	}
+}
+
+// returned drops a message that the upstream's network has returned: an answer of ours, if this is not a stranger's mistake. Whoever asked
+// has no answer, and asks again or reverses.
+func (s *session) returned(m *messages.Message) {
+	defer m.Clear()
+	s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kindUnasked).Inc()
+	s.door.sometimes.Do(func() {
+		s.log.Error("message was returned by the upstream's network", "mti", string(m.MTI), "upstream_stan", m.Get(messages.STAN),
+			"reject_code", m.Rejected())
+	})
 }
 
 // take answers a well-formed request, or starts a transaction for it.
@@ -246,9 +267,10 @@ func (s *session) take(request *messages.Message, arrived time.Time, answering *
 		req.Key, serve = d.upstream.Codec.Identity(request), d.desk.Advise
 	case messages.ReversalRequest, messages.ReversalAdvice:
 		serve = d.desk.Reverse
-	case messages.NetworkManagementRequest:
-		return s.manage(request)
 	default:
+		if request.MTI.Class() == messages.Network && request.MTI.IsRequest() {
+			return s.manage(request)
+		}
 		if !request.MTI.IsRequest() {
 			// An answer to a question that we never asked: nobody waits for one in return.
 			d.metrics.messages.WithLabelValues(d.upstream.Name, kindUnasked).Inc()
@@ -324,20 +346,21 @@ func (s *session) answer(budget context.Context, serve func() (acquirer.Result, 
 	}
 }
 
-// manage answers the 0800 dialogue of an upstream.
+// manage answers the link dialogue of an upstream.
 func (s *session) manage(request *messages.Message) error {
 	dialect := s.door.upstream.Codec.Dialect()
-	network := dialect.NetworkManagement
-	kind, code := "", network.Accepted[0]
-	switch request.Get(messages.NetworkManagement) {
-	case network.SignOn:
+	kind, code := "", dialect.NetworkManagement.Accepted[0]
+	switch s.door.upstream.Codec.Demanded(request) {
+	case messages.SignOn:
 		kind = kindSignOn
 		s.log.Info("upstream signed on")
-	case network.SignOff:
+	case messages.SignOff:
 		kind = kindSignOff
 		s.log.Info("upstream signed off")
-	case network.Echo:
+	case messages.Echo:
 		kind = kindEcho
+	case messages.KeyChange, messages.Cutover: // those are a processor's to demand
+		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	default:
 		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	}
@@ -353,7 +376,8 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	}
 	s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kindFormatError).Inc()
 	answers := s.door.upstream.Codec.Dialect().Answers
-	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) || !request.Has(messages.TransmissionTime) {
+	if request == nil || !request.MTI.IsRequest() || !request.Has(messages.STAN) ||
+		!request.Has(messages.TransmissionTime) && !request.Has(messages.LocalTime) {
 		return fmt.Errorf("unreadable message: %w", fault)
 	}
 	s.door.sometimes.Do(func() {
@@ -375,6 +399,14 @@ func (s *session) write(answer *messages.Message) error {
 		if frame, err = s.door.upstream.Codec.EncodeFrame(messages.Essence(answer)); err != nil {
 			return fmt.Errorf("encoding answer: %w", err)
 		}
+	}
+	return s.send(frame)
+}
+
+// send writes one frame, if there is one.
+func (s *session) send(frame []byte) (err error) {
+	if frame == nil {
+		return nil
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
