@@ -140,6 +140,23 @@ func rule(err error) string {
 // Encode writes one message with its header and without framing. The header is the one that the message came with; that of its request,
 // turned round, if it is an answer of ours; else the dialect's own. Its error is a *FormatError.
 func (c *Codec) Encode(m *Message) ([]byte, error) {
+	message, err := c.pack(m)
+	if err != nil {
+		return nil, err
+	}
+	header := m.header
+	if header == nil && m.asked != nil {
+		header = c.dialect.Header.Answer(m.asked)
+	}
+	body := c.dialect.Header.Join(header, message)
+	if len(body) > c.dialect.Framing.Max {
+		return nil, &FormatError{0, "begins a message longer than the dialect's maximum"}
+	}
+	return body, nil
+}
+
+// pack writes a message without its header.
+func (c *Codec) pack(m *Message) ([]byte, error) {
 	if len(m.MTI) != 4 {
 		return nil, &FormatError{0, "is not four digits"}
 	}
@@ -164,15 +181,7 @@ func (c *Codec) Encode(m *Message) ([]byte, error) {
 	if m.wide {
 		packed = c.widen(packed)
 	}
-	header := m.header
-	if header == nil && m.asked != nil {
-		header = c.dialect.Header.Answer(m.asked)
-	}
-	body := c.dialect.Header.Join(header, packed)
-	if len(body) > c.dialect.Framing.Max {
-		return nil, &FormatError{0, "begins a message longer than the dialect's maximum"}
-	}
-	return body, nil
+	return packed, nil
 }
 
 // widen gives a message a second bit map that announces nothing, which the library does not write.
