@@ -97,7 +97,9 @@ func (c *Codec) collect(m *Message, wire *iso8583.Message, size int, fault *Form
 	if fault != nil {
 		return fault
 	}
-	if bitmap.Len() > 64 && m.last() <= 64 && !fixed {
+	if fixed {
+		m.wide = bitmap.IsSet(1)
+	} else if bitmap.Len() > 64 && m.last() <= 64 {
 		m.wide = true // it is written again so, because a MAC covers the bit map
 	}
 	if consumed != size {
@@ -184,17 +186,21 @@ func (c *Codec) pack(m *Message) ([]byte, error) {
 	return packed, nil
 }
 
-// widen gives a message a second bit map that announces nothing, which the library does not write.
+// widen gives a message a second bit map that announces nothing, or sets bit 1 of a bit map of a fixed extent, which announces nothing either:
+// the library writes neither.
 func (c *Codec) widen(packed []byte) []byte {
 	bitmap := c.dialect.Fields[1]
 	at := c.dialect.Fields[0].WireLength(4)
-	end := at + bitmap.WireLength(8)
-	first, err := bitmap.Read(packed[at:end], 8)
+	end := at + bitmap.WireLength(bitmap.Length)
+	first, err := bitmap.Read(packed[at:end], bitmap.Length)
 	if err != nil || first[0]&0x80 != 0 {
 		return packed // there is one that announces something
 	}
 	first[0] |= 0x80
-	wide, err := bitmap.Write(append(first, make([]byte, 8)...))
+	if bitmap.Extent != specs.ExtentFixed {
+		first = append(first, make([]byte, 8)...)
+	}
+	wide, err := bitmap.Write(first)
 	if err != nil {
 		return packed
 	}

@@ -21,7 +21,7 @@ type Message struct {
 	header   []byte             // that the message came with; nil if it was made here
 	asked    []byte             // the header of the request that this answers
 	rejected string             // the code with which a network returned the message
-	wide     bool               // it came with a second bit map that announces nothing
+	wide     bool               // it came with a second bit map that announces nothing, or with bit 1 of one of a fixed extent
 	masks    map[int]specs.Mask // of the dialect that it was read in
 }
 
