@@ -47,8 +47,8 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 		switch {
 		case slices.Contains(cryptograms, e), e == LocalTime, e == LocalDate && p.from.Standard == specs.ISO87:
 			continue // made anew, or carried already
-		case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
-			continue // the MTI and the amounts say it
+		case e == FunctionCode && p.to.Standard != p.from.Standard:
+			continue // of 1993: the MTI and the amounts say it; of 1987: the network of the terminal's hop
 		}
 		value, can := p.value(m, e, string(entry.value))
 		if can {
@@ -57,7 +57,9 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 			lost = append(lost, e)
 		}
 	}
-	(&Codec{p.to}).setFunctionCode(carried)
+	if !carried.Has(FunctionCode) { // a function code of the same edition says more
+		(&Codec{p.to}).setFunctionCode(carried)
+	}
 	return carried, lost
 }
 
@@ -66,6 +68,9 @@ func (p Passage) value(m *Message, e Element, value string) (string, bool) {
 	f, known := p.to.Field(p.to.WireMTI(string(m.MTI)), int(e))
 	if !known {
 		return "", false
+	}
+	if from, _ := p.from.Field(p.from.WireMTI(string(m.MTI)), int(e)); from.Binary() != f.Binary() {
+		return "", false // text in bytes, or bytes in text, would be something else
 	}
 	switch {
 	case e == ResponseCode:
@@ -190,7 +195,9 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 		m.Delete(Element(number))
 	}
 	m.MTI = m.MTI.First()
-	(&Codec{p.to}).setFunctionCode(m)
+	if !m.Has(FunctionCode) {
+		(&Codec{p.to}).setFunctionCode(m)
+	}
 	m.Set(TransmissionTime, at.UTC().Format(transmissionTime))
 	m.Set(STAN, numbers.STAN)
 	m.Set(RRN, numbers.RRN)

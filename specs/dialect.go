@@ -313,7 +313,7 @@ func Load(name string) (*Dialect, error) {
 	return dialect, nil
 }
 
-// MaxText bounds the text of a dialect file, in bytes. The embedded ones have less than 16 KiB.
+// MaxText bounds the text of a dialect file, in bytes. The embedded ones have less than 32 KiB.
 const MaxText = 1 << 20
 
 // readFile reads one byte more than Parse takes, and no more: a device has no end.
