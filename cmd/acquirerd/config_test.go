@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"acquirerd/specs"
 	"time"
 )
 
@@ -141,7 +143,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a key of the wrong use", []string{"pin_key: zpk-proc-a", "pin_key: zpk-pos"}, []string{`endpoints[0].pin_key: key "zpk-pos" has the use "pin-in", not pin-out`}},
 		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
 		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
-			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are iso87-ascii, iso87-binary`}},
+			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are ` + strings.Join(specs.Names(), ", ")}},
 		{"a route to nowhere", []string{"endpoint: processor-a }", "endpoint: processor-b }"}, []string{`routes[0].endpoint: no endpoint "processor-b" in endpoints`}},
 		{"a bad route", []string{route, `- { bins: ["55-51"], upstreams: [web], mtis: ["0800"], currencies: [EUR], endpoint: processor-a }`}, []string{
 			`routes[0].bins[0]: "55-51" is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`,
