@@ -47,8 +47,8 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 		switch {
 		case slices.Contains(cryptograms, e), e == LocalTime, e == LocalDate && p.from.Standard == specs.ISO87:
 			continue // made anew, or carried already
-		case e == FunctionCode && p.to.Standard != p.from.Standard:
-			continue // of 1993: the MTI and the amounts say it; of 1987: the network of the terminal's hop
+		case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
+			continue // the MTI and the amounts say it
 		}
 		value, can := p.value(m, e, string(entry.value))
 		if can {
@@ -191,8 +191,10 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 			return nil, &FormatError{e, "cannot be carried into the processor's dialect"}
 		}
 	}
-	for _, number := range p.to.Dropped {
-		m.Delete(Element(number))
+	if p.from.Name != p.to.Name {
+		for _, number := range p.to.Dropped {
+			m.Delete(Element(number))
+		}
 	}
 	m.MTI = m.MTI.First()
 	if !m.Has(FunctionCode) {

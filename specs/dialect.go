@@ -52,7 +52,7 @@ type Dialect struct {
 	// FunctionCodes are DE 24 of requests that this party is sent, by MTI (ISO 8583:1993).
 	FunctionCodes map[string]string `yaml:"function_codes,omitempty"`
 
-	// Dropped are elements that this party is not sent, and that another one's messages may have: a message is forwarded without them.
+	// Dropped are elements that this party is not sent from messages of another dialect: they are forwarded without them.
 	Dropped []int `yaml:"dropped,omitempty"`
 
 	// Sensitive are elements that are masked beyond those that always are, or, of the private ones, less than usual.
