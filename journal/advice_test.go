@@ -20,7 +20,7 @@ import (
 func adviceOf(numbers messages.Numbers, key string) Intent {
 	in := intentOf(numbers, key)
 	m := messages.New(messages.FinancialAdvice)
-	for _, e := range []messages.Element{messages.ProcessingCode, messages.Amount, messages.TransmissionTime, messages.STAN, messages.RRN,
+	for _, e := range []messages.Element{messages.ProcessingCode, messages.Amount, messages.TransmissionTime, messages.STAN, messages.LocalTime, messages.RRN,
 		messages.AcquirerID, messages.Terminal, messages.Merchant, messages.Currency} {
 		m.Set(e, in.Original.Get(e))
 	}

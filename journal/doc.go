@@ -31,6 +31,10 @@
 // was taken for declined or not sent makes a reversal owed; of what is unknown and owed or parked, it keeps "not found" from being the end; of what
 // is open, Finish writes the reversal, unless the outcome is approved.
 //
+// Processors send messages of their own accord. Keep takes an advice, once, with the transaction that it names; it changes nothing of that,
+// and marks what says that an approval is undone. Advance takes a cutover: from then on each transaction, and what comes to be owed, bears
+// the new business date of its endpoint. What came to be owed yesterday and is owed again today is of today.
+//
 // Find gives the transaction of an upstream's key, with its answer and its reversal: that is how a repeat is answered. Prune deletes
 // transactions, with all that belongs to them, that ended before a time and owe nothing; Export reads them as they stood at one moment.
 //
@@ -49,7 +53,7 @@
 // Config bounds the records in one commit, the callers waiting and the size of a block of numbers. A full queue is an honest
 // refusal (ErrBusy) of new work. Finish, Settle, Owe, Hear, Bar, Park and Release are never refused and never cut short by their
 // context: most record what has already happened. Their number is bounded by the tickets that are out, by the messages in flight and by
-// what processors send unasked.
+// what processors send unasked. Keep and Advance are refused as new work is: the processor sends them again.
 //
 // STANs run from 000001 to 999999 for each endpoint and begin again, skipping those of transactions that are open, owed or parked. RRNs
 // are "YDDD" (last digit of the year and day of the year, UTC) and a running number of eight digits. Both come from blocks
@@ -58,8 +62,8 @@
 // # What it refuses
 //
 // A missing file, a file that is not a journal, another station's journal, a schema newer than this program, a corrupt one,
-// and one that another process holds: each with one line. A schema that is older is brought up to this program's when it is opened for
-// writing. It never stores PIN blocks, track data, card verification values or a clear PAN: an Intent has no field for them. The PAN, and of
+// and one that another process holds: each with one line. A business date that goes back, or far ahead (ErrBusinessDate). A schema that is older is brought up to this program's when it is opened for
+// writing. It never stores PIN blocks, track data, card verification values or a clear PAN: neither an Intent nor an Advising has a field for them. The PAN, and of
 // an advice the sensitive elements that its dialect allows to be stored, chip data among them, are there only as the HSM has sealed them.
 //
 // A write-ahead log whose tail was cut off cannot be told from one whose last batch was never written: SQLite recovers up to

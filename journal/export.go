@@ -13,6 +13,8 @@ type Dossier struct {
 	Transaction
 	Owed    []Owed  `json:"debts"` // what is or was owed for it, oldest first; "owed" is the state of its reversal
 	History []Event `json:"history"`
+
+	ProcessorAdvices []ProcessorAdvice `json:"processor_advices"` // that name it, oldest first
 }
 
 // ErrNoTransaction is the error of Dossier for an ID that is not in the journal, or was pruned.
@@ -95,7 +97,7 @@ func dossiers(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]Dos
 	}
 	page, places := make([]Dossier, len(found)), make(map[TransactionID]*Dossier, len(found))
 	for i, transaction := range found {
-		page[i] = Dossier{Transaction: transaction, Owed: []Owed{}, History: []Event{}} // in JSON [] and not null
+		page[i] = Dossier{Transaction: transaction, Owed: []Owed{}, History: []Event{}, ProcessorAdvices: []ProcessorAdvice{}} // in JSON [] and not null
 		places[transaction.ID] = &page[i]
 	}
 	first, last := int64(page[0].ID), int64(page[len(page)-1].ID)
@@ -120,5 +122,5 @@ func dossiers(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]Dos
 	if err != nil {
 		return nil, err
 	}
-	return page, nil
+	return page, advicesOf(ctx, tx, places, first, last)
 }

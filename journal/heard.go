@@ -125,8 +125,8 @@ func (r *hearingRecord) done(j *Journal, err error) {
 // suspectOwedSQL says of a reversal of something unknown that there is an original.
 const suspectOwedSQL = `UPDATE owed SET reason = ?2 WHERE id = ?1 AND replacement = '' RETURNING id`
 
-const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, reason = iif(?3 = '', reason, ?3)
-WHERE id = ?1 AND state <> 'owed' RETURNING id`
+const reopenOwedSQL = `UPDATE owed SET state = 'owed', settled_at = NULL, due_at = ?2, since = ?2, reason = iif(?3 = '', reason, ?3),
+business_date = ` + currentDateSQL + ` WHERE id = ?1 AND state <> 'owed' RETURNING id`
 
 // A reopening is why something is owed again.
 type reopening struct {

@@ -32,7 +32,7 @@ func TestAFileThatOthersHaveChangedFailsTheJournal(t *testing.T) {
 			func(r *running, _, _ *Ticket) error { return r.Park(ctx, 2) }},
 		"the next transaction is there": {"INSERT INTO transactions SELECT id + 1, upstream, NULL, upstream_stan, upstream_rrn, endpoint, mti, stan, rrn, " +
 			"transmission_time, acquirer_id, terminal, merchant, amount, currency, masked_pan, pan_token, pan_key_id, pan_nonce, pan_ciphertext, NULL, NULL, " +
-			"NULL, original, begun_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM transactions ORDER BY id DESC LIMIT 1",
+			"NULL, original, begun_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '' FROM transactions ORDER BY id DESC LIMIT 1",
 			func(r *running, _, _ *Ticket) error {
 				_, err := r.Begin(ctx, intentOf(r.next("processor-a"), "key"))
 				return err

@@ -320,6 +320,13 @@ func (j *Journal) load() error {
 		return err
 	}
 	j.last, j.writer.lastTransaction, j.writer.lastOwed = last, last, lastOwed
+	days, err := j.reader.BusinessDays(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range days {
+		j.writer.days[d.Endpoint] = businessDay{d.Date, d.BeganAt}
+	}
 	return j.reader.standing(ctx, j.standing)
 }
 

@@ -60,6 +60,18 @@ type model struct {
 	newest       TransactionID
 	newestOwed   OwedID
 	fresh        []OwedID // what the payer has not been told of
+	date         string   // the business date of the endpoint
+	advices      []*modelAdvice
+	lastAdvice   AdviceID
+}
+
+type modelAdvice struct {
+	advising    Advising
+	id          AdviceID
+	transaction TransactionID
+	undoes      bool
+	date        string
+	at          time.Time
 }
 
 type modelTransaction struct {
@@ -72,6 +84,7 @@ type modelTransaction struct {
 	events           int
 	finished         time.Time
 	early            bool // an approval was heard while it was open, in this run
+	date             string
 }
 
 type modelOwed struct {
@@ -85,6 +98,7 @@ type modelOwed struct {
 	money       uint64
 	own         Numbers
 	code        string  // of the last answer
+	date        string  // since when it is owed
 	ticket      *Ticket // while an attempt is under way
 }
 
@@ -103,9 +117,10 @@ func (m *model) step() {
 		{"begin", 8, m.begin}, {"finish", 7, m.finish}, {"owe", 3, m.owe}, {"attempt", 6, m.attempt}, {"settle", 6, m.settle},
 		{"accept", 3, m.accept}, {"bar", 1, m.bar}, {"hear", 4, m.hear}, {"park", 2, m.park}, {"release", 3, m.release},
 		{"prune", 1, m.prune}, {"incurred", 3, m.incurred}, {"find", 2, m.find},
+		{"cutover", 2, m.cutover}, {"keep", 4, m.keep},
 		{"compare", 1, m.compare}, {"reopen", 1, func() { m.reopen(false) }}, {"crash", 1, func() { m.reopen(true) }},
 	}
-	n := m.random.IntN(52)
+	n := m.random.IntN(58)
 	for _, s := range steps {
 		if n -= s.weight; n < 0 {
 			m.steps = append(m.steps[max(0, len(m.steps)-20):], s.name)
@@ -156,13 +171,13 @@ func (m *model) begin() {
 	if err == nil {
 		id = ticket.ID()
 	}
-	m.add(id, err, &modelTransaction{key: key, stan: numbers.STAN, ticket: ticket, events: 1})
+	m.add(id, err, &modelTransaction{key: key, stan: numbers.STAN, ticket: ticket, events: 1, date: m.date})
 }
 
 func (m *model) accept() {
 	in := adviceOf(m.next(), m.key())
 	id, err := m.r.Accept(context.Background(), in, replyOf(in, "00"))
-	transaction := &modelTransaction{key: in.UpstreamKey, stan: in.Original.Get(messages.STAN), outcome: Accepted, events: 2, finished: time.Now()}
+	transaction := &modelTransaction{key: in.UpstreamKey, stan: in.Original.Get(messages.STAN), outcome: Accepted, events: 2, finished: time.Now(), date: m.date}
 	if m.add(id, err, transaction) {
 		transaction.advice = m.incur(id, 12345)
 	}
@@ -226,7 +241,7 @@ func (m *model) finish() {
 // incur expects that a transaction is owed since now, with the next ID.
 func (m *model) incur(id TransactionID, money uint64) *modelOwed {
 	m.newestOwed++
-	o := &modelOwed{id: m.newestOwed, transaction: id, state: StateOwed, since: time.Now(), dueAt: time.Now(), money: money}
+	o := &modelOwed{id: m.newestOwed, transaction: id, state: StateOwed, since: time.Now(), dueAt: time.Now(), money: money, date: m.date}
 	m.owed[o.id] = o
 	m.fresh = append(m.fresh, o.id)
 	m.transactions[id].events++
@@ -235,7 +250,7 @@ func (m *model) incur(id TransactionID, money uint64) *modelOwed {
 
 // again expects that something is owed once more, since now.
 func (m *model) again(o *modelOwed) {
-	o.state, o.since, o.dueAt, o.settled = StateOwed, time.Now(), time.Now(), time.Time{}
+	o.state, o.since, o.dueAt, o.settled, o.date = StateOwed, time.Now(), time.Now(), time.Time{}, m.date
 	m.fresh = append(m.fresh, o.id)
 	m.transactions[o.transaction].events++
 }
@@ -301,6 +316,67 @@ func (m *model) hear() {
 	if err != nil || heard != want {
 		m.t.Errorf("heard %+v, want %+v: %v", heard, want, err)
 	}
+}
+
+// cutover names a day near the current one, or none: all of this takes minutes, so that one without a day is a repeat.
+func (m *model) cutover() {
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	from, earliest, latest := today, today.AddDate(0, 0, -4), today.AddDate(0, 0, 4)
+	if m.date != "" {
+		from, _ = time.Parse(time.DateOnly, m.date)
+		earliest = from
+		if from.After(today) {
+			latest = from.AddDate(0, 0, 4)
+		}
+	}
+	named := from.AddDate(0, 0, m.random.IntN(11)-5)
+	c, want, possible := Cutover{"processor-a", named.Format("0102")}, named, !named.Before(earliest) && !named.After(latest)
+	if m.random.IntN(4) == 0 {
+		c.Day, want, possible = "", from, true // it is early in the day
+	}
+	got, err := m.r.Advance(context.Background(), c)
+	if !possible {
+		if !errors.Is(err, ErrBusinessDate) {
+			m.t.Errorf("from %q to %v: %+v, %v", m.date, named, got, err)
+		}
+		return
+	}
+	if err != nil || got != (Advanced{m.date, want.Format(time.DateOnly)}) {
+		m.t.Errorf("from %q to %v: %+v, %v", m.date, want, got, err)
+	}
+	m.date = got.To
+}
+
+// keep tells of a transaction, of none, or again of what was told before.
+func (m *model) keep() {
+	if len(m.advices) > 0 && m.random.IntN(4) == 0 {
+		a := m.advices[m.random.IntN(len(m.advices))]
+		got, err := m.r.Keep(context.Background(), a.advising)
+		if want := (Advised{a.id, true, "00", a.transaction, a.undoes}); err != nil || got != want {
+			m.t.Errorf("kept again %+v, want %+v: %v", got, want, err)
+		}
+		return
+	}
+	id, transaction, found := pick(m.random, m.transactions, func(t *modelTransaction) bool { return t.stan != "" })
+	a := &modelAdvice{id: m.lastAdvice + 1, date: m.date, at: time.Now()}
+	stan := ""
+	if found && m.random.IntN(4) > 0 {
+		stan, a.transaction = transaction.stan, id
+	}
+	a.advising = advisingOf(decimal(uint64(a.id), 6), stan)
+	a.advising.Reverses = m.random.IntN(2) == 0
+	if a.transaction != 0 {
+		o := transaction.reversal
+		undone := o != nil && o.money == 12345 && o.state != StateParked
+		stands := transaction.outcome == Approved || transaction.outcome == Accepted || transaction.outcome == ""
+		a.undoes = a.advising.Reverses && stands && !undone
+	}
+	got, err := m.r.Keep(context.Background(), a.advising)
+	if want := (Advised{a.id, false, "00", a.transaction, a.undoes}); err != nil || got != want {
+		m.t.Errorf("kept %+v, want %+v: %v", got, want, err)
+	}
+	m.lastAdvice = a.id
+	m.advices = append(m.advices, a)
 }
 
 func (m *model) attempt() {
@@ -417,10 +493,12 @@ func (m *model) prune() {
 	}
 	for _, id := range slices.Sorted(maps.Keys(m.transactions)) {
 		t := m.transactions[id]
-		if want == most || t.outcome == "" || !t.finished.Before(before) || id == m.newest || kept(t.reversal) || kept(t.advice) {
+		named := slices.ContainsFunc(m.advices, func(a *modelAdvice) bool { return a.transaction == id && !a.at.Before(before) })
+		if want == most || t.outcome == "" || !t.finished.Before(before) || id == m.newest || kept(t.reversal) || kept(t.advice) || named {
 			continue
 		}
 		want++
+		m.advices = slices.DeleteFunc(m.advices, func(a *modelAdvice) bool { return a.transaction == id })
 		for _, o := range []*modelOwed{t.reversal, t.advice} {
 			if o != nil {
 				delete(m.owed, o.id)
@@ -429,6 +507,14 @@ func (m *model) prune() {
 		delete(m.keys, t.key)
 		delete(m.transactions, id)
 	}
+	untied := 0
+	m.advices = slices.DeleteFunc(m.advices, func(a *modelAdvice) bool {
+		goes := a.transaction == 0 && a.at.Before(before) && untied < most
+		if goes {
+			untied++
+		}
+		return goes
+	})
 	if got, err := m.r.Prune(context.Background(), before, most); err != nil || got != want {
 		m.t.Errorf("pruned %d, want %d: %v", got, want, err)
 	}
@@ -507,7 +593,7 @@ func (m *model) compare() {
 	for _, got := range all {
 		want := m.transactions[got.ID]
 		if want == nil || got.Outcome != want.outcome || got.Owed != stateOf(want.reversal) || got.Advice != stateOf(want.advice) ||
-			got.UpstreamKey != want.key || got.STAN != want.stan {
+			got.UpstreamKey != want.key || got.STAN != want.stan || got.BusinessDate != want.date {
 			m.t.Errorf("transaction %+v, want %+v", got, want)
 			continue
 		}
@@ -550,9 +636,24 @@ func (m *model) compare() {
 	for _, got := range owed {
 		want := m.owed[got.ID]
 		if want == nil || got.TransactionID != want.transaction || got.State != want.state || got.Attempts != want.attempts || got.Own != want.own ||
-			!got.Since.Equal(want.since) || want.state == StateOwed && !got.DueAt.Equal(want.dueAt) {
+			!got.Since.Equal(want.since) || got.BusinessDate != want.date || want.state == StateOwed && !got.DueAt.Equal(want.dueAt) {
 			m.t.Errorf("owed %+v, want %+v", got, want)
 		}
+	}
+	advices := m.r.advices(AdviceFilter{Limit: 1 << 20})
+	slices.Reverse(advices)
+	if len(advices) != len(m.advices) {
+		m.t.Errorf("%d advices of processors, not %d", len(advices), len(m.advices))
+	}
+	for i, got := range advices[:min(len(advices), len(m.advices))] {
+		if want := m.advices[i]; got.ID != want.id || got.TransactionID != want.transaction || got.Undoes != want.undoes || got.BusinessDate != want.date ||
+			!got.At.Equal(want.at) {
+			m.t.Errorf("advice of a processor %+v, want %+v", got, want)
+		}
+	}
+	days, err := m.r.reader.BusinessDays(ctx)
+	if err != nil || len(days) > 1 || len(days) == 1 && days[0].Date != m.date || (m.date == "") != (len(days) == 0) {
+		m.t.Errorf("business days %+v, want %q: %v", days, m.date, err)
 	}
 	if got := m.r.Exposure(); got.Owed != want.Owed || got.Parked != want.Parked || !got.Oldest.Equal(want.Oldest) ||
 		!maps.Equal(got.Amounts, want.Amounts) {

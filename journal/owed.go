@@ -39,8 +39,9 @@ type Owed struct {
 	Replacement     string            `json:"replacement_amount,omitempty"` // minor units that a partial reversal leaves
 	Own             Numbers           `json:"own,omitzero"`                 // of its message, zero if they are its original's
 	State           State             `json:"state"`
-	Attempts        int               `json:"attempts"` // sends that may have left this host
-	Answered        int               `json:"answered"` // of these, how many had an answer; a crash leaves one without
+	BusinessDate    string            `json:"business_date,omitempty"` // of its processor, at Since; "" if none was known
+	Attempts        int               `json:"attempts"`                // sends that may have left this host
+	Answered        int               `json:"answered"`                // of these, how many had an answer; a crash leaves one without
 	DueAt           time.Time         `json:"due_at"`
 	Since           time.Time         `json:"since"` // or since it was released
 	SettledAt       time.Time         `json:"settled_at,omitzero"`
@@ -128,7 +129,11 @@ func (r *oweRecord) write(w *writer, at time.Time) error {
 
 // supersedeOwedSQL makes a partial reversal that was settled a full one, which was never sent.
 const supersedeOwedSQL = `UPDATE owed SET replacement = '', reason = ?2, state = 'owed', attempts = 0, answered = 0, stan = '',
-transmission_time = '', due_at = ?3, since = ?3, last_reason = '', response_code = '', settled_at = NULL WHERE id = ?1 RETURNING id`
+transmission_time = '', due_at = ?3, since = ?3, last_reason = '', response_code = '', settled_at = NULL,
+business_date = ` + currentDateSQL + ` WHERE id = ?1 RETURNING id`
+
+// currentDateSQL is the business date of a row's endpoint, for what is owed again: to the processor it is of today.
+const currentDateSQL = `coalesce((SELECT max(date) FROM business_days WHERE business_days.endpoint = owed.endpoint), '')`
 
 func (r *oweRecord) supersede(w *writer, at time.Time) error {
 	if r.stands.State == StateParked {
@@ -192,7 +197,8 @@ func textOf(value driver.Value) string {
 }
 
 const insertOwedSQL = `INSERT INTO owed (id, transaction_id, kind, endpoint, reason, replacement, stan, transmission_time, state, attempts,
-answered, due_at, since, last_reason, response_code) VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', '', 'owed', 0, 0, ?7, ?7, '', '') RETURNING id`
+answered, due_at, since, last_reason, response_code, business_date) VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', '', 'owed', 0, 0, ?7, ?7, '', '', ?8)
+RETURNING id`
 
 // An owing is how something comes to be owed.
 type owing struct {
@@ -204,7 +210,8 @@ type owing struct {
 // owe writes a debt that is due at once, and returns it.
 func (w *writer) owe(d *Debt, how owing, at time.Time) (*Debt, error) {
 	d.ID, d.Since, d.DueAt = w.lastOwed+1, at, at
-	if _, err := w.insertOwed.one(int64(d.ID), int64(d.Transaction), string(d.Kind), d.Endpoint, how.reason, how.replacement, at.UnixMicro()); err != nil {
+	if _, err := w.insertOwed.one(int64(d.ID), int64(d.Transaction), string(d.Kind), d.Endpoint, how.reason, how.replacement,
+		at.UnixMicro(), w.days[d.Endpoint].date); err != nil {
 		return nil, err
 	}
 	w.lastOwed = d.ID

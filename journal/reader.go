@@ -101,6 +101,7 @@ type Transaction struct {
 	Owed             State         `json:"owed,omitempty"`               // of its reversal, "" if none is or was owed
 	Replacement      string        `json:"replacement_amount,omitempty"` // what a partial reversal leaves, minor units
 	Advice           State         `json:"advice,omitempty"`             // of an advice, "" for a request
+	BusinessDate     string        `json:"business_date,omitempty"`      // of the endpoint's processor, YYYY-MM-DD; "" if none was known
 }
 
 // StillOpen is a Filter's Outcome for transactions without one.
@@ -143,7 +144,7 @@ func (r *Reader) Transactions(ctx context.Context, f Filter) ([]Transaction, err
 const selectTransaction = `SELECT t.id, t.upstream, coalesce(t.upstream_key, ''), t.upstream_stan, t.upstream_rrn, t.endpoint, t.mti, t.stan, t.rrn,
 t.transmission_time, t.acquirer_id, t.terminal, t.merchant, t.amount, t.currency, t.masked_pan, coalesce(t.outcome, ''),
 coalesce(t.response_code, ''), coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''),
-coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, ''), coalesce(o.replacement, ''), coalesce(a.state, '')
+coalesce(t.reason, ''), t.begun_at, t.finished_at, coalesce(o.state, ''), coalesce(o.replacement, ''), coalesce(a.state, ''), t.business_date
 FROM transactions t LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal'
 LEFT JOIN owed a ON a.transaction_id = t.id AND a.kind = 'advice'`
 
@@ -154,7 +155,7 @@ func scanTransaction(scan scanner) (Transaction, error) {
 	err := scan(&t.ID, &t.Upstream, &t.UpstreamKey, &t.UpstreamSTAN, &t.UpstreamRRN, &t.Endpoint, &t.MTI, &t.STAN, &t.RRN,
 		&t.TransmissionTime, &t.AcquirerID, &t.Terminal, &t.Merchant, &t.Amount, &t.Currency, &t.MaskedPAN, &t.Outcome,
 		&t.ResponseCode, &t.AuthorizationID, &t.ApprovedAmount, &t.Reason, &begun, &finished, &t.Owed,
-		&t.Replacement, &t.Advice)
+		&t.Replacement, &t.Advice, &t.BusinessDate)
 	t.BegunAt, t.FinishedAt = fromMicros(begun), fromNullMicros(finished)
 	return t, err
 }
@@ -199,7 +200,7 @@ func (r *Reader) owing(ctx context.Context, id OwedID) (Owed, error) {
 const selectOwed = `SELECT o.id, o.transaction_id, o.kind, o.endpoint, o.reason, o.replacement, o.stan, o.transmission_time, o.state,
 o.attempts, o.answered, o.due_at, o.since, o.settled_at, o.last_reason, o.response_code, t.masked_pan, coalesce(t.outcome, ''),
 coalesce(t.authorization_id, ''), coalesce(t.approved_amount, ''), t.original, coalesce(t.pan_key_id, ''), t.pan_nonce, t.pan_ciphertext,
-coalesce(t.rest_key_id, ''), t.rest_nonce, t.rest_ciphertext, t.pan_token
+coalesce(t.rest_key_id, ''), t.rest_nonce, t.rest_ciphertext, t.pan_token, o.business_date
 FROM owed o JOIN transactions t ON t.id = o.transaction_id`
 
 func scanOwed(scan scanner) (Owed, error) {
@@ -211,7 +212,7 @@ func scanOwed(scan scanner) (Owed, error) {
 	if err := scan(&o.ID, &o.TransactionID, &o.Kind, &o.Endpoint, &o.Reason, &o.Replacement, &o.Own.STAN, &o.Own.TransmissionTime, &o.State,
 		&o.Attempts, &o.Answered, &due, &since, &settled, &o.LastReason, &o.ResponseCode, &o.MaskedPAN, &o.Outcome, &o.AuthorizationID,
 		&o.ApprovedAmount, &original, &o.PAN.KeyID, &o.PAN.Nonce, &o.PAN.Ciphertext, &o.Rest.KeyID, &o.Rest.Nonce, &o.Rest.Ciphertext,
-		&token); err != nil {
+		&token, &o.BusinessDate); err != nil {
 		return Owed{}, err
 	}
 	o.DueAt, o.Since, o.SettledAt = fromMicros(due), fromMicros(since), fromNullMicros(settled)

@@ -54,6 +54,17 @@ func steps() map[string]step {
 		"Release":                {call: func(r *running) error { return r.Release(ctx, 3) }, again: ErrNotParked, owed: 2},
 		"Park":                   {call: func(r *running) error { return r.Park(ctx, 1) }, again: ErrNotOwed, parked: 2},
 		"Prune":                  {call: func(r *running) error { _, err := r.Prune(ctx, time.Now().Add(time.Hour), 2); return err }, owed: 1, parked: 1},
+		"Advance": {call: func(r *running) error {
+			_, err := r.Advance(ctx, Cutover{Endpoint: "processor-a", Day: "0102"})
+			return err
+		}, owed: 1, parked: 1},
+		"Keep": {call: func(r *running) error {
+			advised, err := r.Keep(ctx, advisingOf("700001", "000002"))
+			if err == nil && (advised.ID != 1 || advised.Transaction != 2 || !advised.Undoes) {
+				err = fmt.Errorf("advised %+v", advised)
+			}
+			return err
+		}, owed: 1, parked: 1},
 		"Attempt with its numbers": {call: func(r *running) error {
 			ticket, err := r.Attempt(ctx, 1, Numbers{"900001", "1123220500"})
 			if err == nil && ticket.Own().STAN != "900001" {
@@ -66,8 +77,9 @@ func steps() map[string]step {
 
 func all(t *testing.T, path string) []string {
 	t.Helper()
-	return slices.Concat(dump(t, path, "transactions", transactions1+", upstream_key, answer, rest_key_id, rest_ciphertext"),
-		dump(t, path, "owed", owed1+", replacement, stan, transmission_time"), dump(t, path, "events", all1))
+	return slices.Concat(dump(t, path, "transactions", transactions1+", upstream_key, answer, rest_key_id, rest_ciphertext, business_date"),
+		dump(t, path, "owed", owed1+", replacement, stan, transmission_time, business_date"), dump(t, path, "events", all1),
+		dump(t, path, "business_days", "endpoint, date, began_at"), dump(t, path, "processor_advices", "id, identity, transaction_id, undoes"))
 }
 
 // Each record is there whole or not at all, and recovery goes on from either.

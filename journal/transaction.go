@@ -71,8 +71,8 @@ func newIntentRecord(in Intent) (*intentRecord, error) {
 
 const insertTransactionSQL = `INSERT INTO transactions (id, upstream, upstream_key, upstream_stan, upstream_rrn, endpoint, mti, stan,
 rrn, transmission_time, acquirer_id, terminal, merchant, amount, currency, masked_pan, pan_token, pan_key_id, pan_nonce,
-pan_ciphertext, rest_key_id, rest_nonce, rest_ciphertext, original, begun_at, outcome, reason, answer, finished_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+pan_ciphertext, rest_key_id, rest_nonce, rest_ciphertext, original, begun_at, outcome, reason, answer, finished_at, business_date)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (upstream, upstream_key) WHERE upstream_key IS NOT NULL DO NOTHING RETURNING id`
 
 func (r *intentRecord) write(w *writer, at time.Time) error {
@@ -101,7 +101,7 @@ func (r *intentRecord) insert(w *writer, at time.Time, end ending) error {
 		o.Get(messages.Terminal), o.Get(messages.Merchant), o.Get(messages.Amount), o.Get(messages.Currency), r.MaskedPAN,
 		tokenOrNull(r.Token), orNull(r.PAN.KeyID), bytesOrNull(r.PAN.Nonce), bytesOrNull(r.PAN.Ciphertext), orNull(r.Rest.KeyID),
 		bytesOrNull(r.Rest.Nonce), bytesOrNull(r.Rest.Ciphertext), r.original, at.UnixMicro(), orNull(string(end.kind)), orNull(end.reason),
-		end.answer, finishedAt)
+		end.answer, finishedAt, w.days[r.Endpoint].date)
 	if err != nil {
 		return err
 	}

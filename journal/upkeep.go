@@ -79,7 +79,8 @@ func (j *Journal) Park(_ context.Context, id OwedID) error {
 }
 
 // Prune deletes the transactions that ended before a time and owe nothing, with what belongs to them, the oldest first and at most so
-// many, and returns how many. Their keys are forgotten: a repeat would be sent as a new request. What is open, owed or parked stays, and
+// many, and returns how many. One that an advice of its processor has named since stays. At most so many advices of processors that name
+// none go with them. Their keys are forgotten: a repeat would be sent as a new request. What is open, owed or parked stays, and
 // so do the newest ones, by which IDs ascend.
 func (j *Journal) Prune(_ context.Context, before time.Time, most int) (int, error) {
 	r := &pruneRecord{call: newCall(), before: before, most: most}
@@ -100,7 +101,8 @@ type pruneRecord struct {
 // a few out of many it must be theirs.
 const prunableSQL = `SELECT t.id FROM transactions t WHERE t.finished_at < ?1 AND +t.id < (SELECT max(id) FROM transactions)
 AND t.id <> (SELECT coalesce((SELECT transaction_id FROM owed ORDER BY id DESC LIMIT 1), 0))
-AND NOT EXISTS (SELECT 1 FROM owed o WHERE o.transaction_id = t.id AND (o.state <> 'acknowledged' OR o.settled_at >= ?1))`
+AND NOT EXISTS (SELECT 1 FROM owed o WHERE o.transaction_id = t.id AND (o.state <> 'acknowledged' OR o.settled_at >= ?1))
+AND NOT EXISTS (SELECT 1 FROM processor_advices a WHERE a.transaction_id = t.id AND a.at >= ?1)`
 
 func (r *pruneRecord) write(w *writer, _ time.Time) (err error) {
 	// Prepared each time: it is rare.
@@ -116,22 +118,24 @@ func (r *pruneRecord) write(w *writer, _ time.Time) (err error) {
 	pruned, _ := row[0].(int64)
 	last, _ := row[1].(int64)
 	// Rows of owed go before their transactions; without them these stay prunable.
-	for _, of := range []string{"events WHERE transaction_id", "owed WHERE transaction_id", "transactions WHERE id"} {
+	for _, of := range []string{"events WHERE transaction_id", "processor_advices WHERE transaction_id", "owed WHERE transaction_id", "transactions WHERE id"} {
 		if err := r.delete(w, "DELETE FROM "+of+" IN ("+prunableSQL+" AND t.id <= ?2)", last); err != nil {
 			return err
 		}
 	}
 	r.pruned = int(pruned)
-	return nil
+	const untied = `processor_advices WHERE id IN (SELECT id FROM processor_advices WHERE transaction_id IS NULL AND at < ?1 ORDER BY id LIMIT ?2)`
+	return r.delete(w, "DELETE FROM "+untied, int64(max(0, r.most)))
 }
 
-func (r *pruneRecord) delete(w *writer, query string, last int64) (err error) {
+// delete runs a query with the time as ?1.
+func (r *pruneRecord) delete(w *writer, query string, second int64) (err error) {
 	statement, err := w.conn.prepare(query, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, statement.close()) }()
-	return statement.run(r.before.UnixMicro(), last)
+	return statement.run(r.before.UnixMicro(), second)
 }
 
 func (r *pruneRecord) done(_ *Journal, err error) { r.answer(err) }

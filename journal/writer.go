@@ -136,17 +136,19 @@ type writer struct {
 	reversal, reopenOwed, debtOf                   *statement
 	answered, suspectOwed, supersedeOwed, reasonOf *statement
 	noted                                          *statement
+	openDay, keptBefore, named, insertAdvice       *statement
 	reserve                                        *statement
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
 	approvedEarly                                  map[TransactionID]bool // open ones of which an approval was heard
+	days                                           map[string]businessDay // the current ones, by endpoint
 	// fault is nil outside tests. It is called before and after each commit, and its error is taken for the store's.
 	fault func(committed bool) error
 }
 
 // newWriter prepares the statements. It owns conn if it returns no error.
 func newWriter(conn *connection) (*writer, error) {
-	w := &writer{conn: conn, approvedEarly: map[TransactionID]bool{}}
+	w := &writer{conn: conn, approvedEarly: map[TransactionID]bool{}, days: map[string]businessDay{}}
 	for _, s := range []struct {
 		statement **statement
 		columns   int
@@ -171,6 +173,10 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.supersedeOwed, 1, supersedeOwedSQL},
 		{&w.reasonOf, 1, reasonOfSQL},
 		{&w.noted, 1, notedSQL},
+		{&w.openDay, 1, openDaySQL},
+		{&w.keptBefore, 4, keptBeforeSQL},
+		{&w.named, 5, namedSQL},
+		{&w.insertAdvice, 1, insertAdviceSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {
 		prepared, err := conn.prepare(s.query, s.columns)
@@ -185,7 +191,8 @@ func newWriter(conn *connection) (*writer, error) {
 // statements returns those that were prepared.
 func (w *writer) statements() []*statement {
 	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
-		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.noted, w.reserve}
+		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.noted,
+		w.openDay, w.keptBefore, w.named, w.insertAdvice, w.reserve}
 }
 
 func (w *writer) finalize() error {
