@@ -357,6 +357,11 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 		case fault != nil && !errors.Is(fault, messages.ErrUnsupported):
 			e.metrics.answers[kindUndecodable].Inc()
 			e.sometimes.Do(func() { e.log.Warn("message from processor does not keep the format", "error", fault) })
+			if m != nil && m.MTI.IsRequest() {
+				faulty := s.demand(m)
+				faulty.Fault = fault
+				e.tell(faulty) // to be answered so
+			}
 		case e.ownAnswer(m):
 			return m
 		default:

@@ -243,10 +243,39 @@ func TestTheProcessorsOwnRequestsAreAnswered(t *testing.T) {
 		synctest.Wait()
 		got := r.unaskedMTIs()
 		slices.Sort(got) // several goroutines hand them over
-		if !slices.Equal(got, []string{"0600/", "0800/000778"}) {
-			t.Errorf("inbound got %v", got) // the 0420 has no DE 90, so it does not keep the format
+		if !slices.Equal(got, []string{"0420/000779", "0600/", "0800/000778"}) {
+			t.Errorf("inbound got %v", got)
 		}
+		// The 0420 has no DE 90, so it does not keep the format: it is told of with its fault.
+		r.mu.Lock()
+		for _, m := range r.inbox {
+			if faulty := m.MTI == "0420"; (m.Fault != nil) != faulty || m.Arrival != Demanding {
+				t.Errorf("%s: fault %v, %s", m.MTI, m.Fault, m.Arrival)
+			}
+		}
+		r.mu.Unlock()
 		r.wantAnswers(kindUndecodable, 1)
+	})
+}
+
+// What stood before the fault is handed over with it: by that the processor recognises the refusal.
+func TestADemandThatCannotBeReadWholeIsHandedOver(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host) {
+		body, err := h.codec.Encode(requestOf("0200", 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body = body[:len(body)-1]
+		l := h.open()[0]
+		framing := &h.codec.Dialect().Framing
+		l.write(framing.Append(nil, body))
+		l.write(framing.Append(nil, []byte("02"))) // not even a type
+		synctest.Wait()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.inbox) != 1 || r.inbox[0].MTI != "0200" || r.inbox[0].Get(messages.STAN) != "000007" || r.inbox[0].Fault == nil {
+			t.Errorf("inbound got %v", r.inbox)
+		}
 	})
 }
 

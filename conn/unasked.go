@@ -14,6 +14,7 @@ import (
 type Unasked struct {
 	*messages.Message
 	Arrival Arrival
+	Fault   error // why a demand does not keep the format; the message holds what stood before it. nil: it does
 	// Reply answers what the processor demanded, once, on the connection that it came on; on no other, because the processor does not look
 	// for it there. It is nil for answers. It takes at most WriteTimeout for its turn to write and then for the write; ctx counts until its
 	// turn. An error that wraps ErrNotSent proves that nothing was sent, and Reply may be called again; after any other the answer may have
