@@ -40,6 +40,10 @@ type Recorder interface {
 	Owe(ctx context.Context, reversing journal.Reversing) (journal.Reversal, error)
 	// Hear records an answer to a transaction that has ended, and the reversal that is owed because of it.
 	Hear(ctx context.Context, hearing journal.Hearing) (journal.Heard, error)
+	// Keep records an advice of a processor, once.
+	Keep(ctx context.Context, advising journal.Advising) (journal.Advised, error)
+	// Advance records that an endpoint's next business day has begun. An error wrapping journal.ErrBusinessDate means that it cannot be.
+	Advance(ctx context.Context, cutover journal.Cutover) (journal.Advanced, error)
 	// Creditors returns the endpoints to which something is owed.
 	Creditors(ctx context.Context) ([]string, error)
 	// Unfinished returns the tickets of intents without an outcome. They cannot be spent, only finished.
@@ -63,4 +67,13 @@ type Vault interface {
 	OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error)
 	SealRest(ctx context.Context, rest []byte) (card.SealedRest, error)
 	OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error)
+}
+
+// A KeyChanger puts a new zone key in the place of the one with a label. It is durable: when it returns nil, the key was checked against its
+// check value (hexadecimal) and is the one under which PIN blocks are enciphered to the endpoint from now on, also after a power loss;
+// messages that were enciphered under the one before are still served for a while. After an error the old key is in use as before. The key
+// that is in use already is taken again and changes nothing, so that a repeat is answered as the first was; one that was replaced before is
+// refused, so that the delayed copy of an old message does not bring it back. The cryptogram is the caller's again when it returns. It may be used by many goroutines; a cancellation of ctx does not leave it half done.
+type KeyChanger interface {
+	ChangeKey(ctx context.Context, label string, cryptogram []byte, checkValue string) error
 }

@@ -36,6 +36,9 @@ type metrics struct {
 	repeats           *prometheus.CounterVec
 	upstreamReversals *prometheus.CounterVec
 	alarms            *prometheus.CounterVec
+
+	demands *prometheus.CounterVec
+	undone  *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -59,6 +62,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Help: "Reversals from upstreams, by what became of them."}, []string{"result"}),
 		alarms: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_owed_alarms_total",
 			Help: "Reversals and advices that were sent for the sixth time and not acknowledged."}, []string{"endpoint"}),
+		demands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_demands_total",
+			Help: "What processors have sent of their own accord, by what they want and what became of it."}, []string{"endpoint", "kind", "result"}),
+		undone: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_undone_approvals_total",
+			Help: "Reversals from processors, repeats too, of what stands as approved; nothing is done about them but by a person."}, []string{"endpoint"}),
 	}
 	for _, result := range []string{repeatJoined, repeatStored, repeatDiffers, repeatSilent} {
 		m.repeats.WithLabelValues(result)
@@ -70,13 +77,19 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
-		m.alarms)
+		m.alarms, m.demands, m.undone)
 	return m
 }
 
 // begin makes an endpoint's series, so that the first event of each is seen as a step from 0.
 func (m *metrics) begin(endpoint string) {
 	m.alarms.WithLabelValues(endpoint)
+	m.undone.WithLabelValues(endpoint)
+	for _, kind := range []demandKind{demandCutover, demandKeyChange, demandAdvice, demandRequest, demandMalformed} {
+		for _, result := range []string{demandDone, demandAgain, demandRefused, demandFailed, demandBusy} {
+			m.demands.WithLabelValues(endpoint, string(kind), result)
+		}
+	}
 	for _, outcome := range []journal.Kind{journal.Approved, journal.Declined, journal.NotSent, journal.Unknown, journal.Accepted} {
 		m.transactions.WithLabelValues(endpoint, string(outcome))
 	}

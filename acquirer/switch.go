@@ -22,6 +22,7 @@ import (
 type Switch struct {
 	journal   Recorder
 	vault     Vault
+	keys      KeyChanger // nil: no key is changed by a message
 	endpoints map[string]*Endpoint
 	routes    routes
 	forwarder *Forwarder
@@ -45,17 +46,19 @@ type Endpoint struct {
 	Codec  *messages.Codec
 
 	processor Processor // only send touches it
+	demands   *demands
 }
 
 // NewEndpoint ties a processor to its name, dialect and zone key.
 func NewEndpoint(name, pinKey string, codec *messages.Codec, processor Processor) *Endpoint {
-	return &Endpoint{Name: name, PINKey: pinKey, Codec: codec, processor: processor}
+	return &Endpoint{Name: name, PINKey: pinKey, Codec: codec, processor: processor, demands: newDemands()}
 }
 
 // Config is what a Switch is made of.
 type Config struct {
 	Journal   Recorder
 	Vault     Vault
+	Keys      KeyChanger // nil: processors cannot change keys by a message
 	Endpoints []*Endpoint
 	Routes    []Route
 	InFlight  int // most transactions at once; over it a request is refused at once
@@ -71,7 +74,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 	if cfg.InFlight < 1 {
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
-	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, endpoints: map[string]*Endpoint{}, routes: table, log: log,
+	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, endpoints: map[string]*Endpoint{}, routes: table, log: log,
 		matters: map[asking]*matter{}, refused: newRefusals(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	for _, endpoint := range cfg.Endpoints {
 		s.endpoints[endpoint.Name] = endpoint
@@ -368,10 +371,16 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 }
 
 // Inbound takes what arrives on an endpoint's links unasked. An answer to a transaction that has ended is recorded with it and never
-// delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed.
+// delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed. What the processor demands is
+// served, and answered, by demanded.
 func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked) {
 	e := s.endpoints[endpoint]
-	if e == nil || msg.Arrival == conn.Demanding {
+	if e != nil && msg.Arrival == conn.Demanding {
+		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
+		s.demanded(ctx, e, msg)
+		return
+	}
+	if e == nil {
 		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
 		s.sometimes.Do(func() {
 			s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))

@@ -199,9 +199,11 @@ type world struct {
 	bank     *bank
 	recorder func(acquirer.Recorder) acquirer.Recorder
 	vault    acquirer.Vault
+	keys     acquirer.KeyChanger
 	forward  acquirer.Forwarding
 	log      *slog.Logger
-	dialect  *messages.Codec // of the bank
+	dialect  *messages.Codec      // of the bank
+	registry *prometheus.Registry // of the last start
 
 	journal *journal.Journal
 	desk    *acquirer.Switch
@@ -234,9 +236,9 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.journal = opened
+	w.journal, w.registry = opened, registry
 	w.desk, err = acquirer.New(acquirer.Config{
-		Journal: w.recorder(opened), Vault: w.vault, InFlight: 64, Forward: w.forward,
+		Journal: w.recorder(opened), Vault: w.vault, Keys: w.keys, InFlight: 64, Forward: w.forward,
 		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("bank", "zpk-bank", w.dialect, w.bank)},
 		Routes:    []acquirer.Route{{BINs: []string{"4", "51-55"}, Endpoint: "bank"}},
 	}, log, registry)
