@@ -15,6 +15,9 @@
 // truth is not answered, and asks again or reverses. An answer that comes after its request has ended is recorded by Inbound, and never
 // delivered; what it approves is reversed, if nobody was told.
 //
+// What a processor demands of its own accord is served by demand.go: its advices are recorded, its business days begin, its new keys are put in
+// use, and then it is answered. An advice that undoes an approval is recorded, marked and alarmed; nothing is done about it here.
+//
 // The Forwarder pays what is owed, in order for a card and parallel over cards, at a limited rate: a reversal or an advice, then repeats of it
 // (0421, 0121, 0221) with growing pauses, until the processor acknowledges it or says that it will never accept it; then it is parked for a
 // person, never dropped.

@@ -67,7 +67,7 @@ func TestBadInputIsOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"pay"}, 2, `unknown command "pay"`},
-		{[]string{"journal"}, 2, "which of list, owed, show, release, park, prune, export?"},
+		{[]string{"journal"}, 2, "which of list, owed, advices, show, release, park, prune, export?"},
 		{[]string{"journal", "lst"}, 2, `unknown command "lst"`},
 		{[]string{"serve", "now"}, 2, "unknown command"},
 		{[]string{"serve", "--fast"}, 2, "unknown flag: --fast"},
@@ -80,6 +80,8 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"journal", "list", "--stan", "abcdef"}, 2, `--stan "abcdef" is not six digits`},
 		{[]string{"journal", "list", "--rrn", "abc"}, 2, `--rrn "abc" is not twelve characters`},
 		{[]string{"journal", "list", "--outcome", "lost"}, 2, `--outcome "lost" is not one of approved, declined, not_sent, unknown, accepted, open`},
+		{[]string{"journal", "advices", "--limit", "0"}, 2, "--limit 0 is not 1 to 100000"},
+		{[]string{"journal", "advices", "--before", "-5"}, 2, "--before -5 is negative"},
 		{[]string{"journal", "owed", "--state", "paid"}, 2, `--state "paid" is not one of owed, acknowledged, parked`},
 		{[]string{"journal", "show"}, 2, "accepts 1 arg(s), received 0"},
 		{[]string{"journal", "show", "x"}, 2, `"x" is not the ID of a transaction`},
@@ -182,15 +184,15 @@ func TestJournalListingsAreMasked(t *testing.T) {
 	rrn := regexp.MustCompile(`\b\d{12}\b`)
 	for _, c := range []struct{ args, want []string }{
 		{[]string{"journal", "list"}, []string{
-			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE",
-			"1 TIME pos-switch processor-a 0100 000001 N12 N12 978 411111******1111 unknown - - mismatch acknowledged -"}},
+			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE BUSINESS_DATE",
+			"1 TIME pos-switch processor-a 0100 000001 N12 N12 978 411111******1111 unknown - - mismatch acknowledged - -"}},
 		{[]string{"journal", "list", "--outcome", "approved"}, []string{
-			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE"}},
+			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE BUSINESS_DATE"}},
 		{[]string{"journal", "owed", "--state", "acknowledged"}, []string{
-			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST",
-			"1 1 reversal processor-a 000001 N12 N12 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 -"}},
+			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE",
+			"1 1 reversal processor-a 000001 N12 N12 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 - -"}},
 		{[]string{"journal", "owed", "--state", "parked"}, []string{
-			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST"}},
+			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE"}},
 	} {
 		got := command(t, append(c.args, "--config", path)...)
 		var lines []string

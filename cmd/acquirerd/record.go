@@ -67,9 +67,20 @@ func (c *cli) journalCommands() *cobra.Command {
 	owed.Flags().IntVar(&owedFilter.Limit, "limit", 100, "most rows")
 	owed.Flags().StringVar(&owedFilter.Endpoint, "endpoint", "", "only this endpoint")
 	owed.Flags().StringVar(&state, "state", "", "only this state: "+oneOf(states))
+	var adviceFilter journal.AdviceFilter
+	advices := c.command("advices", "List the advices that processors have sent of their own accord, newest first, masked",
+		"acquirerd journal advices --undoing\nacquirerd journal advices --endpoint processor-a --output json",
+		cobra.NoArgs, func(ctx context.Context, _ []string) error { return c.journalAdvices(ctx, adviceFilter) })
+	advices.Long = "Advices lists what processors have told of their own accord, newest first, masked. TRANSACTION is the one that an advice names, if\n" +
+		"that is on record: journal show has it with the advice. UNDOES says that it reverses what an upstream was told is approved:\n" +
+		"nothing was done about it, and a person must look."
+	advices.Flags().IntVar(&adviceFilter.Limit, "limit", 100, "most rows")
+	advices.Flags().StringVar(&adviceFilter.Endpoint, "endpoint", "", "only this endpoint")
+	advices.Flags().BoolVar(&adviceFilter.Undoing, "undoing", false, "only those that undo what an upstream was told is approved")
+	advices.Flags().Int64Var((*int64)(&adviceFilter.Before), "before", 0, "only advices with a smaller ID: the last one of the page before")
 	return c.group("journal", "Read the journal and keep it, also beside a running daemon",
 		"acquirerd journal list --limit 20\nacquirerd journal owed --state parked\nacquirerd journal release 12",
-		append([]*cobra.Command{list, owed}, c.upkeepCommands()...)...)
+		append([]*cobra.Command{list, owed, advices}, c.upkeepCommands()...)...)
 }
 
 var (
@@ -111,10 +122,10 @@ func (c *cli) journalList(ctx context.Context, filter journal.Filter) error {
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Transaction{}, transactions...))
 		}
-		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED", "ADVICE")
+		table := c.table("ID", "BEGUN", "UPSTREAM", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "OUTCOME", "CODE", "AUTH", "REASON", "OWED", "ADVICE", "BUSINESS_DATE")
 		for _, t := range transactions {
 			table.row(t.ID, clock(t.BegunAt), t.Upstream, t.Endpoint, t.MTI, t.STAN, t.RRN, t.Amount, t.Currency, t.MaskedPAN, t.Outcome,
-				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed, t.Advice)
+				t.ResponseCode, t.AuthorizationID, t.Reason, t.Owed, t.Advice, t.BusinessDate)
 		}
 		return table.Flush()
 	})
@@ -135,14 +146,50 @@ func (c *cli) journalOwed(ctx context.Context, filter journal.OwedFilter) error 
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Owed{}, owed...))
 		}
-		table := c.table("ID", "TRANSACTION", "KIND", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
+		table := c.table("ID", "TRANSACTION", "KIND", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST", "BUSINESS_DATE")
 		for _, o := range owed {
 			table.row(o.ID, o.TransactionID, o.Kind, o.Endpoint, o.Original.Get(messages.STAN), o.Original.Get(messages.RRN),
 				o.Original.Get(messages.Amount), o.Original.Get(messages.Currency), o.MaskedPAN, o.Reason, o.State, o.Attempts,
-				clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason)
+				clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason, o.BusinessDate)
 		}
 		return table.Flush()
 	})
+}
+
+func (c *cli) journalAdvices(ctx context.Context, filter journal.AdviceFilter) error {
+	if filter.Before < 0 {
+		return usagef("--before %d is negative", filter.Before)
+	}
+	if err := checkLimit(filter.Limit); err != nil {
+		return err
+	}
+	return c.readJournal(func(r *journal.Reader) error {
+		advices, err := r.ProcessorAdvices(ctx, filter)
+		if err != nil {
+			return err
+		}
+		if c.output == "json" {
+			return c.printJSON(append([]journal.ProcessorAdvice{}, advices...))
+		}
+		return c.advices(advices)
+	})
+}
+
+// advices prints advices of processors as a table.
+func (c *cli) advices(list []journal.ProcessorAdvice) error {
+	table := c.table("ID", "AT", "ENDPOINT", "MTI", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "TRANSACTION", "UNDOES", "CODE", "BUSINESS_DATE", "WITHHELD")
+	for _, a := range list {
+		transaction, undoes := "", "no"
+		if a.TransactionID != 0 {
+			transaction = fmt.Sprint(a.TransactionID)
+		}
+		if a.Undoes {
+			undoes = "yes"
+		}
+		table.row(a.ID, clock(a.At), a.Endpoint, a.MTI, a.Original.Get(messages.STAN), a.Original.Get(messages.RRN), a.Original.Get(messages.Amount),
+			a.Original.Get(messages.Currency), a.MaskedPAN, transaction, undoes, a.ResponseCode, a.BusinessDate, strings.ReplaceAll(a.Withheld, " ", ","))
+	}
+	return table.Flush()
 }
 
 // readJournal lets read work on the journal of the config, whoever holds it.

@@ -90,21 +90,27 @@ func (c *cli) journalShow(ctx context.Context, args []string) error {
 			{"terminal", d.Terminal}, {"merchant", d.Merchant}, {"amount", d.Amount}, {"currency", d.Currency}, {"pan", d.MaskedPAN},
 			{"outcome", d.Outcome}, {"response_code", d.ResponseCode}, {"authorization_id", d.AuthorizationID}, {"approved_amount", d.ApprovedAmount},
 			{"reason", d.Reason}, {"reversal", d.Transaction.Owed}, {"replacement_amount", d.Replacement}, {"advice", d.Advice},
-			{"begun", clock(d.BegunAt)}, {"finished", clock(d.FinishedAt)}} {
+			{"business_date", d.BusinessDate}, {"begun", clock(d.BegunAt)}, {"finished", clock(d.FinishedAt)}} {
 			about.row(row[0], row[1])
 		}
 		if err := about.Flush(); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintln(c.out) // Flush tells
-		owed := c.table("OWED", "KIND", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST")
+		owed := c.table("OWED", "KIND", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST", "BUSINESS_DATE")
 		for _, o := range d.Owed {
-			owed.row(o.ID, o.Kind, o.Reason, o.State, o.Attempts, clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason)
+			owed.row(o.ID, o.Kind, o.Reason, o.State, o.Attempts, clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason, o.BusinessDate)
 		}
 		if err := owed.Flush(); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintln(c.out)
+		if len(d.ProcessorAdvices) > 0 {
+			if err := c.advices(d.ProcessorAdvices); err != nil {
+				return err
+			}
+			_, _ = fmt.Fprintln(c.out)
+		}
 		history := c.table("AT", "STATE", "OWED", "DETAIL")
 		for _, e := range d.History {
 			about := ""

@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -143,5 +145,99 @@ func (*site) shows(t *testing.T, path string) {
 	}
 	if got := command(t, "journal", "export", "--until", since, "--config", path); got != (result{0, "", ""}) {
 		t.Errorf("before: got %+v", got)
+	}
+}
+
+// What a processor says of its own accord is answered, and an operator finds it: with its transaction, and among what needs a person.
+func TestWhatTheProcessorSaysIsShown(t *testing.T) {
+	var mu sync.Mutex
+	var original string // DE 90 of the first request
+	accepted := make(chan *messages.Message, 10)
+	today := time.Now().UTC()
+	site := newSite(t, newProcessor(t, func(request *messages.Message) *messages.Message {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case request.MTI == "0430" && request.Get(messages.STAN) == "700002":
+			accepted <- request.Clone()
+			return nil
+		case request.MTI.Class() == messages.Reversal:
+			return messages.NewAnswer(request, "00")
+		}
+		switch request.Get(messages.Amount) {
+		case "000000000002": // instead of an answer, the day ends
+			m := messages.NewNetworkManagement("201", today.Format("0102150405"), "700001")
+			m.Set(messages.SettlementDate, today.Format("0102"))
+			return m
+		case "000000000003": // and the first one is undone
+			m := request.Clone()
+			m.MTI = "0420"
+			m.Set(messages.STAN, "700002")
+			m.Set(messages.OriginalData, original)
+			return m
+		}
+		original = "0100" + request.Get(messages.STAN) + request.Get(messages.TransmissionTime) + strings.Repeat("0", 22)
+		return messages.NewAnswer(request, "00")
+	}))
+	site.change("backoff_min: 10ms", "reply_timeout: 500ms, write_timeout: 200ms, backoff_min: 10ms")
+	site.create()
+	path := site.config()
+	daemon := site.start()
+	daemon.inService(1)
+	for i, want := range []string{"00", "91", "91"} {
+		m := authorization(fmt.Sprintf("00000%d", i+1), "")
+		m.Set(messages.Amount, fmt.Sprintf("00000000000%d", i+1))
+		if got := daemon.dial().ask(m).Get(messages.ResponseCode); got != want {
+			t.Fatalf("%d: got %q, want %q", i+1, got, want)
+		}
+	}
+	if answer := <-accepted; answer.Get(messages.ResponseCode) != "00" || answer.Get(messages.TransmissionTime) == "" {
+		t.Errorf("the processor was answered %v", answer)
+	}
+	daemon.log.await(t, "demand of processor needs a person", func(line map[string]any) bool {
+		return line["alarm"] == "approval_undone" && line["transaction"] == 1.
+	})
+
+	date := today.Format(time.DateOnly)
+	got := command(t, "journal", "advices", "--undoing", "--config", path, "--output", "json")
+	var advices []struct {
+		ID           int    `json:"id"`
+		MTI          string `json:"mti"`
+		Transaction  int    `json:"transaction_id"`
+		Undoes       bool   `json:"undoes_approval"`
+		BusinessDate string `json:"business_date"`
+	}
+	if err := json.Unmarshal([]byte(got.out), &advices); err != nil || len(advices) != 1 || advices[0].MTI != "0420" || advices[0].Transaction != 1 ||
+		!advices[0].Undoes || advices[0].BusinessDate != date {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got := command(t, "journal", "advices", "--endpoint", "nobody", "--config", path, "--output", "json"); got.out != "[]\n" {
+		t.Errorf("of another endpoint: %+v", got)
+	}
+	for _, args := range [][]string{{"advices"}, {"show", "1"}} {
+		got := command(t, append(append([]string{"journal"}, args...), "--config", path)...)
+		for _, want := range []string{"UNDOES", "0420", "700002", "411111******1111", date} {
+			if got.code != 0 || !strings.Contains(got.out, want) || strings.Contains(got.out, testPAN) {
+				t.Errorf("%v has no %q: %+v", args, want, got)
+			}
+		}
+	}
+	if got := command(t, "journal", "show", "2", "--config", path); got.code != 0 || strings.Contains(got.out, "UNDOES") {
+		t.Errorf("of another transaction: %+v", got)
+	}
+	var listed []struct {
+		ID           int    `json:"id"`
+		BusinessDate string `json:"business_date"`
+	}
+	got = command(t, "journal", "list", "--config", path, "--output", "json")
+	if err := json.Unmarshal([]byte(got.out), &listed); err != nil || len(listed) != 3 || listed[0].BusinessDate != date || listed[2].BusinessDate != "" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got := command(t, "journal", "list", "--config", path); !strings.Contains(got.out, "BUSINESS_DATE") || !strings.Contains(got.out, date+"\n") {
+		t.Errorf("got %+v", got)
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
 	}
 }
