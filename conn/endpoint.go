@@ -46,6 +46,8 @@ type Endpoint struct {
 	mu        sync.Mutex
 	pending   pending              // guarded by mu
 	links     []*link              // in the order of the configuration; guarded by mu, as what is in them is where it says so
+	departing []*link              // not in the configuration any more, and carry on until one of it is in service; guarded by mu
+	relieved  chan struct{}        // while there are such: closed when they need not any more; guarded by mu
 	listeners map[string]*listener // by address; guarded by mu
 	turn      int                  // guarded by mu: the link that the next search begins with
 	lastSTAN  int                  // guarded by mu: of the links' own messages
@@ -244,11 +246,11 @@ func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
 func (e *Endpoint) choose(tried []*session) (*session, error) {
 	var best *session
 	var bestStuck, full bool
-	at, limit := 0, e.config().LinkInFlight
+	at, limit, links := 0, e.config().LinkInFlight, e.carriers()
 next:
-	for i := range e.links {
-		i = (e.turn + i) % len(e.links)
-		s := e.links[i].session
+	for i := range links {
+		i = (e.turn + i) % len(links)
+		s := links[i].session
 		if s == nil || s.state != InService {
 			continue
 		}
@@ -453,10 +455,13 @@ func (e *Endpoint) InService() bool {
 	if e.draining {
 		return false
 	}
-	for _, l := range e.links {
-		if l.session != nil && l.session.state == InService {
-			return true
-		}
+	return slices.ContainsFunc(e.carriers(), (*link).inService)
+}
+
+// carriers are the links that may carry exchanges. Called under mu.
+func (e *Endpoint) carriers() []*link {
+	if len(e.departing) == 0 {
+		return e.links
 	}
-	return false
+	return slices.Concat(e.links, e.departing)
 }

@@ -302,6 +302,7 @@ func (l *link) give(permit context.Context, s *session) bool {
 	if before != nil && before != s {
 		before.leave(causeFailBack)
 	}
+	e.relieve()
 	e.mu.Unlock()
 	s.logState(SignedOn, InService)
 	l.running.Go(s.run)
@@ -374,6 +375,9 @@ func (l *link) state() (State, time.Time) {
 	}
 	return l.session.state, l.session.since
 }
+
+// inService is called under Endpoint.mu.
+func (l *link) inService() bool { return l.session != nil && l.session.state == InService }
 
 // inFlight counts the exchanges on all of the link's connections. Called under Endpoint.mu.
 func (l *link) inFlight() int {

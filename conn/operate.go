@@ -127,8 +127,10 @@ var (
 
 // Reconfigure puts another configuration in the place of the present one, or returns an error and changes nothing. Links whose Link is in
 // both are not touched, wherever in the order it stands: they keep their connections and whether they are held; what changed in their TLS
-// holds from the next handshake. The others of the old one drain, sign off and end; those of the new one begin. Times and limits hold
-// from the next use on: what waits already keeps the time that it was given, except for the next echo and the next try of a better host.
+// holds from the next handshake. Those of the new one begin; the others of the old one drain, sign off and end as soon as any of the new
+// configuration is in service, so that there is always one where there was one, and at the latest when a new one should have been.
+// Times and limits hold from the next use on: what waits already keeps the time that it was given, except for the next echo and the next
+// try of a better host.
 //
 // Name and dialect cannot change. Dialects are told apart by name and version: the present one stays in use.
 func (e *Endpoint) Reconfigure(cfg Config) error {
@@ -171,15 +173,13 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 	e.pending.bound(cfg.Abandoned, cfg.ReplyTimeout)
 	e.configured.Store(&settings{cfg, make(chan struct{})})
 	close(old.replaced)
-	for _, l := range removed {
-		l.retire(causeRemoved, l.end)
-	}
 	if e.serving == nil {
 		return nil
 	}
 	for _, l := range added {
 		l.start()
 	}
+	e.depart(removed)
 	for address, ln := range e.listeners {
 		if !slices.ContainsFunc(links, func(l *link) bool { return l.listener == ln }) {
 			ln.stop()
@@ -187,4 +187,58 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 		}
 	}
 	return nil
+}
+
+// depart has links go that are not in the configuration any more. They make no new connection; one that is in service may carry on for a
+// while. Called under mu.
+func (e *Endpoint) depart(removed []*link) {
+	for _, l := range removed {
+		l.end(causeRemoved)
+		if l.inService() {
+			e.departing = append(e.departing, l)
+		}
+	}
+	if len(e.departing) == 0 {
+		return
+	}
+	if e.relieved == nil {
+		e.relieved = make(chan struct{})
+	}
+	e.relieve()
+	if len(e.departing) == 0 {
+		return
+	}
+	relieved, cfg := e.relieved, e.config()
+	e.carrying.Go(func() {
+		longest := time.NewTimer(cfg.DialTimeout + cfg.SignOnTimeout)
+		defer longest.Stop()
+		select {
+		case <-relieved:
+			return
+		case <-e.serving.Done():
+		case <-longest.C:
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.dismiss(relieved)
+	})
+}
+
+// relieve ends the links that depart if one of the configuration is in service. Called under mu.
+func (e *Endpoint) relieve() {
+	if slices.ContainsFunc(e.links, (*link).inService) {
+		e.dismiss(e.relieved)
+	}
+}
+
+// dismiss ends the links that depart, if it is still these. Called under mu.
+func (e *Endpoint) dismiss(which chan struct{}) {
+	if e.relieved != which || which == nil {
+		return
+	}
+	close(e.relieved)
+	for _, l := range e.departing {
+		l.retire(causeRemoved, nil)
+	}
+	e.departing, e.relieved = nil, nil
 }

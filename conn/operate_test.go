@@ -301,6 +301,77 @@ func TestAReloadTouchesOnlyTheLinksThatChanged(t *testing.T) {
 	})
 }
 
+func TestTheOldLinksCarryOnUntilANewOneIsInService(t *testing.T) {
+	for name, c := range map[string]struct {
+		manage func(l *hostLink, m *messages.Message) // of the new one
+		after  time.Duration                          // the old one leaves
+	}{
+		"which takes a while": {func(l *hostLink, m *messages.Message) { time.AfterFunc(2*time.Second, func() { l.answer(m, "00") }) }, 2 * time.Second},
+		"which never is":      {func(l *hostLink, m *messages.Message) { l.answer(m, "05") }, 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onHosts(t, []string{"a"}, nil, func(r *rig, h *host, ways *roads) {
+				h.script(func(h *host) {
+					h.manage = func(l *hostLink, m *messages.Message) {
+						if l.address == "b" {
+							c.manage(l, m)
+						} else {
+							l.answer(m, "00")
+						}
+					}
+				})
+				if err := r.reconfigure(func(c *Config) { c.Links = []Link{{Hosts: []string{"b", "a2"}}} }); err != nil {
+					t.Fatal(err)
+				}
+				ways.set(ways.lost, "a2", true)
+				began, stan := time.Now(), 0
+				for ; time.Since(began) < c.after; stan++ {
+					if !r.InService() {
+						t.Errorf("not in service after %v", time.Since(began))
+					}
+					wantOn(t, r, h, "a", stan)
+					pass(100 * time.Millisecond)
+				}
+				if got := h.at("a")[0].seen(); got[len(got)-1] != "0800/002" {
+					t.Errorf("%v, want a sign-off at the end", got)
+				}
+				if c.after < 7*time.Second {
+					wantOn(t, r, h, "b", stan)
+				} else {
+					r.exchange(request(stan)).want(t, ErrNotSent)
+				}
+				if n := len(h.at("a")); n != 1 {
+					t.Errorf("%d connections to a", n)
+				}
+			})
+		})
+	}
+}
+
+func TestStoppingWhileOldLinksCarryOn(t *testing.T) {
+	onHosts(t, []string{"a"}, nil, func(r *rig, h *host, ways *roads) {
+		ways.set(ways.lost, "b", true)
+		for range 3 {
+			if err := r.reconfigure(func(c *Config) {
+				c.Links = []Link{{Hosts: []string{"b"}}, {Hosts: append([]string{"b"}, c.Links[0].Hosts...)}}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Second)
+		}
+		wantOn(t, r, h, "a", 1)
+		began := time.Now()
+		r.stop()
+		if err := <-r.ended; err != nil || time.Since(began) != 0 {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		r.ended <- nil // for the rig
+		if got := h.at("a")[0].seen(); got[len(got)-1] != "0800/002" {
+			t.Errorf("a received %v", got)
+		}
+	})
+}
+
 func TestAReloadThatIsFaultyChangesNothing(t *testing.T) {
 	other := *dialects["iso87-ascii"]
 	other.Version += "x"
