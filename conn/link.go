@@ -243,11 +243,6 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 	began := time.Now()
 	var better *trial // nil while none is made
 	tried := began
-	defer func() {
-		if better != nil {
-			better.give(causeOf(permit))
-		}
-	}()
 	for {
 		cfg := l.endpoint.config()
 		var result <-chan *session
@@ -259,6 +254,9 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 		}
 		select {
 		case <-permit.Done():
+			if better != nil {
+				better.giveUp(causeOf(permit))
+			}
 			<-s.over // it drains, by what has ended the permit
 			return s.host, time.Since(began)
 		case <-s.over:
@@ -272,6 +270,7 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 				return s.host, time.Since(began)
 			}
 			s, began = next, time.Now()
+			l.counted.reconnects.Add(1)
 		case <-due:
 			better = l.try(permit, s.host)
 		case next := <-result:
@@ -330,8 +329,8 @@ func (l *link) try(permit context.Context, than int) *trial {
 	return t
 }
 
-// give ends a trial whose result is not wanted.
-func (t *trial) give(why cause) {
+// giveUp ends a trial whose result is not wanted.
+func (t *trial) giveUp(why cause) {
 	t.cancel(why)
 	if s := <-t.result; s != nil {
 		s.signOff()

@@ -76,7 +76,7 @@ func (ln *listener) listen(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = socket.Close() })()
-	defer socket.Close()
+	defer func() { _ = socket.Close() }()
 	ln.bind(socket.Addr())
 	defer ln.bind(nil)
 	e.log.Info("listening for the processor", "address", socket.Addr().String())

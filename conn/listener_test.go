@@ -339,6 +339,7 @@ func TestStoppingWhileAProcessorDials(t *testing.T) {
 	onDoorstep(t, 1, nil, func(r *rig, h *host, d *doorstep) {
 		silent(h)
 		l := d.dial("192.0.2.1:1000")
+		pass(time.Second)
 		a := r.exchange(request(1))
 		_, m := last(h, "000001")
 		r.stop()
@@ -346,6 +347,7 @@ func TestStoppingWhileAProcessorDials(t *testing.T) {
 		_ = l.Close()
 		synctest.Wait()
 		l = d.dial("192.0.2.1:1001") // for the answer
+		r.wantStates(InService)
 		l.answer(m, "00")
 		a.want(t, nil)
 		synctest.Wait()

@@ -165,7 +165,7 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 		}
 		l := removed[at]
 		removed = slices.Delete(removed, at, at+1)
-		l.number.Store(int32(number)) //nolint:gosec // an index
+		l.number.Store(int32(number))
 		l.configured = configured
 		links = append(links, l)
 	}

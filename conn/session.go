@@ -146,7 +146,8 @@ func (s *session) keep() {
 			quiet.Reset(max(0, cfg.EchoInterval-s.quiet()))
 		case <-s.challenge:
 			if s.echo(0) > 0 {
-				s.close(causeReplaced)
+				s.cut(causeReplaced)
+				return
 			}
 		case <-quiet.C:
 			rest := cfg.EchoInterval - s.quiet()
@@ -154,7 +155,8 @@ func (s *session) keep() {
 				missed = 0
 			} else {
 				if missed = s.echo(missed); missed >= cfg.EchoMisses {
-					s.close(causeEchoMissed)
+					s.cut(causeEchoMissed)
+					return
 				}
 				rest = cfg.EchoInterval - s.quiet() // at once after a missed one
 			}
@@ -306,7 +308,7 @@ func (s *session) echo(missed int) int {
 	switch {
 	case err == nil && !s.endpoint.codec.Accepts(answer):
 		s.log().Warn("echo refused", "response_code", answer.Get(messages.ResponseCode))
-		s.close(causeEchoRefused)
+		s.cut(causeEchoRefused)
 	case err == nil:
 		s.link.counted.echo.Store(int64(time.Since(began)))
 	case errors.Is(err, ErrTimeout) && s.last.Load() == last:

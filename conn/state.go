@@ -91,8 +91,9 @@ func (c cause) isFailure() bool {
 	switch c {
 	case causeNone, causeStopped, causeDrained, causeRemoved, causeFailBack:
 		return false
+	default:
+		return true
 	}
-	return true
 }
 
 // drops reports whether what the processor has not taken is dropped at the close. A request that it got after its sender had given up
@@ -101,6 +102,7 @@ func (c cause) drops() bool {
 	switch c {
 	case causeWrite, causeEchoMissed, causeSilence, causeReplaced, causeCut:
 		return true
+	default:
+		return false
 	}
-	return false
 }

@@ -105,7 +105,7 @@ func (c *stream) Write(p []byte) (int, error) {
 }
 
 // Close drops what the processor has not taken if the session's cause says so. TLS says farewell only where the close is ours and in
-// order: elsewhere the farewell would wait, with its own five seconds, for a peer that reads nothing.
+// order, and has no more time for it than for a frame: a peer that reads nothing would hold it up for its own five seconds.
 func (c *stream) Close() error {
 	under := underneath(c.Conn)
 	why := c.session.why.Load()
@@ -115,6 +115,8 @@ func (c *stream) Close() error {
 		}
 	}
 	if why != nil && !why.isFailure() {
+		farewell := time.AfterFunc(c.session.endpoint.config().WriteTimeout, func() { _ = under.Close() })
+		defer farewell.Stop()
 		return c.Conn.Close()
 	}
 	return under.Close()
