@@ -363,6 +363,23 @@ func TestTheHostInUseIsLostWhileABetterOneIsTried(t *testing.T) {
 	}
 }
 
+func TestTheNextHostDoesNotWaitForABetterOneThatIsTried(t *testing.T) {
+	onHosts(t, []string{"a", "b", "c"}, func(_ *Config, ways *roads) { ways.closed["a"] = true }, func(r *rig, h *host, ways *roads) {
+		ways.set(ways.closed, "a", false)
+		ways.set(ways.lost, "a", true)
+		pass(61 * time.Second)
+		if got := ways.dialled(); !slices.Equal(got, []string{"a", "b", "a"}) {
+			t.Fatalf("dialled %v", got)
+		}
+		_ = h.at("b")[0].Close()
+		synctest.Wait()
+		wantOn(t, r, h, "c", 1)
+		ways.set(ways.lost, "a", false)
+		pass(time.Minute)
+		wantOn(t, r, h, "a", 2)
+	})
+}
+
 func TestStoppingWhileABetterHostIsTriedLeavesNothing(t *testing.T) {
 	onHosts(t, []string{"a", "b"}, func(_ *Config, ways *roads) { ways.closed["a"] = true }, func(r *rig, h *host, ways *roads) {
 		ways.set(ways.closed, "a", false)

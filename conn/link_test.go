@@ -338,6 +338,9 @@ func TestASignOffOfTheProcessorDrainsTheLink(t *testing.T) {
 		if got := r.states(); !slices.Contains(got, Down) {
 			t.Errorf("links: %v", got)
 		}
+		if got := l.seen(); got[len(got)-1] == "0800/002" {
+			t.Errorf("%v: who has signed off is not told so", got)
+		}
 		other.answer(n, "00")
 		other.answer(request(3), "00")
 		b.want(t, nil)
@@ -521,4 +524,47 @@ func wantFault(t *testing.T, cfg Config, want string) {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
 	}
+}
+
+func TestAnEchoThatIsAwaitedDoesNotHoldUpASignOff(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host) {
+		h.script(func(h *host) {
+			h.manage = func(l *hostLink, m *messages.Message) {
+				if m.Get(messages.NetworkManagement) != "301" {
+					l.answer(m, "00")
+				}
+			}
+		})
+		pass(61 * time.Second)
+		if err := r.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := r.Status()[0]; got.State != Down || got.LastError != "" {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+func TestASessionThatIsSignedOnAsItsLinkIsDrainedCarriesNothing(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host) {
+		l := r.links[0]
+		r.Endpoint.mu.Lock()
+		permit := l.allowed
+		r.Endpoint.mu.Unlock()
+		s := l.open(permit, 0, false)
+		if err := r.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		if l.give(permit, s) {
+			t.Error("in service")
+		}
+		synctest.Wait()
+		r.wantStates(Down)
+		for _, other := range h.open() {
+			if got := other.seen(); !slices.Equal(got, []string{"0800/001", "0800/002"}) || !other.isClosed() {
+				t.Errorf("received %v", got)
+			}
+		}
+	})
 }

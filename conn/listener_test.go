@@ -250,7 +250,9 @@ func TestAConnectionThatNeverSignsOnGivesItsPlaceUp(t *testing.T) {
 		h.script(func(h *host) { h.manage = nil })
 		d.dial("192.0.2.1:1001")
 		r.wantStates(Connected)
-		pass(3 * time.Second) // the sign-on timeout is four
+		pass(2400 * time.Millisecond) // the sign-on timeout is four, and then there is a pause
+		r.wantStates(Down)
+		pass(600 * time.Millisecond)
 		if got := r.Status()[0]; got.State != InService || got.Peer != "192.0.2.1:1001" || got.LastError != string(causeSignOnTimeout) {
 			t.Errorf("got %+v", got)
 		}
@@ -359,6 +361,21 @@ func TestStoppingWhileAProcessorDials(t *testing.T) {
 		default:
 			t.Error("it listens")
 		}
+	})
+}
+
+func TestANewcomerThatWaitsIsClosedAtTheStop(t *testing.T) {
+	onDoorstep(t, 1, nil, func(r *rig, h *host, d *doorstep) {
+		d.dial("192.0.2.1:1000")
+		l := d.dial("192.0.2.1:1001")
+		if l.isClosed() {
+			t.Fatal("it does not wait")
+		}
+		r.stop()
+		if err := <-r.ended; err != nil || !l.isClosed() {
+			t.Errorf("closed %v: %v", l.isClosed(), err)
+		}
+		r.ended <- nil // for the rig
 	})
 }
 

@@ -111,7 +111,7 @@ func TestDrainingALinkThatIsNotInService(t *testing.T) {
 				synctest.Wait()
 				dials := len(ways.dialled())
 				pass(time.Hour)
-				if got := r.Status()[0]; got.State != Down || len(ways.dialled()) != dials {
+				if got := r.Status()[0]; got.State != Down || len(ways.dialled()) != dials || (got.LastError != "" && name != "while it pauses") {
 					t.Errorf("got %+v, %v", got, ways.dialled())
 				}
 				ways.set(ways.closed, "a", false)
@@ -429,6 +429,16 @@ func TestLimitsAndTimesChangeWithoutANewConnection(t *testing.T) {
 		if n := len(h.open()); n != 2 {
 			t.Errorf("%d connections", n)
 		}
+		// The table of keys too.
+		h.script(func(h *host) { h.handle = nil })
+		r.exchange(request(4)).want(t, nil)
+		r.exchange(request(4)).want(t, ErrNotSent)
+		pass(5 * time.Second)
+		r.exchange(request(4)).want(t, nil)
+		if err := r.reconfigure(func(c *Config) { c.Abandoned = 2 }); err != nil {
+			t.Fatal(err)
+		}
+		r.exchange(request(5)).want(t, ErrNotSent)
 	})
 }
 

@@ -9,10 +9,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -261,6 +263,45 @@ func TestTheProcessorDialsUsWithTLS(t *testing.T) {
 		pass(time.Second)
 		dial(&tls.Config{Certificates: []tls.Certificate{other.issue("bank.example", time.Hour)}})
 		r.wantStates(InService)
+	})
+}
+
+func TestNoConfigurationAllowsOldVersionsOfTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		old := &tls.Config{Certificates: []tls.Certificate{a.issue("bank.example", time.Hour)}, RootCAs: a.pool, ServerName: "bank.example",
+			MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+		shake := func(ours, theirs *tls.Config, host string, side func(net.Conn, *tls.Config) *tls.Conn) error {
+			under, other := net.Pipe()
+			done := make(chan error, 1)
+			go func() {
+				defer other.Close()
+				done <- side(other, theirs).Handshake()
+			}()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_, err := secure(ctx, under, ours, host)
+			<-done
+			return err
+		}
+		offered := []uint16(nil)
+		listening := old.Clone()
+		listening.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			offered = hello.SupportedVersions
+			return nil, nil
+		}
+		lax := old.Clone()
+		lax.MaxVersion = 0
+		if err := shake(lax, listening, "bank.example:1", tls.Server); err == nil {
+			t.Error("as the client")
+		}
+		if len(offered) == 0 || slices.Min(offered) < tls.VersionTLS12 {
+			t.Errorf("offered %x", offered)
+		}
+		lax.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return old, nil }
+		if err := shake(lax, old, "", tls.Client); !errors.Is(err, errOldTLS) {
+			t.Errorf("as the server: %v", err)
+		}
 	})
 }
 
