@@ -1,15 +1,34 @@
 // Package conn holds the links to a card processor and carries exchanges over them.
 //
-// An Endpoint is a processor's group of links; a link is one address and its state machine (state.go); a session is one connection of a
-// link, from dial to close. Exchange sends one request and returns its answer, or says what is known of the request's fate: an error
-// that wraps ErrNotSent proves that no byte of it can have left this host, and every other error means that the processor may have
-// acted on it.
+// An Endpoint is a processor's group of links. A link is one entry of its configuration: hosts that we dial, in order of preference, or
+// an address at which the processor dials us. A session is one connection of a link, from its establishment to its close, and has the
+// state machine (state.go), the same whoever has dialled. Exchange sends one request and returns its answer, or says what is known of the
+// request's fate: an error that wraps ErrNotSent proves that no byte of it can have left this host, and every other error means that
+// the processor may have acted on it.
+//
+// # Links
+//
+// The states are down, connected, signed-on, in-service and draining; machine in state.go says what leads from one to the next. Only a
+// session in service gets exchanges: of several the one with the fewest in flight, and one whose write is stuck only if there is no other,
+// so that a link that is blocked holds up nothing that another could carry. A session leaves the service without a failure when the
+// endpoint stops, an operator drains the link, a better host takes over, a reload removes the link, or the processor signs off: it gets
+// nothing new, what is in flight ends by its own deadlines, it signs off and is closed. Everything else is a failure of a class in
+// state.go: the session is closed, and its exchanges wait for their answers elsewhere, each until its own deadline.
+//
+// A link that dials tries its hosts in their order, the next one at once when one fails or is lost, and pauses after the last (link.go).
+// On another host than the first it tries the better ones every FailBack, beside the session that serves; the new one is signed on before
+// the old one drains. A link that is dialled shares its listener with the others of its address; a connection that comes when all links
+// have one is refused, unless one of those turns out to be dead (listener.go). Over either there may be TLS (tls.go).
+//
+// An operator drains, resumes and cuts links while the endpoint runs, and Reconfigure puts another configuration in the place of the
+// present one (operate.go). All of what it swaps stands behind Endpoint.config, or in the links themselves.
 //
 // # Matching
 //
 // The table of exchanges belongs to the endpoint, not to a link: the loss of a link is not an answer, and an answer may come on another
-// link or after a reconnect. An answer finds its request by the dialect's match key, and completes it only if it keeps the format and
-// agrees with the request in the elements that the dialect wants echoed. A key goes through these states (pending.go):
+// link or after a reconnect; where the dialect says so, only on the connection of its request. An answer finds its request by the
+// dialect's match key, and completes it only if it keeps the format and agrees with the request in the elements that the dialect wants
+// echoed. A key goes through these states (pending.go):
 //
 //	waiting    in flight; another request with this key is refused before the send
 //	answered   remembered for one reply timeout, so that a second answer is known as a duplicate
@@ -19,9 +38,10 @@
 //
 // # Limits
 //
-// Each is in Config: exchanges in flight on the endpoint and on a link, abandoned keys, unasked messages that wait for the callback,
-// bytes of a frame (the dialect's), time to dial, to sign on, to write a frame, to read the rest of a frame, to answer, to answer an
-// echo, and between two attempts to connect. At the limit of exchanges or of abandoned keys a request is refused as not sent: an
+// Each is in Config: exchanges in flight on the endpoint and on a connection, abandoned keys, unasked messages that wait for the callback,
+// bytes of a frame (the dialect's), time to dial and to shake hands, to sign on, to write a frame, to read the rest of a frame, to
+// answer, to answer an echo, between two attempts to connect, and between two at a better host. Of connections that the processor dials,
+// no more wait for a place than there are links. At the limit of exchanges or of abandoned keys a request is refused as not sent: an
 // abandoned key is never forgotten early, because its late answer could then complete another request. An answered key is forgotten
 // early at its limit: its duplicate then counts as unmatched, and completes nothing.
 //
@@ -34,7 +54,9 @@
 //
 // # What it refuses
 //
-// It sends nothing that is not a request, nothing before a link is signed on, and nothing once it drains. It never sends a request a
-// second time: only a frame of which provably no byte was written goes to another link. It knows nothing of money: what an unknown
+// It sends nothing that is not a request, or the answer to one on the connection that it came on; nothing before a link is signed on, and
+// nothing once it drains. It never sends a request a second time: only a frame of which provably no byte was written goes to another
+// link. It hears nobody who dials from an address that is not allowed, and speaks no TLS older than 1.2 and none that verifies nothing. It
+// knows nothing of money: what an unknown
 // fate costs is for its caller to decide.
 package conn
