@@ -40,12 +40,7 @@ mutants: deps ## break what must not break, one thing at a time, and see that a 
 	@.ci/mutants
 
 fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
-	@for package in $$(go list ./...); do \
-		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
-			echo "$$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
-		done; \
-	done
+	@.ci/fuzz $(FUZZTIME)
 
 bench: build ## CPU of the daemon per transaction at 64 in flight, without and with a PIN; then the benchmarks of the rooms
 	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .bench --in-flight 64

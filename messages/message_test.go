@@ -344,54 +344,6 @@ func TestFrames(t *testing.T) {
 	}
 }
 
-func FuzzDecode(f *testing.F) {
-	for _, line := range readLines(f, "../testdata/messages.jsonl") {
-		f.Add(line.Dialect == "iso87-ascii", unhex(f, line.Hex))
-	}
-	for _, line := range readLines(f, "../testdata/bad.jsonl") {
-		f.Add(line.Dialect == "iso87-ascii", unhex(f, line.Hex))
-	}
-	codecs := map[bool]*messages.Codec{true: codec(f, "iso87-ascii"), false: codec(f, "iso87-binary")}
-	f.Fuzz(func(t *testing.T, ascii bool, body []byte) {
-		c := codecs[ascii]
-		before := string(body)
-		m, err := c.Decode(body)
-		if err != nil {
-			var format *messages.FormatError
-			if !errors.As(err, &format) {
-				t.Fatalf("got %T", err)
-			}
-			return
-		}
-		again, err := c.Encode(m)
-		if err != nil {
-			t.Fatalf("decoded, but not encoded: %v", err)
-		}
-		if string(again) != before {
-			t.Fatalf("encodes to other bytes:\n%x\n%x", before, again)
-		}
-	})
-}
-
-func FuzzReadFrame(f *testing.F) {
-	f.Add(true, []byte("0004abcd"))
-	f.Add(false, []byte("\x00\x04abcd"))
-	codecs := map[bool]*messages.Codec{true: codec(f, "iso87-ascii"), false: codec(f, "iso87-binary")}
-	f.Fuzz(func(t *testing.T, ascii bool, stream []byte) {
-		c := codecs[ascii]
-		reader := strings.NewReader(string(stream))
-		for {
-			body, err := c.ReadFrame(reader)
-			if err != nil {
-				return
-			}
-			if len(body) == 0 || len(body) > c.Dialect().Framing.Max {
-				t.Fatalf("a frame of %d bytes", len(body))
-			}
-		}
-	})
-}
-
 func BenchmarkCodec(b *testing.B) {
 	for _, name := range []string{"iso87-binary", "iso87-ascii"} {
 		c := codec(b, name)

@@ -79,8 +79,11 @@ func (f *Framing) Size() int {
 // Append appends the frame of a message, which the codec has checked to be no longer than Max. A message of no bytes makes a keep-alive.
 func (f *Framing) Append(b, message []byte) []byte {
 	length := len(message)
-	if length > 0 || f.Inclusive {
+	switch {
+	case length > 0:
 		length += f.counted()
+	case f.Inclusive:
+		length = f.Size() // it has no trailer
 	}
 	switch f.Length {
 	case LengthASCII4:

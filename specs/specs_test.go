@@ -118,12 +118,27 @@ func TestADialectHasALargestSize(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
-	text, err := os.ReadFile("iso87-binary.yaml")
-	if err != nil {
-		f.Fatal(err)
+// A frame of no bytes has no trailer, and a length that counts itself and the trailer does not count one that is not there.
+func TestAKeepaliveHasNoTrailer(t *testing.T) {
+	framing := specs.Framing{Length: specs.LengthBinary2, Inclusive: true, Trailer: specs.Bytes{3}, TrailerCounted: true,
+		Keepalive: specs.KeepaliveAnswered, Max: 100}
+	frame := framing.Append(nil, nil)
+	if string(frame) != "\x00\x02" {
+		t.Errorf("got %x", frame)
 	}
-	f.Add(text)
+	if length, err := framing.Parse(frame); length != 0 || err != nil {
+		t.Errorf("it is read as %d bytes, %v", length, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, name := range specs.Names() {
+		text, err := os.ReadFile(name + ".yaml")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
 	f.Add([]byte("name: x"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if dialect, err := specs.Parse(text); err == nil && dialect.Spec() == nil {
