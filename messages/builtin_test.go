@@ -2,6 +2,7 @@ package messages_test
 
 import (
 	"encoding/hex"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -288,6 +289,51 @@ func TestTheDialogueOfTheBuiltInDialects(t *testing.T) {
 		}
 		if got := strings.Join(codes, " "); got != want {
 			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+}
+
+// A dialect of 1993 with a table for DE 22, which has no common words otherwise: the values of such an element pass both ways, and a value
+// that the table does not have is named and not lost.
+func TestValuesPassByATable(t *testing.T) {
+	text, err := os.ReadFile("../specs/iso93-binary.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.Replace(string(text), "dropped: [22, 24, 25, 26]\n",
+		"dropped: [24, 25, 26]\nvalues: { 22: { \"510101513344\": \"051\", \"510101513345\": \"051\", \"210101211344\": \"021\" }, 25: {} }\n", 1)
+	if _, err := specs.Parse([]byte(own)); err == nil || !strings.Contains(err.Error(), "values.25: is dropped") {
+		t.Errorf("got %v", err)
+	}
+	own = strings.Replace(own, ", 25: {} }", " }", 1)
+	dialect, err := specs.Parse([]byte(own))
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := map[string]*messages.Codec{"1993 with a table": messages.NewCodec(dialect), "1993": codec(t, "iso93-binary"), "1987": codec(t, "iso87-ascii")}
+	for _, row := range []struct{ from, value, to, want string }{
+		{"1987", "051", "1993 with a table", "510101513344"},
+		{"1987", "021", "1993 with a table", "210101211344"},
+		{"1987", "071", "1993 with a table", ""},
+		{"1993 with a table", "510101513345", "1987", "051"},
+		{"1993 with a table", "999999999999", "1987", ""},
+		{"1993 with a table", "510101513345", "1993 with a table", "510101513345"}, // it stays what it is
+		{"1993 with a table", "999999999999", "1993", "999999999999"},
+		{"1993", "510101513345", "1993 with a table", "510101513345"},
+		{"1993", "510101513345", "1987", ""},
+		{"1987", "051", "1993", ""},
+	} {
+		m := messages.New("0100")
+		m.Set(messages.POSEntryMode, row.value)
+		carried, lost := messages.NewPassage(codes[row.from], codes[row.to]).Carry(m, at)
+		if got := carried.Get(messages.POSEntryMode); got != row.want || (len(lost) == 0) != (row.want != "") {
+			t.Errorf("%s from %s to %s: got %q, lost %v, want %q", row.value, row.from, row.to, got, lost, row.want)
+		}
+	}
+	for _, fault := range []string{`22: { "51": "051" }`, `22: { "510101513344": "" }`, `22: {}`, `39: { "0000": "00" }`, `222: { "1": "1" }`, `53: { "1": "1" }`} {
+		own := strings.Replace(string(text), "dropped: [22, 24, 25, 26]\n", "dropped: [24, 25, 26]\nvalues: { "+fault+" }\n", 1)
+		if _, err := specs.Parse([]byte(own)); err == nil || !strings.Contains(err.Error(), "values.") {
+			t.Errorf("%s: got %v", fault, err)
 		}
 	}
 }

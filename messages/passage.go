@@ -77,6 +77,11 @@ func (p Passage) value(m *Message, e Element, value string) (string, bool) {
 		return p.code(value), true
 	case e == (&Codec{p.from}).originalDataOf() && p.from.Reversal.Original != p.to.Reversal.Original:
 		return "", false
+	case p.from.HasValues(int(e)) || p.to.HasValues(int(e)):
+		var can bool
+		if value, can = p.translated(e, value); !can {
+			return "", false
+		}
 	case p.from.Standard == p.to.Standard || !otherwise93[e]:
 	case e == SettlementDate && len(value) == 4 && f.Length == 6:
 		return "", false // the year is the processor's to say
@@ -86,6 +91,26 @@ func (p Passage) value(m *Message, e Element, value string) (string, bool) {
 		return "", false
 	}
 	return p.fit(value, f)
+}
+
+// translated is a value of an element whose values at least one of the two dialects gives in words of ISO 8583:1987.
+func (p Passage) translated(e Element, value string) (string, bool) {
+	number := int(e)
+	// A dialect without a table has the words of its edition.
+	plain := func(d *specs.Dialect) bool {
+		return !d.HasValues(number) && d.Standard == specs.ISO93 && otherwise93[e]
+	}
+	if p.from.Standard == p.to.Standard {
+		_, known := p.to.Values[number][value]
+		if _, own := p.from.Values[number][value]; own && known || plain(p.from) || plain(p.to) {
+			return value, true
+		}
+	}
+	said, can := p.from.ISO87Value(number, value)
+	if !can || plain(p.from) || plain(p.to) {
+		return "", false
+	}
+	return p.to.Value(number, said)
 }
 
 // fit makes a text fit a field: spaces at its end are filling, and may go or come.

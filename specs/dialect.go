@@ -49,6 +49,10 @@ type Dialect struct {
 	// Without it, its codes are those.
 	ResponseCodes map[string]string `yaml:"response_codes,omitempty"`
 
+	// Values give for values of an element of this party, by its number, those of ISO 8583:1987 that say the same, by which other parties are
+	// told, and tell this one. A value that is not there cannot be carried.
+	Values map[int]map[string]string `yaml:"values,omitempty"`
+
 	// FunctionCodes are DE 24 of requests that this party is sent, by MTI (ISO 8583:1993).
 	FunctionCodes map[string]string `yaml:"function_codes,omitempty"`
 
@@ -78,6 +82,7 @@ type Dialect struct {
 	specs map[string]*iso8583.MessageSpec // of message types with fields of their own
 	own   map[string]map[int]Field        // and those fields
 	codes map[string]string               // of this party, by those of ISO 8583:1987
+	given map[int]map[string]string       // values of this party, by those of ISO 8583:1987
 }
 
 // A Standard is an edition of ISO 8583.
@@ -344,11 +349,10 @@ func Parse(text []byte) (*Dialect, error) {
 	if d.Identity == nil {
 		d.Identity = []int{7, 11, 41}
 	}
-	d.codes = map[string]string{}
-	for _, own := range slices.Sorted(maps.Keys(d.ResponseCodes)) {
-		if _, has := d.codes[d.ResponseCodes[own]]; !has {
-			d.codes[d.ResponseCodes[own]] = own
-		}
+	d.codes = inverted(d.ResponseCodes)
+	d.given = map[int]map[string]string{}
+	for number, values := range d.Values {
+		d.given[number] = inverted(values)
 	}
 	if err := d.compile(); err != nil {
 		return nil, err
@@ -403,6 +407,38 @@ func (d *Dialect) Code(iso87 string) (string, bool) {
 	}
 	code, known := d.codes[iso87]
 	return code, known
+}
+
+// inverted gives the first in order of the keys that have a value, by that value.
+func inverted(table map[string]string) map[string]string {
+	inverse := make(map[string]string, len(table))
+	for _, key := range slices.Sorted(maps.Keys(table)) {
+		if _, has := inverse[table[key]]; !has {
+			inverse[table[key]] = key
+		}
+	}
+	return inverse
+}
+
+// HasValues reports whether an element's values are others than those of ISO 8583:1987.
+func (d *Dialect) HasValues(number int) bool { return len(d.Values[number]) > 0 }
+
+// ISO87Value is what a value of this party's element says in ISO 8583:1987; false if that has no word for it.
+func (d *Dialect) ISO87Value(number int, value string) (string, bool) {
+	if !d.HasValues(number) {
+		return value, true
+	}
+	said, known := d.Values[number][value]
+	return said, known
+}
+
+// Value is this party's value of an element for one of ISO 8583:1987; false if it has none. Of several it is the first in order.
+func (d *Dialect) Value(number int, iso87 string) (string, bool) {
+	if !d.HasValues(number) {
+		return iso87, true
+	}
+	value, known := d.given[number][iso87]
+	return value, known
 }
 
 // WireMTI is an MTI as it stands on the wire; OwnMTI is the inverse, with the first digit that MTIs have inside of acquirerd.

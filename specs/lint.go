@@ -169,8 +169,35 @@ func (l *linter) lintMatch() {
 	l.elements("identity", l.Identity)
 	l.elements("dropped", l.Dropped)
 	for _, number := range l.Dropped {
-		if slices.Contains([]int{2, 3, 4, 7, 11, 37, 39, 41, 49, 52}, number) {
+		if slices.Contains(indispensable, number) {
 			l.fault("dropped", "field %d is one that a transaction cannot be without", number)
+		}
+	}
+	l.lintValues()
+}
+
+// indispensable are the elements by which a transaction is what it is, and is found again.
+var indispensable = []int{2, 3, 4, 7, 11, 37, 39, 41, 49, 52}
+
+func (l *linter) lintValues() {
+	for number, values := range l.Values {
+		at := fmt.Sprintf("values.%d", number)
+		l.elements(at, []int{number})
+		f := l.Fields[number]
+		switch {
+		case slices.Contains(indispensable, number) && number != 3:
+			l.fault(at, "is one that all parties have to understand as it is (for response codes there is response_codes)")
+		case slices.Contains(l.Dropped, number):
+			l.fault(at, "is dropped: its values would not be sent")
+		case f.Binary():
+			l.fault(at, "is of text, and the field is bytes")
+		case len(values) == 0:
+			l.fault(at, "missing")
+		}
+		for own, said := range values {
+			if own == "" || said == "" || len(own) > f.Length || f.IsFixed() && len(own) != f.Length {
+				l.fault(at+"."+own, "%q does not fit the field, or says nothing", own)
+			}
 		}
 	}
 }
