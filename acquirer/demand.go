@@ -285,7 +285,7 @@ func (s *Switch) keep(ctx context.Context, d *demand) served {
 func (d *demand) withheld() []messages.Element {
 	var list []messages.Element
 	for _, e := range d.Elements() {
-		if e.Sensitive() && e != messages.PAN {
+		if d.Hides(e) && e != messages.PAN {
 			list = append(list, e)
 		}
 	}

@@ -63,7 +63,7 @@ func (c *Codec) Decode(body []byte) (m *Message, err error) {
 	}
 	wire := iso8583.NewMessage(c.dialect.SpecOf(wireMTI))
 	fault := unpackFault(wire.Unpack(wireMessage))
-	m = &Message{MTI: MTI(mti), elements: make([]entry, 0, 32), header: header, rejected: rejected, masks: c.dialect.Sensitive}
+	m = &Message{MTI: MTI(mti), elements: make([]entry, 0, 32), header: header, rejected: rejected, masks: c.dialect.Masks()}
 	return m, c.collect(m, wire, len(wireMessage), fault)
 }
 

@@ -93,7 +93,7 @@ func (e Element) String() string {
 func (e Element) Sensitive() bool {
 	switch {
 	case e == PAN, e == Expiry, e >= ExtendedPAN && e <= Track3, e >= Track1 && e <= AdditionalData,
-		e >= PINData && e <= SecurityControl, e >= ChipData && e <= MAC && e != originalData93, e == messageSecurity, e >= account1:
+		e >= PINData && e <= SecurityControl, e >= ChipData && e <= MAC, e == messageSecurity, e >= account1:
 		return true
 	}
 	return false

@@ -71,7 +71,7 @@ func (c *Codec) OriginalElement() Element { return c.originalDataOf() }
 // named reads what a message says of its original: its type, and elements of it. Without original data elements it says nothing. It is false
 // if the data are not what the dialect says.
 func (c *Codec) named(m *Message) (kept, bool) {
-	data := m.Get(c.originalDataOf())
+	data := m.Reveal(c.originalDataOf())
 	if data == "" {
 		return kept{}, true
 	}

@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"acquirerd/card"
-	"acquirerd/specs"
 )
 
 // kept is what may be kept of a message: its type and elements that are not sensitive. Its JSON form is an object of the elements'
@@ -26,7 +25,7 @@ func (m *Message) keep(elements []Element) kept {
 	k := kept{MTI: m.MTI, values: make(map[Element]string, len(elements))}
 	pan := m.PAN()
 	for _, e := range elements {
-		value := m.Get(e)
+		value := m.Reveal(e)
 		if value == "" {
 			continue
 		}
@@ -55,7 +54,7 @@ var additionalAmounts = regexp.MustCompile(`^([0-9]{4}[0-9A-Z]{3}[CD][0-9]{12})+
 func (m *Message) plain() []Element {
 	list := make([]Element, 0, len(m.elements))
 	for _, entry := range m.elements {
-		if !entry.element.Sensitive() && m.masks[int(entry.element)] != specs.MaskHidden {
+		if !m.Hides(entry.element) {
 			list = append(list, entry.element)
 		}
 	}
@@ -102,7 +101,7 @@ func (k *kept) UnmarshalJSON(text []byte) error {
 			value = string(raw)
 		}
 		e, known := elementNamed(name)
-		if !known || e.Sensitive() {
+		if !known || e.Sensitive() && e != originalData93 {
 			return errors.New("reading what was kept of a message: it has an element that is not kept")
 		}
 		read.values[e] = value

@@ -42,7 +42,7 @@ func (m *Message) Has(e Element) bool {
 // Get returns the value of an element, "" if it is absent. It panics for a sensitive element, so that card data cannot slip into
 // a log or a record by a general way: see Reveal.
 func (m *Message) Get(e Element) string {
-	if e.Sensitive() {
+	if e.Sensitive() && m.Hides(e) {
 		panic("messages: Get of sensitive " + e.String())
 	}
 	return m.Reveal(e)
@@ -50,7 +50,7 @@ func (m *Message) Get(e Element) string {
 
 // Set gives an element a value, which replaces the one it has; "" removes it. It panics for a sensitive element.
 func (m *Message) Set(e Element, value string) {
-	if e.Sensitive() {
+	if e.Sensitive() && m.Hides(e) {
 		panic("messages: Set of sensitive " + e.String())
 	}
 	m.SetSensitive(e, value)
@@ -66,6 +66,18 @@ func (m *Message) SetSensitive(e Element, value string) {
 		return
 	}
 	m.put(e, []byte(value))
+}
+
+// Hides reports whether an element's content may not be printed or stored: see Element.Sensitive, and the dialect that the message is of.
+func (m *Message) Hides(e Element) bool {
+	switch m.masks[int(e)] {
+	case specs.MaskHidden:
+		return true
+	case specs.MaskNone:
+		return false
+	case specs.MaskPANs: // it is as private as before, but for being shown
+	}
+	return e.Sensitive()
 }
 
 // Delete removes an element.
@@ -157,10 +169,10 @@ func (m *Message) SetPINBlock(block card.PINBlock) {
 // Clear overwrites the sensitive elements' bytes and removes them. The message's other elements stay.
 func (m *Message) Clear() {
 	m.elements = slices.DeleteFunc(m.elements, func(e entry) bool {
-		if e.element.Sensitive() {
+		if m.Hides(e.element) {
 			clear(e.value)
 		}
-		return e.element.Sensitive()
+		return m.Hides(e.element)
 	})
 }
 
@@ -232,7 +244,7 @@ func (m *Message) mask(e entry) string {
 		return fmt.Sprintf("**** (%d)", len(e.value))
 	case e.element.freeText(), m.masks[int(e.element)] == specs.MaskPANs:
 		return card.HidePANs(string(e.value))
-	case !e.element.Sensitive():
+	case !m.Hides(e.element):
 		return string(e.value)
 	}
 	text := string(e.value)

@@ -15,6 +15,7 @@ import (
 func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) *Message {
 	own, _ := c.dialect.OwnMTI(c.dialect.Reversal.Type)
 	m := New(MTI(own))
+	m.masks = c.dialect.Masks()
 	for _, e := range originalElements { // of an advice, more was kept
 		m.Set(e, o.Get(e))
 	}
@@ -39,7 +40,7 @@ func (c *Codec) originalDataOf() Element {
 // Name makes a message name its original as that was sent, and share its RRN, as all messages of a transaction do (ISO 8583:1987, DE 37).
 func (c *Codec) Name(m *Message, original Original) {
 	if c.dialect.Reversal.Original == specs.OriginalISO93 {
-		m.Set(originalData93, c.dataElements93(original))
+		m.SetSensitive(originalData93, c.dataElements93(original))
 	} else {
 		m.Set(OriginalData, c.dataElements87(original))
 	}
@@ -68,7 +69,7 @@ func zeros(value string, width int) string {
 func NewAdvice(o Original, pan card.PAN, rest []byte) (*Message, error) {
 	m := New(o.MTI.First())
 	for e, value := range o.values {
-		m.Set(e, value)
+		m.SetSensitive(e, value) // DE 56 of 1993 is kept
 	}
 	if err := m.setRest(rest); err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ var otherwise93 = func() map[Element]bool {
 // elements go as they are, if both have them in one layout.
 func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Element) {
 	carried = New(m.MTI)
-	carried.masks = p.to.Sensitive
+	carried.masks = p.to.Masks()
 	p.carryTime(m, carried, at)
 	for _, entry := range m.elements {
 		e := entry.element

@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"github.com/moov-io/bertlv"
-
-	"acquirerd/specs"
 )
 
 // neverStored are the elements that may not be kept in any form once a transaction was authorized: PIN block, tracks, and the
@@ -29,7 +27,7 @@ func (m *Message) Rest(storable []int) ([]byte, error) {
 	sensitive, pan := map[Element][]byte{}, m.PAN()
 	for _, entry := range m.elements {
 		e, value := entry.element, entry.value
-		hidden := e.Sensitive() || m.masks[int(e)] == specs.MaskHidden
+		hidden := m.Hides(e)
 		if !hidden && masked(e, string(value), pan) != string(value) {
 			sensitive[e] = value
 			continue

@@ -82,6 +82,7 @@ type Dialect struct {
 	specs map[string]*iso8583.MessageSpec // of message types with fields of their own
 	own   map[string]map[int]Field        // and those fields
 	codes map[string]string               // of this party, by those of ISO 8583:1987
+	masks map[int]Mask                    // Sensitive, and what follows from the edition
 	given map[int]map[string]string       // values of this party, by those of ISO 8583:1987
 }
 
@@ -172,6 +173,9 @@ type Mask string
 const (
 	MaskHidden Mask = "hidden" // its length only; it is not kept in the journal either
 	MaskPANs   Mask = "pans"   // as it is, but for what looks like a card number
+
+	// MaskNone is of DE 56 where it names an original, as ISO 8583:1993 has it: it is no private element there, and is kept. No file says it.
+	MaskNone Mask = "none"
 )
 
 // MAC says where a message authentication code stands.
@@ -349,6 +353,13 @@ func Parse(text []byte) (*Dialect, error) {
 	if d.Identity == nil {
 		d.Identity = []int{7, 11, 41}
 	}
+	d.masks = maps.Clone(d.Sensitive)
+	if d.Reversal.Original == OriginalISO93 {
+		if d.masks == nil {
+			d.masks = map[int]Mask{}
+		}
+		d.masks[56] = MaskNone
+	}
 	d.codes = inverted(d.ResponseCodes)
 	d.given = map[int]map[string]string{}
 	for number, values := range d.Values {
@@ -384,6 +395,9 @@ func misread(err error) error {
 	}
 	return errors.Join(faults...)
 }
+
+// Masks says how elements are shown and kept that differ from the others of their number.
+func (d *Dialect) Masks() map[int]Mask { return d.masks }
 
 // Approves reports whether a response code approves.
 func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approving, code) }
