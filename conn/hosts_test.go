@@ -363,6 +363,33 @@ func TestTheHostInUseIsLostWhileABetterOneIsTried(t *testing.T) {
 	}
 }
 
+func TestAHostThatSignsOffIsLeftForTheNextAtOnceAndDrains(t *testing.T) {
+	onHosts(t, []string{"a", "b"}, nil, func(r *rig, h *host, _ *roads) {
+		silent(h)
+		a := r.exchange(request(1))
+		l, m := last(h, "000001")
+		h.script(func(h *host) { h.handle = nil })
+		l.send(messages.NewNetworkManagement("002", "0102030405", "000777"))
+		synctest.Wait()
+		wantOn(t, r, h, "b", 2)
+		if got := r.Status()[0]; got.State != InService || got.Host != 1 || got.InFlight != 1 {
+			t.Errorf("got %+v", got)
+		}
+		pass(5 * time.Second)
+		l.answer(m, "00")
+		a.want(t, nil)
+		synctest.Wait()
+		if got := l.seen(); !slices.Equal(got, []string{"0800/001", "0100/000001", "0810/002"}) || !l.isClosed() {
+			t.Errorf("received %v", got)
+		}
+		if got := r.Status()[0]; got.LastError != string(causeSignedOffByPeer) || got.InFlight != 0 {
+			t.Errorf("got %+v", got)
+		}
+		pass(time.Minute)
+		wantOn(t, r, h, "a", 3)
+	})
+}
+
 func TestTheNextHostDoesNotWaitForABetterOneThatIsTried(t *testing.T) {
 	onHosts(t, []string{"a", "b", "c"}, func(_ *Config, ways *roads) { ways.closed["a"] = true }, func(r *rig, h *host, ways *roads) {
 		ways.set(ways.closed, "a", false)

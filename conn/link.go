@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A link is one entry of Config.Links: a place for one connection in service. Its sessions come one after the other; two are there at
-// a time only while a better host is tried, and while the one that it has taken over from drains.
+// A link is one entry of Config.Links: a place for one connection in service. Its sessions come one after the other; there are others
+// beside the one that serves only while a better host is tried, and while one that was in service drains.
 type link struct {
 	endpoint *Endpoint
 	hosts    []string       // none if the processor dials
@@ -243,6 +243,21 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 	began := time.Now()
 	var better *trial // nil while none is made
 	tried := began
+	// replaced reports whether a better host that was being tried takes the place of the session.
+	replaced := func() bool {
+		if better == nil {
+			return false
+		}
+		better.cancel(causeFailBack) // the next host is there sooner, unless this one is there already
+		next := <-better.result
+		better = nil
+		if next == nil || !l.give(permit, next) {
+			return false
+		}
+		s, began = next, time.Now()
+		l.counted.reconnects.Add(1)
+		return true
+	}
 	for {
 		cfg := l.endpoint.config()
 		var result <-chan *session
@@ -260,17 +275,17 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 			<-s.over // it drains, by what has ended the permit
 			return s.host, time.Since(began)
 		case <-s.over:
-			if better == nil {
+			if !replaced() {
 				return s.host, time.Since(began)
 			}
-			better.cancel(causeFailBack) // the next host is there sooner, unless this one is there already
-			next := <-better.result
-			better = nil
-			if next == nil || !l.give(permit, next) {
+		case <-s.dismissed:
+			// The processor wants this host to be left. Another one need not wait until it has drained.
+			if len(l.hosts) < 2 {
+				<-s.over
+			}
+			if !replaced() {
 				return s.host, time.Since(began)
 			}
-			s, began = next, time.Now()
-			l.counted.reconnects.Add(1)
 		case <-due:
 			better = l.try(permit, s.host)
 		case next := <-result:

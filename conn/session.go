@@ -31,6 +31,7 @@ type session struct {
 	stays     context.Context        // until the session gets no more exchanges
 	depart    context.CancelFunc     // ends stays; called under Endpoint.mu
 	over      chan struct{}          // closed when nothing of the session is left
+	dismissed chan struct{}          // closed when the processor has signed off; owned by run
 	began     time.Time
 	last      atomic.Int64 // when the last frame arrived, in nanoseconds after began
 	writing   atomic.Int64 // when the write that goes on began, in nanoseconds after began; 0 if none does
@@ -56,7 +57,7 @@ const never = 24 * time.Hour
 func newSession(l *link, host int, address string, c net.Conn) (*session, error) {
 	s := &session{endpoint: l.endpoint, link: l, host: host, address: address, turn: make(chan struct{}, 1),
 		requests: make(chan *messages.Message, requestsQueued), challenge: make(chan struct{}, 1), read: make(chan struct{}),
-		over: make(chan struct{}), began: time.Now(), state: Down, idle: make(chan struct{})}
+		over: make(chan struct{}), dismissed: make(chan struct{}), began: time.Now(), state: Down, idle: make(chan struct{})}
 	s.stays, s.depart = context.WithCancel(context.Background())
 	stream := &stream{Conn: c, session: s}
 	var err error
@@ -132,6 +133,7 @@ func (s *session) keep() {
 			s.endpoint.mu.Lock()
 			s.leave(causeSignedOffByPeer)
 			s.endpoint.mu.Unlock()
+			close(s.dismissed)
 			return
 		}
 		select {

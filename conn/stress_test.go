@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -289,4 +290,38 @@ func TestAConnectionThatIsRefusedOverTCP(t *testing.T) {
 	}
 	r.exchange(request(1)).want(t, ErrNotSent)
 	r.end()
+}
+
+func TestAProcessorDialsOverTCP(t *testing.T) {
+	h := newHost(t, "iso87-ascii")
+	cfg := tcpConfig(h)
+	listening := Link{Listen: "127.0.0.1:0", Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+	cfg.Links = []Link{listening, listening}
+	// The machine may be slow, and no deadline is what is tested here.
+	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.SignOnTimeout = time.Minute, 30*time.Second, time.Minute
+	r := start(t, cfg, h)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for r.Status()[0].Address == "127.0.0.1:0" {
+		<-tick.C
+	}
+	for range 2 {
+		c, err := net.Dial("tcp", r.Status()[0].Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.serve(c, "here")
+	}
+	for s := r.Status(); s[0].State != InService || s[1].State != InService; s = r.Status() {
+		<-tick.C
+	}
+	for stan := range 20 {
+		r.exchange(request(stan)).want(t, nil)
+	}
+	address := r.Status()[0].Address
+	r.end()
+	if c, err := net.Dial("tcp", address); err == nil {
+		_ = c.Close()
+		t.Error("it listens after the end")
+	}
 }
