@@ -332,6 +332,10 @@ func TestASignOffOfTheProcessorDrainsTheLink(t *testing.T) {
 		if l.bytes() != before {
 			t.Error("a draining link carries a new exchange")
 		}
+		pass(5 * time.Second)
+		if n := len(h.open()); n != 2 {
+			t.Errorf("%d connections: the host that has signed off is dialled before it has drained", n)
+		}
 		l.answer(m, "00")
 		a.want(t, nil)
 		synctest.Wait()
