@@ -544,3 +544,21 @@ func TestBit1OfABitMapOfAFixedExtentStaysAsItCame(t *testing.T) {
 		}
 	}
 }
+
+// The manual lists what is not supported of the fixtures, and how many pass.
+func TestTheManualListsTheUnsupportedFixtures(t *testing.T) {
+	text, err := os.ReadFile("../docs/dialects.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range unsupported {
+		if !strings.Contains(string(text), "| `"+id+"` |") {
+			t.Errorf("docs/dialects.md does not list %s", id)
+		}
+	}
+	for _, count := range []string{fmt.Sprintf("**%d of 73**", 73-len(unsupported)), fmt.Sprintf("**%d**", len(refusals))} {
+		if !strings.Contains(string(text), count) {
+			t.Errorf("docs/dialects.md does not say %s", count)
+		}
+	}
+}
