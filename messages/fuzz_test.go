@@ -21,7 +21,7 @@ func FuzzDecode(f *testing.F) {
 	names := specs.Names()
 	for _, path := range []string{"../testdata/messages.jsonl", "../testdata/bad.jsonl"} {
 		for _, line := range readLines(f, path) {
-			f.Add(byte(slices.Index(names, line.Dialect)), unhex(f, line.Hex)) //nolint:gosec // five names
+			f.Add(byte(slices.Index(names, line.Dialect)), unhex(f, line.Hex))
 		}
 	}
 	f.Fuzz(func(t *testing.T, dialect byte, body []byte) {
@@ -118,7 +118,7 @@ func (a *asking) Read(p []byte) (int, error) {
 func FuzzReadFrame(f *testing.F) {
 	codecs := framings(f)
 	for i, c := range codecs {
-		kind := byte(i) //nolint:gosec // twenty of them
+		kind := byte(i)
 		f.Add(kind, c.Dialect().Framing.Append(nil, []byte("abcd")))
 		f.Add(kind, c.Dialect().Framing.Append(c.Dialect().Framing.Append(nil, nil), []byte("abcd")))
 		f.Add(kind, []byte("\xff\xff\xff\xff"))

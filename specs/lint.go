@@ -223,7 +223,7 @@ func (l *linter) lintNetworkManagement() {
 			seen[part.code] = part.name
 		}
 	}
-	if n.Dialogue.Echo == "" {
+	if n.Echo == "" {
 		l.fault("network_management.echo", "missing: a link that is silent could not be told from one that is dead")
 	}
 	l.codes("network_management.accepted", n.Accepted)

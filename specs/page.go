@@ -19,7 +19,7 @@ func newPage(of *charmap.Charmap, but map[byte]byte) *page {
 		if other, differs := but[byte(i)]; differs {
 			latin = other
 		}
-		p.toLatin[i], p.fromLatin[latin] = latin, byte(i) //nolint:gosec // 256 values
+		p.toLatin[i], p.fromLatin[latin] = latin, byte(i)
 	}
 	return p
 }
