@@ -337,3 +337,32 @@ func TestValuesPassByATable(t *testing.T) {
 		}
 	}
 }
+
+// Bytes of one party are no text of another: what is private to visa-like is named where it cannot go, and what is private to another party
+// does not reach visa-like.
+func TestPrivateBytesDoNotPassAsText(t *testing.T) {
+	ascii, visa := codec(t, "iso87-ascii"), codec(t, "visa-like")
+	request := asked(t, ascii)
+	request.SetSensitive(messages.AdditionalData, "PRIVATE")
+	request.SetSensitive(63, "PRIVATE")
+	m, err := messages.NewPassage(ascii, visa).ForProcessor(request, messages.Numbers{STAN: "900001", RRN: "632700900001"}, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Has(messages.AdditionalData) || m.Has(63) {
+		t.Errorf("got %v", m)
+	}
+	answer := messages.NewAnswer(m, "00")
+	answer.SetSensitive(62, "\x80\x00\x00\x00\x00\x00\x00\x00\xe8")
+	told, lost := messages.NewPassage(visa, ascii).ForUpstream(request, answer, at)
+	if told.Has(62) || !slices.Equal(lost, []messages.Element{62}) {
+		t.Errorf("got %v, lost %v", told, lost)
+	}
+
+	request = asked(t, visa)
+	request.SetSensitive(60, "\x05\x00\x00\x40")
+	_, err = messages.NewPassage(visa, ascii).ForProcessor(request, messages.Numbers{STAN: "900001", RRN: "632700900001"}, at)
+	if want := "DE 60 cannot be carried into the processor's dialect"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
