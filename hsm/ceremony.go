@@ -5,8 +5,11 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sort"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThalesGroup/crypto11"
@@ -71,17 +74,18 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 		return KeyInfo{}, err
 	}
 	defer release()
-	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
 		if err := refuseExisting(m, s, label); err != nil {
 			return err
 		}
-		if r.keyTypes[0] != pkcs11.CKK_DES2 {
+		if !r.isTDES() {
 			return nil
 		}
-		_, err := m.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES2_KEY_GEN, nil)}, r.template(label))
+		template := r.on(m, slot).template(label, label, r.lengths[0])
+		_, err := m.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES2_KEY_GEN, nil)}, template)
 		return err
 	})
-	if err == nil && r.keyTypes[0] != pkcs11.CKK_DES2 {
+	if err == nil && !r.isTDES() {
 		err = generateByCrypto11(cfg, label, r)
 	}
 	if err != nil {
@@ -96,6 +100,16 @@ func generateByCrypto11(cfg Config, label string, r recipe) error {
 	if r.keyTypes[0] == pkcs11.CKK_GENERIC_SECRET {
 		cipher = crypto11.CipherGeneric
 	}
+	return withCrypto11(cfg, func(ctx *crypto11.Context) error {
+		template := crypto11.NewAttributeSet()
+		template.AddIfNotPresent(r.template(label, label, r.lengths[0]))
+		_, err := ctx.GenerateSecretKeyWithAttributes(template, 8*r.lengths[0], cipher)
+		return err
+	})
+}
+
+// withCrypto11 lends a context of crypto11, and closes it.
+func withCrypto11(cfg Config, do func(*crypto11.Context) error) error {
 	pin, err := cfg.PIN()
 	if err != nil {
 		return fmt.Errorf("reading the token's user PIN: %w", withoutContent(err))
@@ -108,10 +122,7 @@ func generateByCrypto11(cfg Config, label string, r recipe) error {
 	if err != nil {
 		return err
 	}
-	template := crypto11.NewAttributeSet()
-	template.AddIfNotPresent(r.template(label))
-	_, err = ctx.GenerateSecretKeyWithAttributes(template, 8*r.bytes, cipher)
-	return errors.Join(err, ctx.Close())
+	return errors.Join(do(ctx), ctx.Close())
 }
 
 // ImportComponents makes a key from the XOR of 2 or 3 components of full length that different custodians hold. The
@@ -152,11 +163,12 @@ func importComponents(cfg Config, label string, use Use, components [][]byte, kc
 		return KeyInfo{}, err
 	}
 	defer release()
-	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
 		if err := refuseExisting(m, s, label); err != nil {
 			return err
 		}
-		key, err := m.CreateObject(s, append(r.template(label), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		template := r.on(m, slot).template(label, label, len(value))
+		key, err := m.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
 		if err != nil || kcv == "" {
 			return err
 		}
@@ -181,10 +193,14 @@ func combine(r recipe, components [][]byte) ([]byte, error) {
 	if len(components) < fewest || len(components) > most {
 		return nil, fmt.Errorf("%w: %d of them, not %d or %d", ErrComponents, len(components), fewest, most)
 	}
-	zeros := make([]byte, r.bytes)
+	length := len(components[0])
+	if !slices.Contains(r.lengths, length) {
+		return nil, fmt.Errorf("%w: component 1 has %d bytes, not %s", ErrComponents, length, oneOf(r.lengths))
+	}
+	zeros := make([]byte, length)
 	for i, c := range components {
-		if len(c) != r.bytes {
-			return nil, fmt.Errorf("%w: component %d has %d bytes, not %d", ErrComponents, i+1, len(c), r.bytes)
+		if len(c) != length {
+			return nil, fmt.Errorf("%w: component %d has %d bytes, not %d", ErrComponents, i+1, len(c), length)
 		}
 		if bytes.Equal(c, zeros) {
 			return nil, fmt.Errorf("%w: component %d is all zeros", ErrComponents, i+1)
@@ -195,12 +211,12 @@ func combine(r recipe, components [][]byte) ([]byte, error) {
 			}
 		}
 	}
-	value := make([]byte, r.bytes)
+	value := make([]byte, length)
 	for _, c := range components {
 		subtle.XORBytes(value, value, c)
 	}
 	problem := ""
-	if r.keyTypes[0] == pkcs11.CKK_DES2 {
+	if r.isTDES() {
 		problem = weakness(value)
 	} else if bytes.Equal(value, zeros) {
 		problem = "is all zeros"
@@ -210,6 +226,15 @@ func combine(r recipe, components [][]byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: the key that they make %s", ErrComponents, problem)
 	}
 	return value, nil
+}
+
+// oneOf writes numbers with "or" between them.
+func oneOf(numbers []int) string {
+	texts := make([]string, len(numbers))
+	for i, n := range numbers {
+		texts[i] = strconv.Itoa(n)
+	}
+	return strings.Join(texts, " or ")
 }
 
 // weakDES are the weak and semi-weak keys of DES (NIST SP 800-67 Rev. 2, 3.3.2), with odd parity.
@@ -224,19 +249,34 @@ var weakDES = [][8]byte{
 	{0xE0, 0xFE, 0xE0, 0xFE, 0xF1, 0xFE, 0xF1, 0xFE}, {0xFE, 0xE0, 0xFE, 0xE0, 0xFE, 0xF1, 0xFE, 0xF1},
 }
 
-// weakness sets the parity of a double-length TDES key and returns why it must not be used, "" if nothing.
+// weakness sets the parity of a TDES key and returns why it must not be used, "" if nothing. A triple-length key must have three
+// different parts: with the same first and second, or second and third, it is single DES; with the same first and third, double length.
 func weakness(key []byte) string {
 	oddParity(key)
-	left, right := key[:len(key)/2], key[len(key)/2:]
-	if bytes.Equal(left, right) {
-		return "has equal halves: it is single DES"
+	part, parts := "half", "halves"
+	if len(key) == tdes3Bytes {
+		part, parts = "third", "thirds"
 	}
-	for _, weak := range weakDES {
-		if bytes.Equal(left, weak[:]) || bytes.Equal(right, weak[:]) {
-			return "has a weak half"
+	if equalParts(key) {
+		return "has equal " + parts + ": it is shorter than it looks"
+	}
+	for i := 0; i < len(key); i += desBytes {
+		for _, weak := range weakDES {
+			if bytes.Equal(key[i:i+desBytes], weak[:]) {
+				return "has a weak " + part
+			}
 		}
 	}
 	return ""
+}
+
+// hasOddParity reports whether each byte has an odd number of ones.
+func hasOddParity(key []byte) bool {
+	even := 0
+	for _, b := range key {
+		even |= 1 ^ bits.OnesCount8(b)&1
+	}
+	return even == 0
 }
 
 // oddParity sets the lowest bit of each byte so that the number of ones is odd.
@@ -271,7 +311,7 @@ func refuseExisting(m module, s pkcs11.SessionHandle, label string) error {
 
 // inspect describes the key that was just made, and refuses one that the daemon would refuse.
 func inspect(cfg Config, label string, use Use) (about KeyInfo, err error) {
-	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
 		handles, err := find(m, s, label)
 		if err != nil {
 			return err
@@ -323,13 +363,11 @@ func describe(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (KeyInfo,
 			about.Flags = append(about.Flags, u.name)
 		}
 	}
-	for _, g := range guards {
-		if set, _, err := flag(m, s, k, g.attribute); err != nil {
-			return KeyInfo{}, err
-		} else if set {
-			about.Flags = append(about.Flags, g.name)
-		}
+	guarded, err := guardsOf(m, s, k)
+	if err != nil {
+		return KeyInfo{}, err
 	}
+	about.Flags = append(about.Flags, guarded...)
 	for _, use := range Uses {
 		r := recipes[use]
 		if !slices.Contains(r.keyTypes, keyType) {
@@ -348,6 +386,19 @@ func describe(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (KeyInfo,
 	return about, nil
 }
 
+// guardsOf returns the names of the guards that are set.
+func guardsOf(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) ([]string, error) {
+	var names []string
+	for _, g := range guards {
+		if set, _, err := flag(m, s, k, g.attribute); err != nil {
+			return nil, err
+		} else if set {
+			names = append(names, g.name)
+		}
+	}
+	return names, nil
+}
+
 // withToken claims the module for one use of onToken.
 func withToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	release, err := claim(cfg.Module)
@@ -355,11 +406,11 @@ func withToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle
 		return err
 	}
 	defer release()
-	return onToken(cfg, flags, do)
+	return onToken(cfg, flags, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error { return do(m, s) })
 }
 
 // onToken loads and initialises the module, logs in, does, and finalises.
-func onToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) (err error) {
+func onToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle, uint) error) (err error) {
 	m, err := loadModule(cfg.Module)
 	if err != nil {
 		return err
@@ -379,5 +430,5 @@ func onToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) 
 	if err := newLogin().do(m, s, tokenFlags, cfg.PIN); err != nil {
 		return err
 	}
-	return do(m, s)
+	return do(m, s, slot)
 }

@@ -35,11 +35,12 @@ type fakeModule struct {
 	pin    string
 	flags  uint                                          // of the token
 	keys   []fakeKey                                     // in the order of their handles
+	unwrap bool                                          // it unwraps by itself
 	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
 
 	initialised, loggedIn bool
 	sessions              map[pkcs11.SessionHandle]*fakeOperation
-	handles               uint // handed out in this life: they begin at 1 again after Initialize
+	handles               uint // of sessions handed out in this life: they begin at 1 again after Initialize
 	found                 []pkcs11.ObjectHandle
 	inside                int // calls in a session
 
@@ -52,6 +53,9 @@ type fakeKey struct {
 	use   Use
 	value []byte
 	not   map[uint]any // attributes that differ from what its use demands
+
+	gone  bool                 // destroyed: its handle names nothing, until Initialize gives all handles anew
+	owner pkcs11.SessionHandle // of a key that ends with its session
 }
 
 // A fakeOperation is what a session is in: nothing while key is nil.
@@ -119,6 +123,7 @@ func (f *fakeModule) Initialize(...pkcs11.InitializeOption) error {
 	if f.initialised {
 		return pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 	}
+	f.keys = slices.DeleteFunc(slices.Clone(f.keys), func(k fakeKey) bool { return k.gone || k.owner != 0 })
 	f.initialised, f.loggedIn, f.handles, f.sessions = true, false, 0, map[pkcs11.SessionHandle]*fakeOperation{}
 	f.lives++
 	return nil
@@ -174,9 +179,82 @@ func (f *fakeModule) OpenSession(uint, uint) (pkcs11.SessionHandle, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := pkcs11.SessionHandle(len(f.sessions) + 1)
+	f.handles++
+	s := pkcs11.SessionHandle(f.handles)
 	f.sessions[s] = &fakeOperation{}
 	return s, nil
+}
+
+func (f *fakeModule) CloseSession(s pkcs11.SessionHandle) error {
+	if _, err := f.before("CloseSession", s); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.sessions, s)
+	for i := range f.keys {
+		f.keys[i].gone = f.keys[i].gone || f.keys[i].owner == s
+	}
+	return nil
+}
+
+func (f *fakeModule) GetMechanismInfo(uint, []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error) {
+	return pkcs11.MechanismInfo{}, nil
+}
+
+// CreateObject makes a key of the use that the flags tell.
+func (f *fakeModule) CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	if _, err := f.before("CreateObject", s); err != nil {
+		return 0, err
+	}
+	return f.create(s, template, nil)
+}
+
+func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	if err := f.begin("UnwrapKey", s, under); err != nil {
+		return 0, err
+	}
+	zmk, err := f.end("UnwrapKey", s)
+	if err != nil {
+		return 0, err
+	}
+	return f.create(s, template, fakeTDES(zmk.value, wrapped, false))
+}
+
+func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute, value []byte) (pkcs11.ObjectHandle, error) {
+	k := fakeKey{use: PINIn, value: value, not: map[uint]any{}, owner: s}
+	for _, a := range template {
+		k.not[a.Type] = a.Value
+		set := len(a.Value) == 1 && a.Value[0] == 1
+		switch {
+		case a.Type == pkcs11.CKA_VALUE:
+			k.value = bytes.Clone(a.Value)
+		case a.Type == pkcs11.CKA_LABEL:
+			k.label = string(a.Value)
+		case a.Type == pkcs11.CKA_TOKEN && set:
+			k.owner = 0
+		case a.Type == pkcs11.CKA_ENCRYPT && set:
+			k.use = PINOut
+		}
+	}
+	delete(k.not, pkcs11.CKA_VALUE)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keys = append(slices.Clone(f.keys), k) // operations point into the old one
+	return pkcs11.ObjectHandle(len(f.keys)), nil
+}
+
+func (f *fakeModule) DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+	if _, err := f.before("DestroyObject", s); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o < 1 || int(o) > len(f.keys) || f.keys[o-1].gone {
+		return pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID)
+	}
+	f.keys[o-1].gone = true
+	return nil
 }
 
 func (f *fakeModule) Login(s pkcs11.SessionHandle, _ uint, pin string) error {
@@ -201,8 +279,8 @@ func (f *fakeModule) FindObjectsInit(s pkcs11.SessionHandle, template []*pkcs11.
 	defer f.mu.Unlock()
 	f.found = nil
 	for i, k := range f.keys {
-		if f.loggedIn && slices.ContainsFunc(template, func(a *pkcs11.Attribute) bool {
-			return a.Type == pkcs11.CKA_LABEL && string(a.Value) == k.label
+		if f.loggedIn && !k.gone && !slices.ContainsFunc(template, func(a *pkcs11.Attribute) bool {
+			return a.Type == pkcs11.CKA_LABEL && string(a.Value) != k.label
 		}) {
 			f.found = append(f.found, pkcs11.ObjectHandle(i+1))
 		}
@@ -226,13 +304,20 @@ func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHa
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if o < 1 || int(o) > len(f.keys) || f.keys[o-1].gone {
+		return nil, pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID)
+	}
 	k := f.keys[o-1]
 	has := map[uint]any{}
-	for _, a := range recipes[k.use].template(k.label) {
+	r := recipes[k.use]
+	if k.use == ZMK && f.unwrap {
+		r.flags = r.inside
+	}
+	for _, a := range r.template(k.label, k.label, len(k.value)) {
 		has[a.Type] = a.Value
 	}
 	has[pkcs11.CKA_VALUE_LEN] = len(k.value)
-	if k.use == PINIn {
+	if k.use == PINIn || k.use == ZMK {
 		has[pkcs11.CKA_CHECK_VALUE] = fakeTDES(k.value, make([]byte, 8), true)[:3]
 	}
 	maps.Copy(has, k.not)
@@ -253,7 +338,7 @@ func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, o pkcs11.ObjectHan
 	if operation.key != nil {
 		return pkcs11.Error(pkcs11.CKR_OPERATION_ACTIVE)
 	}
-	if o < 1 || int(o) > len(f.keys) {
+	if o < 1 || int(o) > len(f.keys) || f.keys[o-1].gone {
 		return pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)
 	}
 	operation.key = &f.keys[o-1]
@@ -328,15 +413,20 @@ func (f *fakeModule) Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error) {
 }
 
 func fakeTDES(key, text []byte, encipher bool) []byte {
-	block, err := des.NewTripleDESCipher(append(bytes.Clone(key), key[:8]...))
+	if len(key) == 16 {
+		key = append(bytes.Clone(key), key[:8]...)
+	}
+	block, err := des.NewTripleDESCipher(key)
 	if err != nil {
 		panic(err)
 	}
-	out := make([]byte, 8)
-	if encipher {
-		block.Encrypt(out, text)
-	} else {
-		block.Decrypt(out, text)
+	out := make([]byte, len(text))
+	for i := 0; i < len(text); i += 8 {
+		if encipher {
+			block.Encrypt(out[i:], text[i:])
+		} else {
+			block.Decrypt(out[i:], text[i:])
+		}
 	}
 	return out
 }
@@ -371,7 +461,7 @@ func (f *fakeModule) config() Config {
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		cfg.Keys = append(cfg.Keys, Key{k.label, kcv, k.use})
+		cfg.Keys = append(cfg.Keys, Key{Label: k.label, KCV: kcv, Use: k.use})
 	}
 	if err := f.Finalize(); err != nil {
 		f.t.Fatal(err)

@@ -30,6 +30,12 @@ var (
 	ErrInUse = errors.New("PKCS#11 module already in use by this process")
 	// ErrKeyExists: the token has a key of that label.
 	ErrKeyExists = errors.New("token has a key of that label already")
+	// ErrKeyChange: a key change is refused for what it carries; asking again will not help. The old key stays in use.
+	ErrKeyChange = errors.New("key change refused")
+	// ErrNoPreviousKey: there is no key from before a change, or the time of the overlap is over.
+	ErrNoPreviousKey = errors.New("no previous key")
+	// ErrSigner: there is no private key of that label in the token that is fit to sign.
+	ErrSigner = errors.New("no key in the token to sign with")
 	// ErrComponents: the key components are refused.
 	ErrComponents = errors.New("key components refused")
 )
@@ -116,6 +122,8 @@ var codes = map[pkcs11.Error]class{
 	pkcs11.CKR_DATA_LEN_RANGE:           classData,
 	pkcs11.CKR_ENCRYPTED_DATA_INVALID:   classData,
 	pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE: classData,
+	pkcs11.CKR_WRAPPED_KEY_INVALID:      classData,
+	pkcs11.CKR_WRAPPED_KEY_LEN_RANGE:    classData,
 }
 
 // classify returns the class of the return code in err, and whether there is one.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -28,6 +30,11 @@ type module interface {
 	Encrypt(s pkcs11.SessionHandle, clearText []byte) ([]byte, error)
 	DecryptInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Decrypt(s pkcs11.SessionHandle, cipherText []byte) ([]byte, error)
+	GetMechanismInfo(slot uint, m []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error)
+	CloseSession(s pkcs11.SessionHandle) error
+	CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error)
 }
@@ -77,8 +84,9 @@ func claim(path string) (release func(), err error) {
 type generation struct {
 	number      uint64
 	description string
-	sessions    []pkcs11.SessionHandle // by worker
-	keys        map[string]*key        // by label
+	slot        uint
+	sessions    []pkcs11.SessionHandle              // by worker
+	keys        map[string]*atomic.Pointer[lineage] // by the label of the configuration; swapped by a key change
 
 	mu     sync.Mutex
 	users  int   // workers in a call
@@ -88,12 +96,21 @@ type generation struct {
 	closed bool          // idle is closed
 }
 
-// A key is a Key that was found and checked.
+// A key is a Key that was found and checked. Of a successor, Label and KCV are its own and not those of the configuration.
 type key struct {
 	Key
-	handle pkcs11.ObjectHandle
-	aad    []byte // of PAN seals
+	handle  pkcs11.ObjectHandle
+	aad     []byte    // of PAN seals
+	version int       // 1: the one of the configuration; more: a successor
+	made    time.Time // of a successor: when it was made
+	inside  bool      // of a zmk key: it unwraps inside the token
 }
+
+// lineage returns the key of a label of the configuration with what is left of its predecessors.
+func (g *generation) lineage(label string) *lineage { return g.keys[label].Load() }
+
+// key returns the current key of a label of the configuration.
+func (g *generation) key(label string) *key { return g.lineage(label).current }
 
 // checkAgain fails with a code that breaks the generation if the handle does not name the key any more that was checked. Some modules
 // give the handle of a key that is gone to another one, without an error.
@@ -152,7 +169,7 @@ func (g *generation) closeIfIdle() {
 // build makes a generation: initialise, log in, open sessions, find and check keys. On an error the module is
 // finalised again. Calls into the module cannot be cancelled, so ctx is looked at between them.
 func (h *HSM) build(ctx context.Context, number uint64) (*generation, error) {
-	g := &generation{number: number, keys: map[string]*key{}, idle: make(chan struct{}), next: make(chan struct{})}
+	g := &generation{number: number, keys: map[string]*atomic.Pointer[lineage]{}, idle: make(chan struct{}), next: make(chan struct{})}
 	if err := initialize(h.module); err != nil {
 		return nil, err
 	}
@@ -170,6 +187,7 @@ func (h *HSM) fill(ctx context.Context, g *generation) error {
 	if err != nil {
 		return err
 	}
+	g.slot = slot
 	if about, err := h.module.GetInfo(); err == nil {
 		g.description = fmt.Sprintf("%s %s %d.%d", about.ManufacturerID, about.LibraryDescription, about.LibraryVersion.Major, about.LibraryVersion.Minor)
 	}
@@ -187,8 +205,11 @@ func (h *HSM) fill(ctx context.Context, g *generation) error {
 			}
 		}
 	}
-	keys, err := findKeys(h.module, g.sessions[0], h.cfg.Keys)
-	g.keys = keys
+	keys, err := h.findKeys(g.sessions[0])
+	for label, l := range keys {
+		g.keys[label] = &atomic.Pointer[lineage]{}
+		g.keys[label].Store(l)
+	}
 	return err
 }
 
@@ -243,11 +264,24 @@ func findToken(m module, label string) (slot, flags uint, err error) {
 }
 
 // findKeys looks every key up and checks it. It reports the faults of all keys at once, unless the module itself fails.
-func findKeys(m module, s pkcs11.SessionHandle, wanted []Key) (map[string]*key, error) {
-	keys := make(map[string]*key, len(wanted))
+func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
+	successors, err := h.findSuccessors(s)
+	if err != nil {
+		return nil, err
+	}
+	keys := make(map[string]*lineage, len(h.cfg.Keys))
 	var faults []KeyFault
-	for _, want := range wanted {
-		k, problem, err := findKey(m, s, want)
+	for _, want := range h.cfg.Keys {
+		var l *lineage
+		var problem string
+		var err error
+		if want.ZMK == "" {
+			var k *key
+			k, problem, err = findKey(h.module, s, want)
+			l = &lineage{current: k}
+		} else {
+			l, problem, err = h.findLineage(s, want, successors[want.Label])
+		}
 		if err != nil {
 			return nil, fmt.Errorf("checking key %q: %w", want.Label, err)
 		}
@@ -255,7 +289,7 @@ func findKeys(m module, s pkcs11.SessionHandle, wanted []Key) (map[string]*key, 
 			faults = append(faults, KeyFault{want.Label, problem})
 			continue
 		}
-		keys[want.Label] = k
+		keys[want.Label] = l
 	}
 	if len(faults) > 0 {
 		return nil, &KeyError{faults}
@@ -290,5 +324,11 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 	if !sameKCV(kcv, want.KCV) {
 		return nil, fmt.Sprintf("has KCV %s, and not %s", kcv, want.KCV), nil
 	}
-	return &key{want, handles[0], sealAAD(sealPurpose, want.Label)}, "", nil
+	k := &key{Key: want, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}
+	if want.Use == ZMK {
+		if k.inside, err = unwraps(m, s, k.handle); err != nil {
+			return nil, "", err
+		}
+	}
+	return k, "", nil
 }

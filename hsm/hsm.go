@@ -26,6 +26,8 @@ type Config struct {
 	CallTimeout time.Duration // of one call with its waiting, if the caller's deadline is not earlier; default 2 s
 	Backoff     Backoff       // between attempts to rebuild
 
+	Overlap time.Duration // after a key change: how long the key before it may still be used; default 10 min, at most 7 days
+
 	Keys     []Key  // every key that may be used
 	SealKey  string // label of the pan-seal key that seals; the others only open
 	TokenKey string // label of the pan-token key
@@ -37,8 +39,10 @@ type Backoff struct {
 	Max time.Duration // default 10 s
 }
 
-// Defaults and the limit of workers: a locked page holds the scratch of 256, and a token rarely has more sessions.
+// Defaults and limits. Of workers: ten locked pages hold their scratches, and a token rarely has more sessions.
 const (
+	defaultOverlap     = 10 * time.Minute
+	maxOverlap         = 7 * 24 * time.Hour
 	defaultWorkers     = 8
 	maxWorkers         = 1024
 	defaultQueue       = 256
@@ -53,11 +57,12 @@ type HSM struct {
 	log      *slog.Logger
 	metrics  *metrics
 	load     func(path string) (module, error)
-	module   module         // set by Open
-	login    *login         // used by one build at a time
-	release  func()         // gives the claim on the module back
-	memory   *lockedMemory  // scratches of the workers
-	uses     map[string]Use // of cfg.Keys, by label
+	module   module           // set by Open
+	login    *login           // used by one build at a time
+	release  func()           // gives the claim on the module back
+	memory   *lockedMemory    // scratches of the workers
+	uses     map[string]Use   // of cfg.Keys, by label
+	lines    map[string]*line // of the keys that may be changed, by label
 	queue    chan *task
 	inflight atomic.Int64               // callers admitted and not yet served
 	since    []atomic.Int64             // by worker: when its call began (Unix ns), 0 while it waits
@@ -69,6 +74,8 @@ type HSM struct {
 	watched  []string                   // labels of the keys in the order of their probes
 	turn     int                        // in watched; owned by supervise
 	checked  time.Time                  // when a key was last probed; owned by supervise
+	retiring time.Time                  // when keys that could not be destroyed are tried again; owned by supervise
+	starting sync.Mutex                 // until Run or Close begins, one call at a time goes round the workers: see borrow
 	running  atomic.Bool                // Run was called
 	hung     atomic.Bool                // a call into the module was left behind: nobody may touch it any more
 	shutting sync.Once                  // shut happens once
@@ -88,6 +95,7 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 	h := &HSM{
 		cfg: cfg, log: log, load: load, login: newLogin(),
 		uses:   map[string]Use{},
+		lines:  map[string]*line{},
 		queue:  make(chan *task, cfg.Workers+cfg.Queue),
 		since:  make([]atomic.Int64, cfg.Workers),
 		broken: make(chan *generation, 1),
@@ -97,6 +105,9 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 	h.watched = []string{cfg.TokenKey}
 	for _, k := range cfg.Keys {
 		h.uses[k.Label] = k.Use
+		if k.ZMK != "" {
+			h.lines[k.Label] = &line{unadopted: map[string]bool{}}
+		}
 		if k.Label != cfg.TokenKey {
 			h.watched = append(h.watched, k.Label)
 		}
@@ -112,6 +123,7 @@ func (c *Config) applyDefaults() {
 	setDefault(&c.Workers, defaultWorkers)
 	setDefault(&c.Queue, defaultQueue)
 	setDefault(&c.CallTimeout, defaultCallTimeout)
+	setDefault(&c.Overlap, defaultOverlap)
 	setDefault(&c.Backoff.Min, defaultBackoffMin)
 	setDefault(&c.Backoff.Max, max(defaultBackoffMax, c.Backoff.Min))
 }
@@ -140,7 +152,8 @@ func (c *Config) validate() error {
 	check(c.Queue >= 0, "HSM queue: %d is negative", c.Queue)
 	check(c.CallTimeout > 0, "HSM call timeout: %v is not positive", c.CallTimeout)
 	check(c.Backoff.Min > 0 && c.Backoff.Min <= c.Backoff.Max, "HSM backoff: %v to %v is not a range", c.Backoff.Min, c.Backoff.Max)
-	uses := map[string]Use{}
+	check(c.Overlap > 0 && c.Overlap <= maxOverlap, "HSM overlap of keys: %v is not up to %v", c.Overlap, maxOverlap)
+	uses, changing := map[string]Use{}, map[string]bool{}
 	for i, k := range c.Keys {
 		_, known := recipes[k.Use]
 		check(k.Label != "", "HSM key %d: no label given", i+1)
@@ -149,6 +162,15 @@ func (c *Config) validate() error {
 		_, twice := uses[k.Label]
 		check(!twice, "HSM key %q: given twice", k.Label)
 		uses[k.Label] = k.Use
+		changing[k.Label] = k.ZMK != ""
+	}
+	for _, k := range c.Keys {
+		if k.ZMK != "" {
+			check(k.Use == PINIn || k.Use == PINOut, "HSM key %q: only a %s or %s key can have a zone master key", k.Label, PINIn, PINOut)
+			check(uses[k.ZMK] == ZMK, "HSM key %q: its zone master key %q is not a key of use %s", k.Label, k.ZMK, ZMK)
+		}
+		base, _, isSuccessor := successorOf(k.Label)
+		check(!isSuccessor || !changing[base], "HSM key %q: is a label of the successors of %q", k.Label, base)
 	}
 	check(uses[c.SealKey] == PANSeal, "HSM seal key %q: no key of use %s has that label", c.SealKey, PANSeal)
 	check(uses[c.TokenKey] == PANToken, "HSM token key %q: no key of use %s has that label", c.TokenKey, PANToken)
@@ -176,7 +198,7 @@ func (h *HSM) Open(ctx context.Context) error {
 	}
 	h.release = release
 	h.publish(g)
-	for _, o := range operations {
+	for _, o := range h.Statement().Operations {
 		h.log.Info("hsm operation", "operation", o.Name, "way", string(o.Way), "mechanism", o.Mechanism)
 	}
 	return nil
@@ -198,7 +220,7 @@ func (h *HSM) open(ctx context.Context) (*generation, error) {
 // and finalises the module. It outlives everything that calls the HSM: end those first. A call that hangs in the module
 // is waited for one CallTimeout and then left behind, with the module as it is, and reported as an error.
 func (h *HSM) Run(ctx context.Context) error {
-	if h.release == nil || !h.running.CompareAndSwap(false, true) {
+	if !h.begin() {
 		return errors.New("running HSM: it is not open, or has run already")
 	}
 	stop := make(chan struct{})
@@ -222,11 +244,18 @@ func (h *HSM) Run(ctx context.Context) error {
 
 // Close gives back an HSM that was opened and never run. While Run runs and after it, it does nothing.
 func (h *HSM) Close() error {
-	if h.release == nil || !h.running.CompareAndSwap(false, true) {
+	if !h.begin() {
 		return nil
 	}
 	close(h.ended)
 	return h.shut()
+}
+
+// begin reports whether the HSM is open and neither Run nor Close has begun before.
+func (h *HSM) begin() bool {
+	h.starting.Lock()
+	defer h.starting.Unlock()
+	return h.release != nil && h.running.CompareAndSwap(false, true)
 }
 
 // shut finalises the module and gives everything back, unless a call still hangs in it.
@@ -262,6 +291,7 @@ func (h *HSM) supervise(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-probe.C:
+			h.retire(ctx)
 			probe.Reset(h.probe(ctx))
 			continue
 		case old = <-h.broken:
@@ -317,7 +347,7 @@ func (h *HSM) probe(ctx context.Context) (next time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
 	err := h.once(ctx, func(g *generation, worker int, _ *scratch) error {
-		return g.keys[label].checkAgain(h.module, g.sessions[worker])
+		return g.key(label).checkAgain(h.module, g.sessions[worker])
 	})
 	if errors.Is(err, ErrBusy) {
 		return busyProbe // its turn is not over
@@ -347,6 +377,7 @@ func (h *HSM) publish(g *generation) {
 	h.gen.Store(g)
 	h.metrics.generation.Set(float64(g.number))
 	h.log.Info("hsm ready", "generation", g.number, "module", g.description, "token", h.cfg.Token, "keys", len(g.keys))
+	h.announceLineages(g)
 }
 
 // errHung: a call into the module did not return in time. Nobody may touch the module before it does.

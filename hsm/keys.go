@@ -20,32 +20,62 @@ const (
 	PINOut   Use = "pin-out"   // zone PIN key of an endpoint: enciphers PIN blocks
 	PANSeal  Use = "pan-seal"  // AES-256-GCM: seals and opens PANs
 	PANToken Use = "pan-token" // HMAC-SHA-256: makes PAN tokens
+	ZMK      Use = "zmk"       // zone master key: new zone PIN keys arrive enciphered under it (see ChangeKey)
 )
 
 // Uses lists all of them.
-var Uses = []Use{PINIn, PINOut, PANSeal, PANToken}
+var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK}
 
 // A Key is what the configuration says of a key in the token.
 type Key struct {
 	Label string // CKA_LABEL, unique in the token
 	KCV   string // 6 hexadecimal digits; package documentation, "Key check values"
 	Use   Use
+	ZMK   string // label of the zmk key under which a pin-in or pin-out key may be changed; "": never
 }
 
 // A recipe is what a use demands of its key: STANDARDS "Templates", with the transient way of PIN translation.
 type recipe struct {
-	keyTypes   []uint // the first one is generated and imported
-	bytes      int    // of the value, when generated or imported
+	keyTypes   []uint // the first one is generated
+	lengths    []int  // bytes of the value; the first one is generated, each may be imported
 	flags      []uint // usage flags that are true; all others are false
+	inside     []uint // instead of flags where the token can unwrap a zone key by itself; nil where that makes no difference
 	mechanisms []uint // CKA_ALLOWED_MECHANISMS
 	check      func(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (kcv string, err error)
 }
 
+// The second mechanism of a zmk key tells it from a pin-in key where both decipher: the one may not pass for the other.
 var recipes = map[Use]recipe{
-	PINIn:    {[]uint{pkcs11.CKK_DES2, pkcs11.CKK_DES3}, 16, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKM_DES3_ECB}, checkPINIn},
-	PINOut:   {[]uint{pkcs11.CKK_DES2, pkcs11.CKK_DES3}, 16, []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKM_DES3_ECB}, checkPINOut},
-	PANSeal:  {[]uint{pkcs11.CKK_AES}, 32, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKM_AES_GCM}, checkPANSeal},
-	PANToken: {[]uint{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKK_SHA256_HMAC}, 32, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
+	PINIn:    {tdesTypes, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, nil, []uint{pkcs11.CKM_DES3_ECB}, checkPINIn},
+	PINOut:   {tdesTypes, tdesLengths, []uint{pkcs11.CKA_ENCRYPT}, nil, []uint{pkcs11.CKM_DES3_ECB}, checkPINOut},
+	PANSeal:  {[]uint{pkcs11.CKK_AES}, []int{32}, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, nil, []uint{pkcs11.CKM_AES_GCM}, checkPANSeal},
+	PANToken: {[]uint{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKK_SHA256_HMAC}, []int{32}, []uint{pkcs11.CKA_SIGN}, nil, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
+	ZMK:      {tdesTypes, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_CBC}, checkZMK},
+}
+
+// Of TDES the type is the length: two keys or three.
+var (
+	tdesTypes   = []uint{pkcs11.CKK_DES2, pkcs11.CKK_DES3}
+	tdesLengths = []int{tdes2Bytes, tdes3Bytes}
+)
+
+const (
+	desBytes   = 8
+	tdes2Bytes = 2 * desBytes
+	tdes3Bytes = 3 * desBytes
+)
+
+func (r recipe) isTDES() bool { return r.keyTypes[0] == pkcs11.CKK_DES2 }
+
+// on returns the recipe of a new key for this token: one with a choice takes what the token can do.
+func (r recipe) on(m module, slot uint) recipe {
+	if r.inside == nil {
+		return r
+	}
+	if about, err := m.GetMechanismInfo(slot, desECB()); err == nil && about.Flags&pkcs11.CKF_UNWRAP != 0 {
+		r.flags = r.inside
+	}
+	return r
 }
 
 // usageFlags are all flags that let a secret key do something, by the names that List shows.
@@ -85,13 +115,17 @@ var keyTypes = map[uint]string{
 	pkcs11.CKK_SHA256_HMAC:    "SHA256_HMAC",
 }
 
-// template returns the attributes of a new key, without its value or length.
-func (r recipe) template(label string) []*pkcs11.Attribute {
+// template returns the attributes of a new key in the token, without its value or length. Of TDES, bytes chooses the type.
+func (r recipe) template(label, id string, bytes int) []*pkcs11.Attribute {
+	keyType := r.keyTypes[0]
+	if r.isTDES() && bytes == tdes3Bytes {
+		keyType = pkcs11.CKK_DES3
+	}
 	t := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, r.keyTypes[0]),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, keyType),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
-		pkcs11.NewAttribute(pkcs11.CKA_ID, label),
+		pkcs11.NewAttribute(pkcs11.CKA_ID, id),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
 		pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, mechanismList(r.mechanisms)),
 	}
@@ -123,21 +157,28 @@ func (r recipe) judge(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (
 			problems = append(problems, fmt.Sprintf("is not %s=%t", g.name, g.value))
 		}
 	}
+	flags := r.flags
+	if r.inside != nil {
+		if inside, err := unwraps(m, s, k); err != nil {
+			return "", err
+		} else if inside {
+			flags = r.inside
+		}
+	}
 	for _, u := range usageFlags {
 		value, known, err := flag(m, s, k, u.attribute)
 		if err != nil {
 			return "", err
 		}
-		if want := slices.Contains(r.flags, u.attribute); value != want || want && !known {
+		if want := slices.Contains(flags, u.attribute); value != want || want && !known {
 			problems = append(problems, fmt.Sprintf("is not %s=%t", u.name, want))
 		}
 	}
-	// Of TDES keys the type is the length.
-	if r.bytes > 0 && keyType != pkcs11.CKK_DES2 && keyType != pkcs11.CKK_DES3 {
+	if keyType != pkcs11.CKK_DES2 && keyType != pkcs11.CKK_DES3 {
 		if n, err := number(m, s, k, pkcs11.CKA_VALUE_LEN); err != nil {
 			return "", err
-		} else if n != uint(r.bytes) {
-			problems = append(problems, fmt.Sprintf("has %d bits, not %d", 8*n, 8*r.bytes))
+		} else if !slices.Contains(r.lengths, int(n)) {
+			problems = append(problems, fmt.Sprintf("has %d bits, not %d", 8*n, 8*r.lengths[0]))
 		}
 	}
 	if mechanisms, known, err := attribute(m, s, k, pkcs11.CKA_ALLOWED_MECHANISMS); err != nil {
@@ -151,7 +192,11 @@ func (r recipe) judge(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (
 
 // find returns the handles of all secret keys with the label, or of all secret keys if label is "".
 func find(m module, s pkcs11.SessionHandle, label string) ([]pkcs11.ObjectHandle, error) {
-	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY)}
+	return findClass(m, s, pkcs11.CKO_SECRET_KEY, label)
+}
+
+func findClass(m module, s pkcs11.SessionHandle, class uint, label string) ([]pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
 	if label != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
 	}
@@ -233,12 +278,57 @@ func checkPINIn(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string
 	if _, err := decipher(m, s, k, make([]byte, pinBlockBytes)); err != nil {
 		return "", err
 	}
+	return checkValue(m, s, k)
+}
+
+// checkZMK does the same, after a trial of what the key may do: decipher, or unwrap zeros into a key of the session. That a
+// token refuses what comes out of zeros as a key is good enough.
+func checkZMK(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+	inside, err := unwraps(m, s, k)
+	if err != nil {
+		return "", err
+	}
+	if !inside {
+		return checkPINIn(m, s, k)
+	}
+	useless := recipe{keyTypes: tdesTypes, mechanisms: []uint{pkcs11.CKM_DES3_ECB}}
+	trial, err := m.UnwrapKey(s, desECB(), k, make([]byte, tdes2Bytes), inSession(useless.template("", "", tdes2Bytes)))
+	switch {
+	case err == nil:
+		if err := m.DestroyObject(s, trial); err != nil {
+			return "", err
+		}
+	case !errors.Is(err, pkcs11.Error(pkcs11.CKR_WRAPPED_KEY_INVALID)):
+		return "", err
+	}
+	return checkValue(m, s, k)
+}
+
+// unwraps reports whether a key may unwrap others inside the token.
+func unwraps(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (bool, error) {
+	set, _, err := flag(m, s, k, pkcs11.CKA_UNWRAP)
+	return set, err
+}
+
+// inSession turns the template of a key in the token into that of one that ends with its session.
+func inSession(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	for i, a := range template {
+		if a.Type == pkcs11.CKA_TOKEN {
+			template[i] = pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false)
+		}
+	}
+	return template
+}
+
+var errNoCheckValue = errors.New("the token gives no check value for a key that cannot encipher")
+
+func checkValue(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
 	value, known, err := attribute(m, s, k, pkcs11.CKA_CHECK_VALUE)
 	if err != nil {
 		return "", err
 	}
-	if !known || len(value) != kcvBytes {
-		return "", errors.New("the token gives no check value for a key that only deciphers")
+	if !known || len(value) != kcvBytes { // SoftHSM 2.6.1 leaves it empty when a key is unwrapped
+		return "", errNoCheckValue
 	}
 	return kcvText(value), nil
 }

@@ -11,9 +11,10 @@ import (
 type scratch struct {
 	block [pinBlockBytes]byte // a clear PIN block, between deciphering and enciphering
 	field [pinBlockBytes]byte // the account number field of its PAN
+	key   [tdes3Bytes]byte    // a clear zone key, between deciphering and creating
 }
 
-const scratchBytes = 2 * pinBlockBytes
+const scratchBytes = 2*pinBlockBytes + tdes3Bytes
 
 func (s *scratch) clear() { *s = scratch{} }
 
@@ -26,12 +27,12 @@ func lockMemory(workers int) (*lockedMemory, error) {
 	size := (workers*scratchBytes + page - 1) / page * page
 	pages, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return nil, fmt.Errorf("mapping %d bytes for PIN blocks: %w", size, err)
+		return nil, fmt.Errorf("mapping %d bytes for PIN blocks and keys: %w", size, err)
 	}
 	m := &lockedMemory{pages}
 	if err := unix.Mlock(pages); err != nil {
 		m.free()
-		return nil, fmt.Errorf("locking %d bytes for PIN blocks (RLIMIT_MEMLOCK): %w", size, err)
+		return nil, fmt.Errorf("locking %d bytes for PIN blocks and keys (RLIMIT_MEMLOCK): %w", size, err)
 	}
 	if err := unix.Madvise(pages, unix.MADV_DONTDUMP); err != nil {
 		m.free()

@@ -12,6 +12,9 @@ type metrics struct {
 	errors     map[class]prometheus.Counter
 	seconds    map[string]prometheus.Observer // by operation
 	generation prometheus.Gauge
+	changes    map[string]prometheus.Counter // by result
+	version    map[string]prometheus.Gauge   // by the label of a key that may be changed
+	oldKey     map[string]prometheus.Counter // by the same, of pin-in keys
 }
 
 // newMetrics registers the metrics of h. A nil Registerer keeps them unregistered.
@@ -23,11 +26,30 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 		Name: "acquirerd_hsm_call_seconds", Help: "Time of an HSM call with its waiting, by operation.",
 		Buckets: prometheus.ExponentialBuckets(10e-6, 2.5, 14), // 10 µs to 1.5 s
 	}, []string{"operation"})
-	m := &metrics{errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{}}
+	changes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "acquirerd_hsm_key_changes_total", Help: "Key changes, by result.",
+	}, []string{"result"})
+	version := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "acquirerd_hsm_key_version", Help: "Current version of a key that may be changed: 1 for the one of the configuration.",
+	}, []string{"key"})
+	oldKey := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "acquirerd_hsm_old_key_pin_blocks_total", Help: "PIN blocks that were still enciphered under the key before a change, by key.",
+	}, []string{"key"})
+	m := &metrics{errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{},
+		changes: map[string]prometheus.Counter{}, version: map[string]prometheus.Gauge{}, oldKey: map[string]prometheus.Counter{}}
+	for _, r := range keyResults {
+		m.changes[r] = changes.WithLabelValues(r)
+	}
+	for label := range h.lines {
+		m.version[label] = version.WithLabelValues(label)
+		if h.uses[label] == PINIn {
+			m.oldKey[label] = oldKey.WithLabelValues(label)
+		}
+	}
 	for _, c := range classes {
 		m.errors[c] = faults.WithLabelValues(string(c))
 	}
-	for _, o := range []string{protectPlain, protectPIN, openOne, sealRest, openRest} {
+	for _, o := range []string{protectPlain, protectPIN, openOne, sealRest, openRest, changeKey, signDigest} {
 		m.seconds[o] = seconds.WithLabelValues(o)
 	}
 	m.generation = prometheus.NewGauge(prometheus.GaugeOpts{
@@ -44,7 +66,7 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{faults, seconds, m.generation, ready} {
+	for _, c := range []prometheus.Collector{faults, seconds, m.generation, ready, changes, version, oldKey} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("registering HSM metrics: %w", err)
 		}
@@ -61,7 +83,7 @@ func (h *HSM) count(err error) {
 	case isCode:
 	case errors.Is(err, ErrPINBlock):
 		c = classPINBlock
-	case errors.Is(err, ErrSealedPAN), errors.Is(err, ErrNoPAN):
+	case errors.Is(err, ErrSealedPAN), errors.Is(err, ErrNoPAN), errors.Is(err, ErrKeyChange), errors.Is(err, ErrNoPreviousKey), errors.Is(err, ErrSigner):
 		c = classData
 	case errors.Is(err, ErrPINRejected):
 		c = classLogin

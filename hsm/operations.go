@@ -31,9 +31,9 @@ func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + ke
 
 // translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls, and in
 // a slice of the PKCS#11 wrapper that is overwritten at once.
-func translate(m module, s pkcs11.SessionHandle, from, to pkcs11.ObjectHandle, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
+func translate(m module, s pkcs11.SessionHandle, from, to *key, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
 	defer mem.clear()
-	clearBlock, err := decipher(m, s, from, in[:])
+	clearBlock, err := decipher(m, s, from.handle, in[:])
 	if err != nil {
 		return nil, fmt.Errorf("deciphering PIN block: %w", err)
 	}
@@ -43,14 +43,14 @@ func translate(m module, s pkcs11.SessionHandle, from, to pkcs11.ObjectHandle, i
 	if n != pinBlockBytes || !wellFormed(&mem.block, &mem.field) {
 		return nil, ErrPINBlock
 	}
-	out, err := encipher(m, s, to, mem.block[:])
+	out, err := encipher(m, s, to.handle, mem.block[:])
 	if err != nil {
 		return nil, fmt.Errorf("enciphering PIN block: %w", err)
 	}
 	return out, nil
 }
 
-// decipher is one TDES block. Its caller clears the result.
+// decipher is TDES in ECB, one block or more. Its caller clears the result.
 func decipher(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
 	if err := m.DecryptInit(s, desECB(), k); err != nil {
 		return nil, err

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"acquirerd/card"
+
+	"github.com/miekg/pkcs11"
 )
 
 // A Card is what Protect is given of a request.
@@ -14,13 +17,17 @@ type Card struct {
 	PAN      card.PAN
 	PINBlock card.PINBlock // format 0, under the key From; zero if the request has no PIN
 	From, To string        // labels of the pin-in and the pin-out key; not looked at without a PINBlock
+
+	// Previous takes the key that To was before its last change: for a retry after the processor could not read the block
+	// under the new one. Without one, or after the overlap, it is ErrNoPreviousKey.
+	Previous bool
 }
 
 // A Protected is what may leave this room.
 type Protected struct {
 	Sealed   card.SealedPAN
 	Token    card.PANToken
-	PINBlock card.PINBlock // under the key To; zero if the Card had none. Its holder clears it after use.
+	PINBlock card.PINBlock // under the current key To; zero if the Card had none. Its holder clears it after use.
 }
 
 // The operations of acquirerd_hsm_call_seconds.
@@ -30,10 +37,12 @@ const (
 	openOne      = "open_pan"
 	sealRest     = "seal_rest"
 	openRest     = "open_rest"
+	changeKey    = "change_key"
+	signDigest   = "sign"
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
-// all or nothing. Errors: ErrUnavailable, ErrPINBlock, ErrNoPAN. The caller may clear c.PINBlock as soon as it returns.
+// all or nothing. Errors: ErrUnavailable, ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
 func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
@@ -57,7 +66,7 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 		s := g.sessions[worker]
 		var p Protected
 		if withPIN {
-			block, err := translate(h.module, s, g.keys[c.From].handle, g.keys[c.To].handle, &in, pan, mem)
+			block, err := h.translate(g, s, c, &in, pan, mem)
 			if err != nil {
 				return err
 			}
@@ -72,10 +81,10 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 				}
 			}()
 		}
-		if p.Sealed, err = sealPAN(h.module, s, g.keys[h.cfg.SealKey], pan); err != nil {
+		if p.Sealed, err = sealPAN(h.module, s, g.key(h.cfg.SealKey), pan); err != nil {
 			return err
 		}
-		if p.Token, err = tokenOf(h.module, s, g.keys[h.cfg.TokenKey], pan); err != nil {
+		if p.Token, err = tokenOf(h.module, s, g.key(h.cfg.TokenKey), pan); err != nil {
 			return err
 		}
 		out = p
@@ -85,6 +94,25 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 		return Protected{}, err // out may still be written by a task that was left behind
 	}
 	return out, nil
+}
+
+// translate takes the keys that are right at this moment. A block that does not decipher to a PIN block of the PAN under the current key is tried
+// under the one before it, while their overlap lasts: the upstream may not have changed yet, and terminals' blocks wait in queues.
+// Twice as much garbage passes then, once in 8 million.
+func (h *HSM) translate(g *generation, s pkcs11.SessionHandle, c Card, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
+	now, from, to := time.Now(), g.lineage(c.From), g.key(c.To)
+	if c.Previous {
+		if to = g.lineage(c.To).before(now); to == nil {
+			return nil, ErrNoPreviousKey
+		}
+	}
+	block, err := translate(h.module, s, from.current, to, in, pan, mem)
+	if old := from.before(now); errors.Is(err, ErrPINBlock) && old != nil {
+		if block, err = translate(h.module, s, old, to, in, pan, mem); err == nil {
+			h.metrics.oldKey[c.From].Inc()
+		}
+	}
+	return block, err
 }
 
 // checkPair refuses labels that are not a pin-in and a pin-out key: a mistake of wiring, which the token would refuse.
@@ -102,7 +130,7 @@ func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, err
 	}
 	var out card.PAN
 	err := h.call(ctx, openOne, func(g *generation, worker int, _ *scratch) error {
-		pan, err := openPAN(h.module, g.sessions[worker], g.keys[sealed.KeyID], sealed)
+		pan, err := openPAN(h.module, g.sessions[worker], g.key(sealed.KeyID), sealed)
 		out = pan
 		return err
 	})
@@ -129,7 +157,7 @@ func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error
 	held := bytes.Clone(rest) // after a timeout the task may still run when the caller clears his
 	var out card.SealedRest
 	err := h.call(ctx, sealRest, func(g *generation, worker int, _ *scratch) error {
-		k := g.keys[h.cfg.SealKey]
+		k := g.key(h.cfg.SealKey)
 		sealed, err := sealUnder(h.module, g.sessions[worker], k, sealAAD(restPurpose, k.Label), held)
 		if err != nil {
 			return fmt.Errorf("sealing the rest of an advice: %w", err) // held stays: the call is tried again in the next generation
@@ -152,7 +180,7 @@ func (h *HSM) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error
 	}
 	var out []byte
 	err := h.call(ctx, openRest, func(g *generation, worker int, _ *scratch) error {
-		opened, err := openUnder(h.module, g.sessions[worker], g.keys[sealed.KeyID], sealAAD(restPurpose, sealed.KeyID), sealed)
+		opened, err := openUnder(h.module, g.sessions[worker], g.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
 		if err != nil && !errors.Is(err, ErrSealedPAN) {
 			return fmt.Errorf("opening the rest of an advice: %w", err)
 		}

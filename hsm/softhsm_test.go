@@ -652,7 +652,7 @@ func TestGenerateListImport(t *testing.T) {
 		t.Error("a label was imported twice, or a weak key")
 	}
 	keys, err := hsm.List(cfg)
-	if err != nil || len(keys) != 7 {
+	if err != nil || len(keys) != 8 {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}
 	for _, k := range keys {

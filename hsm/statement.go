@@ -30,6 +30,9 @@ type KeyCheck struct {
 	Label string `json:"label"`
 	Use   Use    `json:"use"`
 	KCV   string `json:"kcv"`
+
+	// Version counts the keys that this label has had, 1 for the one of the configuration.
+	Version int `json:"version"`
 }
 
 // operations is what this package does today, whatever the token could do.
@@ -41,13 +44,28 @@ var operations = []Operation{
 	{"PAN token", TokenResident, "CKM_SHA256_HMAC", "the key stays in the token; the PAN is this process's own"},
 }
 
+// keyChangeOperation is transient if it is for one of the zone master keys.
+func (h *HSM) keyChangeOperation(g *generation) Operation {
+	for _, k := range h.cfg.Keys {
+		if k.ZMK != "" && !g.key(k.ZMK).inside {
+			return Operation{"key change", Transient, "CKM_DES3_ECB decipher, create object",
+				"the clear zone PIN key passes through this process's memory: for test, not for production (PCI PIN 1)"}
+		}
+	}
+	return Operation{"key change", TokenResident, "CKM_DES3_ECB unwrap", "the new key never leaves the token; its parity is not seen"}
+}
+
 // Statement says for each operation which way it takes, and which keys were checked.
 func (h *HSM) Statement() Statement {
 	s := Statement{Token: h.cfg.Token, Operations: append([]Operation(nil), operations...)}
 	if g := h.gen.Load(); g != nil {
 		s.Module, s.Generation = g.description, g.number
 		for _, k := range h.cfg.Keys {
-			s.Keys = append(s.Keys, KeyCheck{k.Label, k.Use, g.keys[k.Label].KCV})
+			now := g.key(k.Label)
+			s.Keys = append(s.Keys, KeyCheck{k.Label, k.Use, now.KCV, now.version})
+		}
+		if len(h.lines) > 0 {
+			s.Operations = append(s.Operations, h.keyChangeOperation(g))
 		}
 	}
 	return s

@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,7 +133,7 @@ func (k *Token) Config() hsm.Config {
 			cfg.SealKey = key.Label
 		case hsm.PANToken:
 			cfg.TokenKey = key.Label
-		case hsm.PINIn, hsm.PINOut:
+		case hsm.PINIn, hsm.PINOut, hsm.ZMK:
 		}
 	}
 	return cfg
@@ -200,21 +201,33 @@ func (k *Token) Login(m *pkcs11.Ctx) pkcs11.SessionHandle {
 // Create makes a key object as package hsm demands it, from a template of its own. Attributes in instead replace
 // those of the template, and one without a value leaves its attribute out: a test of refusals makes its bad keys so.
 func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
-	shape := map[hsm.Use]struct{ keyType, mechanism uint }{
-		hsm.PINIn:    {pkcs11.CKK_DES2, pkcs11.CKM_DES3_ECB},
-		hsm.PINOut:   {pkcs11.CKK_DES2, pkcs11.CKM_DES3_ECB},
-		hsm.PANSeal:  {pkcs11.CKK_AES, pkcs11.CKM_AES_GCM},
-		hsm.PANToken: {pkcs11.CKK_GENERIC_SECRET, pkcs11.CKM_SHA256_HMAC},
+	ecb := []uint{pkcs11.CKM_DES3_ECB}
+	shape := map[hsm.Use]struct {
+		keyType    uint
+		mechanisms []uint
+	}{
+		hsm.PINIn:    {pkcs11.CKK_DES2, ecb},
+		hsm.PINOut:   {pkcs11.CKK_DES2, ecb},
+		hsm.PANSeal:  {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_GCM}},
+		hsm.PANToken: {pkcs11.CKK_GENERIC_SECRET, []uint{pkcs11.CKM_SHA256_HMAC}},
+		hsm.ZMK:      {pkcs11.CKK_DES2, append(ecb, pkcs11.CKM_DES3_CBC)}, // that SoftHSM cannot unwrap decides its flags
 	}[use]
+	if shape.keyType == pkcs11.CKK_DES2 && len(value) == tripleBytes {
+		shape.keyType = pkcs11.CKK_DES3
+	}
 	template := map[uint]any{
 		pkcs11.CKA_CLASS: pkcs11.CKO_SECRET_KEY, pkcs11.CKA_KEY_TYPE: shape.keyType, pkcs11.CKA_LABEL: label, pkcs11.CKA_VALUE: value,
 		pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true,
 		pkcs11.CKA_EXTRACTABLE: false, pkcs11.CKA_MODIFIABLE: false, pkcs11.CKA_COPYABLE: false,
-		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.PANSeal, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal,
+		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.PANSeal || use == hsm.ZMK, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal,
 		pkcs11.CKA_SIGN: use == hsm.PANToken, pkcs11.CKA_VERIFY: false,
 		pkcs11.CKA_WRAP: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_DERIVE: false,
-		pkcs11.CKA_ALLOWED_MECHANISMS: binary.NativeEndian.AppendUint64(nil, uint64(shape.mechanism)),
 	}
+	var mechanisms []byte
+	for _, m := range shape.mechanisms {
+		mechanisms = binary.NativeEndian.AppendUint64(mechanisms, uint64(m))
+	}
+	template[pkcs11.CKA_ALLOWED_MECHANISMS] = mechanisms
 	for _, a := range instead {
 		template[a.Type] = a.Value
 		if a.Value == nil {
@@ -234,7 +247,7 @@ func KCV(use hsm.Use, value []byte) string {
 	const text = "acquirerd key check 1"
 	var out []byte
 	switch use {
-	case hsm.PINIn, hsm.PINOut:
+	case hsm.PINIn, hsm.PINOut, hsm.ZMK:
 		out = make([]byte, des.BlockSize)
 		tdes(value).Encrypt(out, out)
 	case hsm.PANSeal:
@@ -249,6 +262,29 @@ func KCV(use hsm.Use, value []byte) string {
 		out = mac.Sum(nil)
 	}
 	return strings.ToUpper(hex.EncodeToString(out[:3]))
+}
+
+// tripleBytes is the length of a triple-length TDES key.
+const tripleBytes = 24
+
+// Cryptogram enciphers a clear key under a clear zone master key in ECB, as a processor does for a key change.
+func Cryptogram(zmk, key []byte) []byte {
+	out := bytes.Clone(key)
+	for i := 0; i < len(out); i += des.BlockSize {
+		tdes(zmk).Encrypt(out[i:], out[i:])
+	}
+	return out
+}
+
+// ZoneKey makes a TDES key of 16 or 24 bytes from a name, with odd parity.
+func ZoneKey(name string, length int) []byte {
+	key := sum("test zone key " + name)[:length]
+	for i, b := range key {
+		if bits.OnesCount8(b)%2 == 0 {
+			key[i] ^= 1
+		}
+	}
+	return key
 }
 
 // EncipherPIN makes the format 0 PIN block of a PIN and a PAN under a clear zone key, as an upstream's terminal would.

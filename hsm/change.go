@@ -1,0 +1,351 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A KeyChange is a new zone PIN key as the network-management dialogue brings it.
+type KeyChange struct {
+	Label      string // of the configuration: a pin-in or pin-out key that has a ZMK there
+	Cryptogram []byte // the new TDES key in ECB under that ZMK: 16 bytes, or 24
+	KCV        string // its check value: the first 4 or 6 hexadecimal digits
+}
+
+// The results of a key change: label "result" of acquirerd_hsm_key_changes_total.
+const (
+	keyChanged     = "changed"
+	keyRepeated    = "repeated"    // it is the current key already: answered as done, and nothing is made
+	keyUnknown     = "unknown_key" // the label has no ZMK
+	keyLength      = "length"      // of cryptogram or check value
+	keyParity      = "parity"
+	keyWeak        = "weak"
+	keyWeakZMK     = "weak_zmk" // the ZMK is weaker than the new key
+	keyKCV         = "kcv"
+	keyReused      = "reused" // it is another zone's, or the one before the current one
+	keyRefused     = "token_refused"
+	keyUnavailable = "unavailable"
+)
+
+var keyResults = []string{keyChanged, keyRepeated, keyUnknown, keyLength, keyParity, keyWeak, keyWeakZMK, keyKCV, keyReused, keyRefused, keyUnavailable}
+
+// A refusal is an ErrKeyChange with its result.
+type refusal struct{ result, reason string }
+
+func (r *refusal) Error() string { return ErrKeyChange.Error() + ": " + r.reason }
+
+func (r *refusal) Unwrap() error { return ErrKeyChange }
+
+func refuse(result, format string, args ...any) error {
+	return &refusal{result, fmt.Sprintf(format, args...)}
+}
+
+// shortKCV is a check value of a message: 2 bytes or 3.
+var shortKCV = regexp.MustCompile(`^[0-9A-Fa-f]{4}([0-9A-Fa-f]{2})?$`)
+
+// ChangeKey makes the key of the cryptogram the current version of its label. When it returns nil, that version is in the token, survives a
+// crash and is in use: answer the processor then, and not before. After any error the old key is in use. A change that
+// brings the current key once more is a success, so that a processor that has lost our answer may repeat it.
+//
+// The old key stays for Config.Overlap: for Card.Previous, and for PIN blocks that upstreams still encipher under it.
+//
+// Errors: ErrKeyChange for what the change carries, ErrUnavailable for all else (ErrBusy while the same key is being changed).
+func (h *HSM) ChangeKey(ctx context.Context, change KeyChange) error {
+	c, err := h.newChange(change)
+	if err == nil {
+		err = h.call(ctx, changeKey, func(g *generation, _ int, mem *scratch) error { return h.replace(g, c, mem) })
+		err = c.settle(err)
+	}
+	result := keyUnavailable
+	var refused *refusal
+	switch {
+	case err == nil && c.repeated:
+		result = keyRepeated
+	case err == nil:
+		result = keyChanged
+	case errors.As(err, &refused):
+		result = refused.result
+	}
+	h.metrics.changes[result].Inc()
+	if err != nil {
+		h.log.Warn("hsm key change refused", "audit", true, "key", change.Label, "result", result, "error", err)
+		return fmt.Errorf("changing key %q: %w", change.Label, err)
+	}
+	h.log.Info("hsm key changed", "audit", true, "key", change.Label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
+		"zmk", c.key.ZMK, "previous_kcv", c.replaced, "overlap", h.cfg.Overlap)
+	return nil
+}
+
+// A change is one call of ChangeKey. Its task may outlive the call.
+type change struct {
+	key        Key
+	line       *line
+	cryptogram []byte
+	kcv        string
+
+	// The rest is under line.mu.
+	adopted   *key   // the version that is current by this change
+	replaced  string // KCV of the one before
+	repeated  bool
+	abandoned bool // nobody waits any more: nothing may be adopted
+}
+
+// newChange refuses what needs no token to be refused.
+func (h *HSM) newChange(from KeyChange) (*change, error) {
+	c := &change{line: h.lines[from.Label], cryptogram: bytes.Clone(from.Cryptogram), kcv: strings.ToUpper(from.KCV)}
+	for _, k := range h.cfg.Keys {
+		if k.Label == from.Label {
+			c.key = k
+		}
+	}
+	switch n := len(c.cryptogram); {
+	case c.line == nil:
+		return nil, refuse(keyUnknown, "%q is not a key that has a zone master key", from.Label)
+	case n != tdes2Bytes && n != tdes3Bytes:
+		return nil, refuse(keyLength, "the cryptogram has %d bytes, not %d or %d", n, tdes2Bytes, tdes3Bytes)
+	case !shortKCV.MatchString(c.kcv):
+		return nil, refuse(keyLength, "the check value is not 4 or 6 hexadecimal digits")
+	}
+	// ECB shows equal parts: those of the key are equal then.
+	if equalParts(c.cryptogram) {
+		return nil, refuse(keyWeak, "the key has equal parts")
+	}
+	return c, nil
+}
+
+// equalParts reports whether two DES keys of a TDES key, or two blocks of its cryptogram, are the same.
+func equalParts(key []byte) bool {
+	for i := 0; i < len(key); i += desBytes {
+		for j := i + desBytes; j < len(key); j += desBytes {
+			if subtle.ConstantTimeCompare(key[i:i+desBytes], key[j:j+desBytes]) == 1 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// settle decides about a change whose call has ended with err. What was adopted meanwhile stays, and what was not never will be.
+func (c *change) settle(err error) error {
+	c.line.mu.Lock()
+	defer c.line.mu.Unlock()
+	if c.adopted != nil {
+		return nil
+	}
+	c.abandoned = true
+	return err
+}
+
+// replace is the task of a change, in this order: a trial key that lives in the session shows that the cryptogram is good; then the
+// key is made in the token; then it is used. If we crash before it is in the token, the change has not happened. If
+// we crash after that and before the answer, the processor knows as little as after a lost answer: the next start uses the new
+// key, keeps the old one for the overlap, and the processor's repeat is answered as done.
+//
+// If the generation breaks on the way, the task is tried again in the next one: what the first try may have left in the token is not
+// used (line.unadopted), and destroyed.
+func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
+	if !c.line.changing.TryLock() {
+		return fmt.Errorf("%w: the key is being changed", ErrBusy)
+	}
+	defer c.line.changing.Unlock()
+	defer mem.clear()
+	return h.writing(g, func(s pkcs11.SessionHandle) error {
+		create, err := h.receive(s, c, g.key(c.key.ZMK), mem)
+		if err != nil {
+			return err
+		}
+		old := g.lineage(c.key.Label)
+		kcv, isCurrent, err := h.try(s, c, old.current, create)
+		if err != nil {
+			return err
+		}
+		if isCurrent {
+			return c.adopt(nil, func() { c.adopted, c.repeated = old.current, true })
+		}
+		if err := h.refuseReuse(g, c.key.Label, kcv); err != nil {
+			return err
+		}
+		made, err := h.make(s, c, kcv, old.highest+1, create)
+		if err != nil {
+			return err
+		}
+		err = c.adopt(made, func() {
+			c.adopted, c.replaced = made, old.current.KCV
+			g.keys[c.key.Label].Store(old.succeeded(made, h.cfg.Overlap))
+			h.metrics.version[c.key.Label].Set(float64(made.version))
+		})
+		if err != nil {
+			_ = h.destroy(s, made) // if not now, then by retire
+		}
+		return err
+	})
+}
+
+// A creator makes the received key from a template without a value.
+type creator func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+
+// receive returns what makes the key of the cryptogram. Where the ZMK unwraps inside the token, nothing is seen of the key, and its parity cannot be
+// checked. Else the clear key is in mem from here until the task ends, and in slices of the PKCS#11 wrapper, as PIN blocks are.
+func (h *HSM) receive(s pkcs11.SessionHandle, c *change, zmk *key, mem *scratch) (creator, error) {
+	keyType, err := number(h.module, s, zmk.handle, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	if keyType != pkcs11.CKK_DES3 && len(c.cryptogram) > tdes2Bytes { // PCI PIN 10
+		return nil, refuse(keyWeakZMK, "the zone master key %q is weaker than the new key", zmk.Label)
+	}
+	if zmk.inside {
+		return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+			return h.module.UnwrapKey(s, desECB(), zmk.handle, c.cryptogram, template)
+		}, nil
+	}
+	clearKey, err := decipher(h.module, s, zmk.handle, c.cryptogram)
+	if err != nil {
+		return nil, fmt.Errorf("deciphering key: %w", err)
+	}
+	value := mem.key[:copy(mem.key[:], clearKey)]
+	clear(clearKey)
+	if len(value) != len(c.cryptogram) {
+		_, err := exactly(len(c.cryptogram), value, nil)
+		return nil, err
+	}
+	if !hasOddParity(value) {
+		return nil, refuse(keyParity, "the key has no odd parity: it is garbled, or was not enciphered under %q", zmk.Label)
+	}
+	if problem := weakness(value); problem != "" {
+		return nil, refuse(keyWeak, "the key %s", problem)
+	}
+	return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+		return h.module.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+	}, nil
+}
+
+// try makes the key for the session only, compares its check value with the one that came, and with the current key.
+func (h *HSM) try(s pkcs11.SessionHandle, c *change, current *key, create creator) (kcv string, isCurrent bool, err error) {
+	r := recipes[c.key.Use]
+	trial, err := create(inSession(r.template(c.key.Label, "", len(c.cryptogram))))
+	if err != nil {
+		return "", false, h.refusedByToken(err)
+	}
+	kcv, err = r.check(h.module, s, trial)
+	if err != nil {
+		return "", false, h.refusedByToken(err)
+	}
+	if !sameKCV(kcv[:len(c.kcv)], c.kcv) {
+		return "", false, refuse(keyKCV, "the key has another check value")
+	}
+	if sameKCV(kcv, current.KCV) {
+		isCurrent, err = h.twins(s, c.key.Use, trial, current.handle)
+	}
+	if err == nil {
+		err = keepGeneration(h.module.DestroyObject(s, trial))
+	}
+	return kcv, isCurrent, err
+}
+
+// twins reports whether two keys of a use give the same block for zeros: all 8 bytes, where a KCV is 3.
+func (h *HSM) twins(s pkcs11.SessionHandle, use Use, a, b pkcs11.ObjectHandle) (bool, error) {
+	work := decipher
+	if use == PINOut {
+		work = encipher
+	}
+	x, err := work(h.module, s, a, make([]byte, pinBlockBytes))
+	if err != nil {
+		return false, err
+	}
+	y, err := work(h.module, s, b, make([]byte, pinBlockBytes))
+	if err != nil {
+		return false, err
+	}
+	return subtle.ConstantTimeCompare(x, y) == 1, nil
+}
+
+// refusedByToken is for errors about an object that only this change knows.
+func (h *HSM) refusedByToken(err error) error {
+	if c, _ := classify(err); c == classData || c == classUnknown || c == classKey || errors.Is(err, errNoCheckValue) {
+		return refuse(keyRefused, "the token does not take the key: %v", err)
+	}
+	return keepGeneration(err)
+}
+
+// refuseReuse refuses a key that another zone has (PCI PIN 17), and the one that was replaced last: a recorded change that is
+// played again. Three bytes of KCV are the same by chance once in 16 million; the processor will send another key.
+func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
+	for _, k := range h.cfg.Keys {
+		if k.Use != PINIn && k.Use != PINOut {
+			continue
+		}
+		l := g.lineage(k.Label)
+		if k.Label != label && sameKCV(kcv, l.current.KCV) {
+			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own", k.Label)
+		}
+		if l.previous != nil && sameKCV(kcv, l.previous.KCV) {
+			return refuse(keyReused, "the key is the previous one of %q", k.Label)
+		}
+	}
+	return nil
+}
+
+// make makes the key in the token and checks it there as a start would.
+func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv string, version int, create creator) (*key, error) {
+	label := successorLabel(c.key.Label, version)
+	c.line.mu.Lock()
+	leftover := c.line.unadopted[label]
+	if c.abandoned {
+		c.line.mu.Unlock()
+		return nil, errDown
+	}
+	c.line.mu.Unlock()
+	handles, err := find(h.module, s, label)
+	if err != nil {
+		return nil, err
+	}
+	for _, handle := range handles {
+		if !leftover {
+			return nil, fmt.Errorf("%w: %q exists: does another process change keys in this token?", ErrUnavailable, label)
+		}
+		if err := h.module.DestroyObject(s, handle); err != nil {
+			return nil, keepGeneration(err)
+		}
+	}
+	c.line.mu.Lock()
+	c.line.unadopted[label] = true // from here on it may exist
+	c.line.mu.Unlock()
+	record := recordOf(label, kcv, time.Now())
+	created, err := create(recipes[c.key.Use].template(label, record, len(c.cryptogram)))
+	if err != nil {
+		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", label, err))
+	}
+	k, problem, err := findSuccessor(h.module, s, c.key, label)
+	if err == nil && problem != "" {
+		err = refuse(keyRefused, "the token made a key that %s", problem)
+	}
+	if err != nil {
+		_ = h.module.DestroyObject(s, created) // if not now, then before the next one of that label
+		return nil, keepGeneration(err)
+	}
+	return k, nil
+}
+
+// adopt lets the change happen, unless nobody waits for it any more.
+func (c *change) adopt(made *key, happen func()) error {
+	c.line.mu.Lock()
+	defer c.line.mu.Unlock()
+	if c.abandoned {
+		return errDown
+	}
+	if made != nil {
+		delete(c.line.unadopted, made.Label)
+		c.line.version, c.line.kcv = made.version, made.KCV
+	}
+	happen()
+	return nil
+}

@@ -1,0 +1,581 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"acquirerd/card"
+
+	"github.com/miekg/pkcs11"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// zoneKey makes a double-length key of odd parity from a name.
+func zoneKey(name string) []byte {
+	sum := sha256.Sum256([]byte(name))
+	key := sum[:tdes2Bytes]
+	oddParity(key)
+	return key
+}
+
+// changing is a fake whose zone keys may be changed under "zmk".
+func changing(t *testing.T) (*fakeModule, Config) {
+	f := newFake(t)
+	f.keys = append(f.keys, fakeKey{label: "zmk", use: ZMK, value: zoneKey("zmk")})
+	cfg := f.config()
+	cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "zmk", "zmk"
+	return f, cfg
+}
+
+// changeTo is the key change that brings a clear key to the fake.
+func changeTo(label string, key []byte) KeyChange {
+	kcv := kcvText(fakeTDES(key, make([]byte, desBytes), true))
+	return KeyChange{Label: label, Cryptogram: fakeTDES(zoneKey("zmk"), key, true), KCV: kcv}
+}
+
+// translated is a PIN block enciphered under one key and translated, and deciphered under another.
+func translated(ctx context.Context, t *testing.T, h *HSM, under, expected []byte, previous bool) error {
+	t.Helper()
+	clearBlock := fakeTDES(bytesOf(t, "0123456789ABCDEFFEDCBA9876543210"), bytesOf(t, vectorIn), false)
+	c := testCard(t)
+	block, err := card.NewPINBlock(fakeTDES(under, clearBlock, true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.PINBlock, c.Previous = block, previous
+	p, err := h.Protect(ctx, c)
+	if err != nil {
+		return err
+	}
+	if got := fakeTDES(expected, p.PINBlock.Reveal(), false); !bytes.Equal(got, clearBlock) {
+		t.Error("the PIN block is not under the key that was expected")
+	}
+	return nil
+}
+
+// labels are those of the token's keys that are there, of one family.
+func (f *fakeModule) labels(base string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var labels []string
+	for _, k := range f.keys {
+		if of, _, ok := successorOf(k.label); !k.gone && k.owner == 0 && (k.label == base || ok && of == base) {
+			labels = append(labels, k.label)
+		}
+	}
+	return labels
+}
+
+var firstIn, firstOut = mustHex("0123456789ABCDEFFEDCBA9876543210"), mustHex("112233445566778889ABCDEF01234567")
+
+func mustHex(s string) []byte {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func TestTheOldKeyLivesForTheOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		var log bytes.Buffer
+		var mu sync.Mutex
+		reg := prometheus.NewRegistry()
+		h, stop := f.start(cfg, lockedWriter{&mu, &log}, reg)
+		in, out := zoneKey("in 2"), zoneKey("out 2")
+		if err := translated(t.Context(), t, h, firstIn, firstOut, true); !errors.Is(err, ErrNoPreviousKey) {
+			t.Errorf("before any change: %v", err)
+		}
+		for label, key := range map[string][]byte{"in": in, "out": out} {
+			if err := h.ChangeKey(t.Context(), changeTo(label, key)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		usable := func(when string, old bool) {
+			t.Helper()
+			want := func(what string, err, refusal error) {
+				t.Helper()
+				if old && err != nil || !old && !errors.Is(err, refusal) {
+					t.Errorf("%s: %s: %v", when, what, err)
+				}
+			}
+			if err := translated(t.Context(), t, h, in, out, false); err != nil {
+				t.Errorf("%s: the new keys: %v", when, err)
+			}
+			want("a block under the old pin-in key", translated(t.Context(), t, h, firstIn, out, false), ErrPINBlock)
+			want("a retry under the old pin-out key", translated(t.Context(), t, h, in, firstOut, true), ErrNoPreviousKey)
+		}
+		usable("at once", true)
+		f.loseSessions()
+		usable("in the next generation", true)
+		<-time.After(defaultOverlap - 5*time.Second)
+		usable("at the end of the overlap", true)
+		if got := f.labels("in"); len(got) != 2 {
+			t.Errorf("pin-in keys %q", got)
+		}
+		if s := h.KeyStatus(); len(s) != 2 || s[0].Version != 2 || s[0].PreviousKCV != "08D7B4" || s[1].Until.IsZero() || s[0].KCV != changeTo("in", in).KCV {
+			t.Errorf("status %+v", s)
+		}
+		<-time.After(6 * time.Second)
+		usable("after it", false)
+		<-time.After(10 * time.Second)
+		usable("when the old keys are gone", false)
+		for _, label := range []string{"in", "out"} {
+			if got := f.labels(label); !slices.Equal(got, []string{label + "#2"}) {
+				t.Errorf("keys %q", got)
+			}
+		}
+		if s := h.KeyStatus(); s[0].PreviousKCV != "" || !s[0].Until.IsZero() {
+			t.Errorf("status %+v", s)
+		}
+		generation := h.Statement().Generation
+		if err := stop(); err != nil || generation != 2 {
+			t.Errorf("generation %d, %v", generation, err)
+		}
+		h, stop = f.start(cfg, io.Discard, nil)
+		usable("after a restart without the keys of the configuration", false)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+
+		mu.Lock()
+		defer mu.Unlock()
+		for name, secret := range map[string][]byte{"new key": in, "other new key": out, "old key": firstIn, "cryptogram": changeTo("in", in).Cryptogram} {
+			for _, text := range []string{string(secret), hex.EncodeToString(secret), strings.ToUpper(hex.EncodeToString(secret)), hex.EncodeToString(secret[:8])} {
+				if strings.Contains(log.String(), text) {
+					t.Errorf("the log has the %s", name)
+				}
+			}
+		}
+		for _, line := range []string{"hsm key changed", "hsm old key destroyed", "audit=true", "hsm key version"} {
+			if !strings.Contains(log.String(), line) {
+				t.Errorf("the log has no %q", line)
+			}
+		}
+		for _, label := range []string{"in", "out"} {
+			if got := gauge(t, reg, "acquirerd_hsm_key_version", "key", label); got != 2 {
+				t.Errorf("version of %q is %v", label, got)
+			}
+		}
+		if got := gauge(t, reg, "acquirerd_hsm_old_key_pin_blocks_total", "key", "in"); got != 3 {
+			t.Errorf("%v PIN blocks under the old key, want 3", got)
+		}
+	})
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.w.Write(p)
+}
+
+// breakAt makes the nth call of op, and what else is in also from then on, answer with err, until the end.
+func breakAt(f *fakeModule, op string, nth int, err error, also ...string) (restore func()) {
+	var mu sync.Mutex
+	calls := 0
+	f.set(func() {
+		f.script = func(called string, _ pkcs11.SessionHandle) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if called == op {
+				calls++
+			}
+			if called == op && calls == nth && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) {
+				f.loseSessions()
+			}
+			if called == op && calls == nth || calls >= nth && slices.Contains(also, called) {
+				return err
+			}
+			return nil
+		}
+	})
+	return func() { f.set(func() { f.script = nil }) }
+}
+
+// A key change dies at each of its steps, with the process. The next start uses the old key, or the new one if that was in the
+// token; never anything else.
+func TestACrashInAKeyChange(t *testing.T) {
+	dead := pkcs11.Error(pkcs11.CKR_DEVICE_ERROR) // what is called after it does nothing
+	all := []string{"OpenSession", "FindObjectsInit", "GetAttributeValue", "CreateObject", "DestroyObject", "EncryptInit", "DecryptInit", "CloseSession"}
+	for _, step := range []struct {
+		name, op string
+		nth      int
+		version  int
+	}{
+		{"before its session", "OpenSession", 1, 1},
+		{"before the trial", "CreateObject", 1, 1},
+		{"after the trial", "DestroyObject", 1, 1},
+		{"before the key is made", "CreateObject", 2, 1},
+		{"after the key is made", "FindObjectsInit", 2, 2},
+		{"before its check", "EncryptInit", 2, 2},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, cfg := changing(t)
+				h, stop := f.start(cfg, io.Discard, nil)
+				restore := breakAt(f, step.op, step.nth, dead, all...)
+				key := zoneKey("new")
+				if err := h.ChangeKey(t.Context(), changeTo("out", key)); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("the change: %v", err)
+				}
+				restore()
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				h, stop = f.start(cfg, io.Discard, nil)
+				current := firstOut
+				if step.version == 2 {
+					current = key
+					if err := translated(t.Context(), t, h, firstIn, firstOut, true); err != nil {
+						t.Errorf("the old key: %v", err)
+					}
+				}
+				if err := translated(t.Context(), t, h, firstIn, current, false); err != nil || h.KeyStatus()[1].Version != step.version {
+					t.Errorf("after the start: %v, %+v", err, h.KeyStatus()[1])
+				}
+				// The processor has no answer and asks again.
+				if err := h.ChangeKey(t.Context(), changeTo("out", key)); err != nil {
+					t.Error(err)
+				}
+				if err := translated(t.Context(), t, h, firstIn, key, false); err != nil || h.KeyStatus()[1].Version != 2 {
+					t.Errorf("after the repeat: %v, %+v", err, h.KeyStatus()[1])
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// The same without the death of the process: the old key stays in use, in this generation and the next, the payments keep their
+// generation, and what was left in the token is never used and goes.
+func TestAKeyChangeThatBreaksOffLeavesTheOldKey(t *testing.T) {
+	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_TOKEN_WRITE_PROTECTED} {
+		synctest.Test(t, func(t *testing.T) {
+			f, cfg := changing(t)
+			h, stop := f.start(cfg, io.Discard, nil)
+			restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(code), "DestroyObject")
+			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err == nil {
+				t.Error("done")
+			}
+			restore()
+			if got := f.labels("out"); len(got) != 2 {
+				t.Fatalf("keys %q: nothing was left behind", got)
+			}
+			for range 2 {
+				if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
+					t.Errorf("%v, %+v", err, h.KeyStatus()[1])
+				}
+				if generation := h.Statement().Generation; generation > 2 {
+					t.Errorf("generation %d", generation)
+				}
+				f.loseSessions()
+			}
+			if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil {
+				t.Error(err)
+			}
+			<-time.After(20 * time.Second)
+			if got := f.labels("out"); !slices.Equal(got, []string{"out"}) {
+				t.Errorf("keys %q", got)
+			}
+			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err != nil {
+				t.Error(err)
+			}
+			if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+				t.Error(err)
+			}
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestALeftoverOfTheSameVersionIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), "DestroyObject")
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err == nil {
+			t.Error("done")
+		}
+		restore()
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("newer"))); err != nil {
+			t.Error(err)
+		}
+		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#2"}) {
+			t.Errorf("keys %q", got)
+		}
+		if err := translated(t.Context(), t, h, firstIn, zoneKey("newer"), false); err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAKeyChangeGoesOnInTheNextGeneration(t *testing.T) {
+	for _, step := range []struct {
+		op      string
+		nth     int
+		version int
+	}{{"CreateObject", 1, 2}, {"CreateObject", 2, 2}, {"FindObjectsInit", 2, 3}} {
+		synctest.Test(t, func(t *testing.T) {
+			f, cfg := changing(t)
+			h, stop := f.start(cfg, io.Discard, nil)
+			breakAt(f, step.op, step.nth, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID))
+			key := zoneKey("new")
+			if err := h.ChangeKey(t.Context(), changeTo("out", key)); err != nil {
+				t.Error(err)
+			}
+			if s := h.KeyStatus()[1]; h.Statement().Generation > 2 || s.Version != step.version {
+				t.Errorf("generation %d, %+v", h.Statement().Generation, s)
+			}
+			if err := translated(t.Context(), t, h, firstIn, key, false); err != nil {
+				t.Error(err)
+			}
+			if err := translated(t.Context(), t, h, firstIn, firstOut, true); err != nil {
+				t.Error(err)
+			}
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestAKeyChangeThatNobodyWaitsForDoesNotHappen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		hang, made := make(chan struct{}), 0
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "CreateObject" {
+					if made++; made == 2 {
+						<-hang
+					}
+				}
+				return nil
+			}
+		})
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("newer"))); !errors.Is(err, ErrBusy) {
+			t.Errorf("a second change beside the first: %v", err)
+		}
+		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil {
+			t.Error(err)
+		}
+		close(hang)
+		synctest.Wait()
+		if got := f.labels("out"); !slices.Equal(got, []string{"out"}) {
+			t.Errorf("keys %q", got)
+		}
+		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
+			t.Errorf("%v, %+v", err, h.KeyStatus())
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestARecordedKeyChangeIsNotPlayedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		reg := prometheus.NewRegistry()
+		h, stop := f.start(cfg, io.Discard, reg)
+		for _, step := range []struct {
+			label, key string
+			want       error
+			version    int
+		}{
+			{"out", "2", nil, 2},
+			{"out", "2", nil, 2}, // its answer was lost
+			{"out", "3", nil, 3},
+			{"out", "2", ErrKeyChange, 3},
+			{"in", "3", ErrKeyChange, 3},
+			{"in", "2", ErrKeyChange, 3},
+			{"out", "3", nil, 3},
+		} {
+			if err := h.ChangeKey(t.Context(), changeTo(step.label, zoneKey(step.key))); !errors.Is(err, step.want) {
+				t.Errorf("%s to %s: got %v, want %v", step.label, step.key, err, step.want)
+			}
+			if got := h.KeyStatus(); got[1].Version != step.version || got[0].Version != 1 {
+				t.Errorf("%s to %s: %+v", step.label, step.key, got)
+			}
+		}
+		<-time.After(11 * time.Second) // the key of version 1 has no use any more
+		if got := f.labels("out"); !slices.Equal(got, []string{"out#2", "out#3"}) {
+			t.Errorf("keys %q", got)
+		}
+		want := map[string]float64{keyChanged: 2, keyRepeated: 2, keyReused: 3}
+		for _, result := range keyResults {
+			if got := gauge(t, reg, "acquirerd_hsm_key_changes_total", "result", result); got != want[result] {
+				t.Errorf("%s counted %v times, want %v", result, got, want[result])
+			}
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestATokenThatUnwrapsNeverShowsTheNewKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.unwrap = true
+		f.keys = append(f.keys, fakeKey{label: "zmk", use: ZMK, value: zoneKey("zmk")})
+		cfg := f.config()
+		cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "zmk", "zmk"
+		h, stop := f.start(cfg, io.Discard, nil)
+		f.set(func() { f.clear = nil })
+		bad := changeTo("out", zoneKey("new"))
+		bad.KCV = "1234"
+		twice := zoneKey("half")
+		copy(twice[8:], twice[:8])
+		for name, change := range map[string]KeyChange{"another check value": bad, "equal halves": changeTo("out", twice)} {
+			if err := h.ChangeKey(t.Context(), change); !errors.Is(err, ErrKeyChange) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err != nil {
+			t.Error(err)
+		}
+		for _, text := range f.clear {
+			if bytes.Equal(text, zoneKey("new")) {
+				t.Error("the new key was deciphered")
+			}
+		}
+		if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+			t.Error(err)
+		}
+		operations := h.Statement().Operations
+		if last := operations[len(operations)-1]; last.Name != "key change" || last.Way != TokenResident {
+			t.Errorf("%+v", last)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
+	for name, spoil := range map[string]func(f *fakeModule){
+		"the newest is gone":           func(f *fakeModule) { f.keys = f.keys[:len(f.keys)-1] },
+		"the newest has another value": func(f *fakeModule) { f.keys[len(f.keys)-1].value = zoneKey("another") },
+		"the newest has no record":     func(f *fakeModule) { f.keys[len(f.keys)-1].not[pkcs11.CKA_ID] = []byte("out#3") },
+		"the newest is there twice":    func(f *fakeModule) { f.keys = append(f.keys, f.keys[len(f.keys)-1]) },
+		"the newest can be extracted":  func(f *fakeModule) { f.keys[len(f.keys)-1].not[pkcs11.CKA_EXTRACTABLE] = true },
+		"another of the same version": func(f *fakeModule) {
+			k := &f.keys[len(f.keys)-1]
+			k.value = zoneKey("another")
+			k.not[pkcs11.CKA_ID] = []byte(recordOf("out#3", kcvText(fakeTDES(k.value, make([]byte, 8), true)), time.Now()))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, cfg := changing(t)
+				h, stop := f.start(cfg, io.Discard, nil)
+				for _, key := range []string{"2", "3"} {
+					if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey(key))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				<-time.After(time.Minute)
+				f.loseSessions()
+				if err := translated(t.Context(), t, h, firstIn, zoneKey("3"), false); err != nil {
+					t.Fatal(err)
+				}
+				good := slices.Clone(f.keys)
+				f.set(func() { // session keys are not there any more: the newest is the last
+					f.keys = slices.Clone(f.keys)
+					last := &f.keys[len(f.keys)-1]
+					attributes := map[uint]any{}
+					for which, value := range last.not {
+						attributes[which] = value
+					}
+					last.not = attributes
+					spoil(f)
+				})
+				f.loseSessions()
+				if err := translated(t.Context(), t, h, firstIn, zoneKey("3"), false); !errors.Is(err, ErrUnavailable) || h.Ready() == nil {
+					t.Errorf("got %v", err)
+				}
+				f.set(func() { f.keys = good })
+				<-time.After(11 * time.Second)
+				if err := translated(t.Context(), t, h, firstIn, zoneKey("3"), false); err != nil {
+					t.Errorf("when it is as it was: %v", err)
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// What is destroyed is looked up again: a handle may name another key by now, and a label too.
+func TestOnlyTheKeyThatWasReplacedIsDestroyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("2"))); err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() { // an operator puts something else under the label
+			f.keys = slices.Clone(f.keys)
+			f.keys[1].value = zoneKey("of the operator")
+		})
+		<-time.After(defaultOverlap + time.Minute)
+		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#2"}) {
+			t.Errorf("keys %q", got)
+		}
+		if err := translated(t.Context(), t, h, firstIn, zoneKey("2"), false); err != nil || h.Statement().Generation != 1 {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestNewRefusesWrongZones(t *testing.T) {
+	_, cfg := changing(t)
+	cfg.Overlap = 8 * 24 * time.Hour
+	cfg.Keys[0].ZMK = "none"
+	cfg.Keys[2].ZMK = "zmk"
+	cfg.Keys = append(cfg.Keys, Key{Label: "out#2", KCV: "123456", Use: PINOut}, Key{Label: "seal#1", KCV: "123456", Use: PANSeal})
+	_, err := newHSM(cfg, nil, nil, nil)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{"overlap", `"in": its zone master key "none"`, `"seal": only a pin-in or pin-out`, `"out#2": is a label of the successors of "out"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no fault with %q in:\n%v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "seal#1") {
+		t.Errorf("got %v", err)
+	}
+}
