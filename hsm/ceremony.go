@@ -2,6 +2,9 @@ package hsm
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -19,17 +22,17 @@ import (
 // The work of short-lived commands on keys. Each of these functions uses the module alone (ErrInUse beside an open HSM
 // of this process), logs in once, and gives everything back. Of the Config they use Module, Token and PIN.
 
-// A KeyInfo describes a secret key of the token.
+// A KeyInfo describes a secret or private key of the token.
 type KeyInfo struct {
 	Label string   `json:"label"`
-	Type  string   `json:"type"`  // DES2, DES3, AES, GENERIC_SECRET, SHA256_HMAC, or its number
+	Type  string   `json:"type"`  // DES2, DES3, AES, GENERIC_SECRET, SHA256_HMAC, EC, RSA, or its number
 	Bits  int      `json:"bits"`  // of the value, parity included; 0 if the token does not say
-	Use   Use      `json:"use"`   // "" if the key fits no use
+	Use   Use      `json:"use"`   // "" if the key fits no use; TLSKey if it is fit for a Signer
 	KCV   string   `json:"kcv"`   // "" without a use, or if the key does not work
 	Flags []string `json:"flags"` // usage flags and guards that are set
 }
 
-// List returns all secret keys of the token, by label.
+// List returns all secret and private keys of the token, by label.
 func List(cfg Config) ([]KeyInfo, error) {
 	var keys []KeyInfo
 	err := withToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
@@ -39,6 +42,16 @@ func List(cfg Config) ([]KeyInfo, error) {
 		}
 		for _, k := range handles {
 			about, err := describe(m, s, k)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, about)
+		}
+		if handles, err = findClass(m, s, pkcs11.CKO_PRIVATE_KEY, ""); err != nil {
+			return err
+		}
+		for _, k := range handles {
+			about, err := describePrivate(m, s, k)
 			if err != nil {
 				return err
 			}
@@ -106,6 +119,124 @@ func generateByCrypto11(cfg Config, label string, r recipe) error {
 		_, err := ctx.GenerateSecretKeyWithAttributes(template, 8*r.lengths[0], cipher)
 		return err
 	})
+}
+
+// GenerateSigner makes a random key pair inside the token, for a Signer. It refuses a label that exists (ErrKeyExists).
+func GenerateSigner(cfg Config, label string, kind KeyType) (KeyInfo, error) {
+	about, err := generateSigner(cfg, label, kind)
+	if err != nil {
+		return KeyInfo{}, fmt.Errorf("generating key %q: %w", label, err)
+	}
+	return about, nil
+}
+
+func generateSigner(cfg Config, label string, kind KeyType) (about KeyInfo, err error) {
+	if label == "" || !slices.Contains(KeyTypes, kind) {
+		return KeyInfo{}, fmt.Errorf("a key needs a label, and a type of %v", KeyTypes)
+	}
+	release, err := claim(cfg.Module)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	defer release()
+	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
+		for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
+			if handles, err := findClass(m, s, class, label); err != nil {
+				return err
+			} else if len(handles) > 0 {
+				return ErrKeyExists
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	err = withCrypto11(cfg, func(ctx *crypto11.Context) (err error) {
+		public, private := crypto11.NewAttributeSet(), crypto11.NewAttributeSet()
+		names := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, label)}
+		public.AddIfNotPresent(names)
+		private.AddIfNotPresent(names)
+		for _, g := range guards {
+			private.AddIfNotPresent([]*pkcs11.Attribute{pkcs11.NewAttribute(g.attribute, g.value)})
+		}
+		for _, u := range privateFlags {
+			private.AddIfNotPresent([]*pkcs11.Attribute{pkcs11.NewAttribute(u.attribute, u.attribute == pkcs11.CKA_SIGN)})
+		}
+		mechanisms := []uint{pkcs11.CKM_RSA_PKCS, pkcs11.CKM_RSA_PKCS_PSS}
+		if kind == ECP256 {
+			mechanisms = []uint{pkcs11.CKM_ECDSA}
+		}
+		private.AddIfNotPresent([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ALLOWED_MECHANISMS, mechanismList(mechanisms))})
+		switch kind {
+		case ECP256:
+			_, err = ctx.GenerateECDSAKeyPairWithAttributes(public, private, elliptic.P256())
+		case RSA2048:
+			_, err = ctx.GenerateRSAKeyPairWithAttributes(public, private, 2048)
+		case RSA3072:
+			_, err = ctx.GenerateRSAKeyPairWithAttributes(public, private, 3072)
+		}
+		return err
+	})
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
+		k, err := findPrivateKey(m, s, label)
+		if err == nil {
+			err = k.prove(m, s)
+		}
+		if err == nil {
+			about, err = describePrivate(m, s, k.handle)
+		}
+		return err
+	})
+	return about, err
+}
+
+// describePrivate finds out whether a private key is fit for a Signer.
+func describePrivate(m module, s pkcs11.SessionHandle, handle pkcs11.ObjectHandle) (KeyInfo, error) {
+	label, _, err := attribute(m, s, handle, pkcs11.CKA_LABEL)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	keyType, err := number(m, s, handle, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	about := KeyInfo{Label: string(label), Type: fmt.Sprintf("%#x", keyType)}
+	switch keyType {
+	case pkcs11.CKK_EC:
+		about.Type = "EC"
+	case pkcs11.CKK_RSA:
+		about.Type = "RSA"
+	}
+	for _, u := range privateFlags {
+		if set, _, err := flag(m, s, handle, u.attribute); err != nil {
+			return KeyInfo{}, err
+		} else if set {
+			about.Flags = append(about.Flags, u.name)
+		}
+	}
+	guarded, err := guardsOf(m, s, handle)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	about.Flags = append(about.Flags, guarded...)
+	switch k, err := findPrivateKey(m, s, about.Label); {
+	case errors.Is(err, ErrSigner):
+	case err != nil:
+		return KeyInfo{}, err
+	default:
+		about.Use = TLSKey
+		switch public := k.public.(type) {
+		case *ecdsa.PublicKey:
+			about.Bits = public.Params().BitSize
+		case *rsa.PublicKey:
+			about.Bits = public.N.BitLen()
+		}
+	}
+	return about, nil
 }
 
 // withCrypto11 lends a context of crypto11, and closes it.
