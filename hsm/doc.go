@@ -10,6 +10,8 @@
 //   - probe: a check of one key's KCV when no call has succeeded for 5 s, and every 15 s beside calls that do.
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
 //   - token-resident, transient: see Statement.
+//   - zone master key (ZMK): the key under which the other side of a zone sends new zone PIN keys.
+//   - version, successor, overlap: see "Key changes".
 //
 // # States
 //
@@ -39,7 +41,7 @@
 //
 // # PIN translation
 //
-// TDES zone keys, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: C_Decrypt, check, C_Encrypt. The
+// TDES zone keys of double or triple length, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: C_Decrypt, check, C_Encrypt. The
 // clear block is in locked memory that no core dump holds and that is cleared before the call returns. It also passes
 // through the PKCS#11 wrapper: a Go slice of 8 bytes that is overwritten at once, and a C buffer that the wrapper frees
 // without clearing (glibc's free overwrites the first 16 bytes of so small a one; other allocators may not). So this
@@ -58,6 +60,7 @@
 //	pin-in     TDES 2, 3 key  decrypt           CKA_CHECK_VALUE, which is the same value
 //	pan-seal   AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
 //	pan-token  32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
+//	zmk        TDES 2, 3 key  unwrap or decrypt CKA_CHECK_VALUE, as of pin-in
 //
 // A key that only deciphers cannot show E(0), and D of some block proves nothing about E(0). Its CKA_CHECK_VALUE is the
 // token's own word: computed by the token from the value when the object is made, and unchangeable where
@@ -72,12 +75,53 @@
 // AES-GCM always gets additional authenticated data: purpose and key label. A seal is opened by the key that it names
 // and by no other, even one of the same value. SoftHSM 2.6.1 can crash without such data.
 //
+// A zmk key is made with unwrap where the token unwraps by CKM_DES3_ECB itself, and with decrypt elsewhere (SoftHSM 2.6.1); never with
+// both. It also allows CKM_DES3_CBC, in which cryptograms come too: so the token's own template tells it from a pin-in key, and a configuration that
+// takes one for the other is refused at start.
+//
+// # Key changes
+//
+// ChangeKey replaces a pin-in or pin-out key that the configuration marks with a ZMK, by a TDES key in ECB under that ZMK with its KCV, as
+// hosts of ISO 8583:1987 send them in an 0800. The mark is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
+// The new key has to be of odd parity, without equal or weak parts, no longer than its ZMK (PCI PIN 10), of no other zone (17), not the one that
+// was replaced last, and of the KCV that came. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
+// parts only where the cryptogram shows them. All else is as above: a change is token-resident or transient as Statement says.
+//
+// The configuration pins the KCV of a key's first version. After a change that pin fits no more, so this is how the others are trusted:
+//
+//   - A version n > 1 is a successor: a key of its own in the token with the label LABEL#n. The highest is current. It has the template of its use,
+//     and its CKA_ID records label, KCV and time ("zpk-a#2 08D7B4 2026-11-25T16:45:38Z"). A highest version without a record, with another
+//     KCV than recorded, or that is not unique, refuses the start: the daemon never falls back to an older one by itself.
+//   - Who can make such an object has the token's user PIN, and can then do all that the daemon can. A MAC in the record would not
+//     change that: its key would be one that the same PIN commands. So the pin is weaker for keys with a ZMK than for others, and
+//     their versions and KCVs are logged at each start and change ("hsm key version"), shown by KeyStatus and counted, for a human to compare.
+//   - Within a process, no version may become lower or change its KCV from one generation to the next.
+//   - To pin a key again, or to replace it by hand, give the configuration another label.
+//
+// Nothing is renamed or modified in the token: the new key is tried as an object of the session, then made in the token, then used. A crash
+// before it is made leaves the old key; a crash after it, the new one, with the old one in its overlap, as if the answer to the
+// processor had been lost. A change that fails in any other way leaves the old key: what it may have made is remembered as never to be used, and destroyed.
+//
+// For the Overlap after a change, by the time in the record and so also after a restart, the old key still deciphers blocks that the new one does not,
+// and enciphers for a Card that asks for the Previous one. Then it is destroyed, version 1 too: a key without a use has to go (PCI DSS 3.7.5, PCI PIN 24), what is
+// gone cannot be made current by taking the newest away, and the other side has had its time. The price is that a change that the other side wants
+// undone after that needs a new change. An object is destroyed only if it is found by its label, has the KCV that we know, and the current key works.
+//
+// Two processes that change the same key in one token are not supported: the second finds the label taken and is refused; it uses the
+// other's version from its next generation on.
+//
+// # Keys for TLS
+//
+// Signer gives a private key of the token (ECDSA P-256, RSA) as a crypto.Signer. It is not in the configuration's keys and not checked when a generation
+// is built: a certificate pins it, and its loss must cost handshakes and not payments. For the same reason no error of making or destroying
+// objects, or of signing, breaks a generation, but a lost session. Why it is not crypto11's: signer.go.
+//
 // # Limits
 //
-// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
+// A key has at most the versions of the overlap: current, previous, and for a CallTimeout older ones. Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
 // (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
-// functions for commands (List, Generate, ImportComponents) are therefore refused beside an open HSM.
+// functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest) are therefore refused beside an open HSM.
 //
 // # What it refuses to do
 //

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -97,6 +99,13 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"keys", "generate", "--use", "pin-in"}, 2, "--label is missing"},
 		{[]string{"keys", "generate", "--label", "a\nb", "--use", "pin-in"}, 2, "--label is not 1 to 64 printable ASCII characters without spaces"},
 		{[]string{"keys", "generate", "--label", strings.Repeat("a", 65), "--use", "pin-in"}, 2, "--label is not 1 to 64"},
+		{[]string{"keys", "generate", "--label", "a", "--use", "pin-in", "--type", "ec-p256"}, 2, "--use and --type exclude each other"},
+		{[]string{"keys", "generate", "--label", "a", "--type", "rsa-1024"}, 2, `--type "rsa-1024" is not one of ec-p256, rsa-2048, rsa-3072`},
+		{[]string{"keys", "generate", "--type", "ec-p256"}, 2, "--label is missing"},
+		{[]string{"keys", "csr", "--name", "a"}, 2, "--label is missing"},
+		{[]string{"keys", "csr", "--label", "a"}, 2, "--name is missing"},
+		{[]string{"keys", "csr", "--label", "a", "--name", "a b"}, 2, `--name "a b" is neither a DNS name nor an address`},
+		{[]string{"keys", "csr", "--label", "a", "--name", "-a.example"}, 2, `is neither a DNS name nor an address`},
 		{[]string{"keys", "import", "--label", "clé", "--use", "pin-in"}, 2, "--label is not 1 to 64"},
 		{[]string{"keys", "generate", "--label", "a", "--use", "b"}, 2, `--use "b" is not one of`},
 		{[]string{"keys", "import", "--label", "a", "--use", "pin-in", "--component", "x"}, 2, "--component is given 1 times"},
@@ -250,13 +259,70 @@ func TestKeysAreListedMadeAndChecked(t *testing.T) {
 	}
 }
 
+func TestAKeyForTLSIsMadeAndACertificateRequested(t *testing.T) {
+	site := newSite(t)
+	path := site.config()
+	for kind, bits := range map[string]int{"ec-p256": 256, "rsa-2048": 2048} {
+		label := "tls-" + kind
+		made := command(t, "keys", "generate", "--config", path, "--label", label, "--type", kind, "--output", "json")
+		var key hsm.KeyInfo
+		if err := json.Unmarshal([]byte(made.out), &key); err != nil || made.code != 0 || key.Label != label || key.Use != "tls" || key.Bits != bits {
+			t.Errorf("generate: got %+v, %v", made, err)
+		}
+		got := command(t, "keys", "csr", "--config", path, "--label", label, "--name", "acq01.example", "--name", "192.0.2.1", "--name", "*.acq.example")
+		block, rest := pem.Decode([]byte(got.out))
+		if got.code != 0 || block == nil || block.Type != "CERTIFICATE REQUEST" || len(rest) != 0 {
+			t.Fatalf("got %+v", got)
+		}
+		request, err := x509.ParseCertificateRequest(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := request.CheckSignature(); err != nil {
+			t.Error(err)
+		}
+		if request.Subject.CommonName != "acq01.example" || !slices.Equal(request.DNSNames, []string{"acq01.example", "*.acq.example"}) || request.IPAddresses[0].String() != "192.0.2.1" {
+			t.Errorf("request for %v, %v, %v", request.Subject, request.DNSNames, request.IPAddresses)
+		}
+	}
+	var as map[string]string
+	if got := command(t, "keys", "csr", "--config", path, "--label", "tls-ec-p256", "--name", "a", "--output", "json"); json.Unmarshal([]byte(got.out), &as) != nil ||
+		as["label"] != "tls-ec-p256" || !strings.HasPrefix(as["request"], "-----BEGIN CERTIFICATE REQUEST-----\n") {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "keys", "list", "--config", path); got.code != 0 || !strings.Contains(got.out, "tls-rsa-2048") {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "keys", "csr", "--config", path, "--label", hsmtest.UpstreamKey, "--name", "a"); got.code != 1 || !strings.Contains(got.err, "0 private and 0 public keys") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestTheStatusShowsWhichKeysCanBeChanged(t *testing.T) {
+	site := newSite(t)
+	site.token.Put("zmk-a", hsm.ZMK, hsmtest.ZoneKey("zmk-a", 16))
+	site.changes = append(site.changes, [2]string{"use: pin-out }", "use: pin-out, zmk: zmk-a }"}, [2]string{"sessions: 2", "sessions: 2\n  key_overlap: 5m"})
+	path := site.config()
+	got := command(t, "hsm", "status", "--config", path)
+	if got.code != 0 || !strings.Contains(got.out, "key change") || !strings.Contains(got.out, "zmk-a") || !strings.Contains(got.out, "VERSION") {
+		t.Errorf("got %+v", got)
+	}
+	cfg, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if room := cfg.HSM.forHSM(); room.Overlap != 5*time.Minute || room.Keys[1].ZMK != "zmk-a" || room.Keys[0].ZMK != "" {
+		t.Errorf("got %+v", room)
+	}
+}
+
 func TestKeysAreImportedFromComponents(t *testing.T) {
 	site := newSite(t)
 	path := site.config()
 	for _, use := range hsm.Uses {
 		t.Run(string(use), func(t *testing.T) {
 			size := 32
-			if use == hsm.PINIn || use == hsm.PINOut {
+			if use == hsm.PINIn || use == hsm.PINOut || use == hsm.ZMK {
 				size = 16
 			}
 			var files []string

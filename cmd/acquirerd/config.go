@@ -65,6 +65,7 @@ type HSMConfig struct {
 	Queue                int           `mapstructure:"queue"`                  // callers that may wait for a session
 	CallTimeout          time.Duration `mapstructure:"call_timeout"`           // of one call with its waiting
 	RequireTokenResident bool          `mapstructure:"require_token_resident"` // refuse to serve where a clear PIN block leaves the token
+	KeyOverlap           time.Duration `mapstructure:"key_overlap"`            // after a key change: how long the key before it may still be used
 	Keys                 []KeyConfig   `mapstructure:"keys"`
 	SealKey              string        `mapstructure:"seal_key"`  // label of the pan-seal key that seals; others only open
 	TokenKey             string        `mapstructure:"token_key"` // label of the pan-token key
@@ -74,7 +75,8 @@ type HSMConfig struct {
 type KeyConfig struct {
 	Label string  `mapstructure:"label"`
 	KCV   string  `mapstructure:"kcv"` // six hexadecimal digits, in quotes; the start is refused if the token's key has another
-	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal or pan-token
+	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal, pan-token or zmk
+	ZMK   string  `mapstructure:"zmk"` // of a pin-in or pin-out key: the zmk key under which it may be changed by the other side; none: never
 }
 
 // An UpstreamConfig is a switch that submits transactions.
@@ -163,6 +165,7 @@ var defaults = map[string]any{
 	"hsm.queue":                   256,
 	"hsm.call_timeout":            "2s",
 	"hsm.require_token_resident":  false,
+	"hsm.key_overlap":             "10m",
 	"upstreams[].in_flight":       256,
 	"upstreams[].connections":     64,
 	"upstreams[].budget":          "15s",

@@ -3,9 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,11 +21,23 @@ import (
 )
 
 func (c *cli) keysCommands() *cobra.Command {
-	list := c.command("list", "List the secret keys of the token", "acquirerd keys list --config acquirerd.yaml", cobra.NoArgs, c.keysList)
+	list := c.command("list", "List the secret and private keys of the token", "acquirerd keys list --config acquirerd.yaml", cobra.NoArgs, c.keysList)
 
-	var label, use, kcv string
-	generate := c.command("generate", "Make a random key in the token", "acquirerd keys generate --label pan-seal-1 --use pan-seal", cobra.NoArgs,
-		func(context.Context, []string) error { return c.keysGenerate(label, use) })
+	var label, use, kind, kcv string
+	generate := c.command("generate", "Make a random key in the token",
+		"acquirerd keys generate --label pan-seal-1 --use pan-seal\nacquirerd keys generate --label tls-processor-a --type ec-p256", cobra.NoArgs,
+		func(context.Context, []string) error { return c.keysGenerate(label, use, kind) })
+	generate.Long = "Generate makes a secret key with --use, or with --type a key pair whose private key signs for TLS and never leaves the token."
+	generate.Flags().StringVar(&kind, "type", "", "of a key pair for TLS: "+oneOf(hsm.KeyTypes))
+
+	var names []string
+	request := c.command("csr", "Print a certificate signing request for a key pair in the token",
+		"acquirerd keys csr --label tls-processor-a --name acq01.example.com", cobra.NoArgs,
+		func(context.Context, []string) error { return c.keysCSR(label, names) })
+	request.Long = "Csr prints a request (PKCS #10, PEM) that the key pair signs in the token. Each name is put in as a DNS name, or as an address if\n" +
+		"it is one; the first is the common name too. What else the certificate says is up to who issues it."
+	request.Flags().StringVar(&label, "label", "", "label of the key pair")
+	request.Flags().StringArrayVar(&names, "name", nil, "DNS name or address of this host; give it once or more")
 
 	var components []string
 	load := c.command("import", "Make a key in the token from its components",
@@ -36,7 +53,7 @@ func (c *cli) keysCommands() *cobra.Command {
 		command.Flags().StringVar(&use, "use", "", "what it is for: "+oneOf(hsm.Uses))
 	}
 	return c.group("keys", "List and make the keys in the token (of the config they use only hsm.module, token and pin_file)",
-		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token", list, generate, load)
+		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token", list, generate, load, request)
 }
 
 func (c *cli) keysList(context.Context, []string) error {
@@ -51,19 +68,73 @@ func (c *cli) keysList(context.Context, []string) error {
 	return c.printKeys(append([]hsm.KeyInfo{}, keys...), keys...)
 }
 
-func (c *cli) keysGenerate(label, use string) error {
-	if err := checkNewKey(label, use); err != nil {
-		return err
+func (c *cli) keysGenerate(label, use, kind string) error {
+	switch {
+	case kind == "":
+		if err := checkNewKey(label, use); err != nil {
+			return err
+		}
+	case use != "":
+		return usagef("--use and --type exclude each other: a key pair is for TLS")
+	case !slices.Contains(hsm.KeyTypes, hsm.KeyType(kind)):
+		return usagef("--type %q is not one of %s", kind, oneOf(hsm.KeyTypes))
+	default:
+		if err := checkLabel(label); err != nil {
+			return err
+		}
 	}
 	cfg, err := c.token()
 	if err != nil {
 		return err
 	}
-	key, err := hsm.Generate(cfg, label, hsm.Use(use))
+	var key hsm.KeyInfo
+	if kind != "" {
+		key, err = hsm.GenerateSigner(cfg, label, hsm.KeyType(kind))
+	} else {
+		key, err = hsm.Generate(cfg, label, hsm.Use(use))
+	}
 	if err != nil {
 		return err
 	}
 	return c.printKeys(key, key)
+}
+
+// dnsName is a host name (RFC 1123, 2.1), with room for a first label "*".
+var dnsName = regexp.MustCompile(`^(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+const mostDNSName = 253 // bytes (RFC 1035, 2.3.4)
+
+func (c *cli) keysCSR(label string, names []string) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return usagef("--name is missing")
+	}
+	template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: names[0]}}
+	for _, name := range names {
+		if address := net.ParseIP(name); address != nil {
+			template.IPAddresses = append(template.IPAddresses, address)
+		} else if dnsName.MatchString(name) && len(name) <= mostDNSName {
+			template.DNSNames = append(template.DNSNames, name)
+		} else {
+			return usagef("--name %q is neither a DNS name nor an address", name)
+		}
+	}
+	cfg, err := c.token()
+	if err != nil {
+		return err
+	}
+	der, err := hsm.CertificateRequest(cfg, label, template)
+	if err != nil {
+		return err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	if c.output == "json" {
+		return c.printJSON(map[string]string{"label": label, "request": string(text)})
+	}
+	_, err = c.out.Write(text)
+	return err
 }
 
 // keysImport gives the components to the token, which finds the KCV: a key that is not what its custodians meant does not stay.
@@ -101,12 +172,19 @@ func (c *cli) keysImport(label, use string, files []string, kcv string) error {
 	return c.printKeys(key, key)
 }
 
-func checkNewKey(label, use string) error {
+func checkLabel(label string) error {
 	if label == "" {
 		return usagef("--label is missing")
 	}
 	if !plainLabel.MatchString(label) {
 		return usagef("--label %s", labelRule)
+	}
+	return nil
+}
+
+func checkNewKey(label, use string) error {
+	if err := checkLabel(label); err != nil {
+		return err
 	}
 	if !slices.Contains(hsm.Uses, hsm.Use(use)) {
 		return usagef("--use %q is not one of %s", use, oneOf(hsm.Uses))
@@ -193,9 +271,9 @@ func (c *cli) hsmStatus(ctx context.Context, _ []string) error {
 		return err
 	}
 	_, _ = fmt.Fprintln(c.out) // Flush tells
-	keys := c.table("KEY", "USE", "KCV")
+	keys := c.table("KEY", "USE", "KCV", "VERSION")
 	for _, k := range statement.Keys {
-		keys.row(k.Label, k.Use, k.KCV)
+		keys.row(k.Label, k.Use, k.KCV, k.Version)
 	}
 	return keys.Flush()
 }

@@ -418,9 +418,9 @@ func (t *teardown) atOnce(limit time.Duration) error {
 // forHSM is this config in the words of the room of the keys.
 func (c *HSMConfig) forHSM() hsm.Config {
 	cfg := hsm.Config{Module: c.Module, Token: c.Token, PIN: c.pin(), Workers: c.Sessions, Queue: c.Queue, CallTimeout: c.CallTimeout,
-		SealKey: c.SealKey, TokenKey: c.TokenKey}
+		Overlap: c.KeyOverlap, SealKey: c.SealKey, TokenKey: c.TokenKey}
 	for _, key := range c.Keys {
-		cfg.Keys = append(cfg.Keys, hsm.Key{Label: key.Label, KCV: key.KCV, Use: key.Use})
+		cfg.Keys = append(cfg.Keys, hsm.Key{Label: key.Label, KCV: key.KCV, Use: key.Use, ZMK: key.ZMK})
 	}
 	return cfg
 }

@@ -126,6 +126,12 @@ func (f *faults) validate(c *Config) {
 	f.validateListeners(c)
 }
 
+// mostOverlap bounds hsm.key_overlap.
+const mostOverlap = 7 * 24 * time.Hour
+
+// versionMark ends the labels of keys that came by a key change.
+var versionMark = regexp.MustCompile(`#[0-9]+$`)
+
 func (f *faults) validateHSM(c *HSMConfig) {
 	f.given("hsm.module", c.Module)
 	f.given("hsm.token", c.Token)
@@ -137,7 +143,10 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	}
 	f.count("hsm.sessions", c.Sessions, 1024)
 	f.count("hsm.queue", c.Queue, 1_000_000)
-	f.durations("hsm", map[string]time.Duration{"call_timeout": c.CallTimeout})
+	f.durations("hsm", map[string]time.Duration{"call_timeout": c.CallTimeout, "key_overlap": c.KeyOverlap})
+	if c.KeyOverlap > mostOverlap {
+		f.add("hsm.key_overlap", "is longer than %v", mostOverlap)
+	}
 	labels, zones := map[string]string{}, map[string]string{}
 	for i, key := range c.Keys {
 		at := fmt.Sprintf("hsm.keys[%d]", i)
@@ -151,6 +160,16 @@ func (f *faults) validateHSM(c *HSMConfig) {
 		}
 		if key.Use == hsm.PINIn || key.Use == hsm.PINOut { // each zone has a key of its own (PCI PIN 17)
 			f.unique(at+".kcv", strings.ToUpper(key.KCV), zones)
+		} else if key.ZMK != "" {
+			f.add(at+".zmk", "only a %s or %s key can be changed", hsm.PINIn, hsm.PINOut)
+		}
+		if key.ZMK != "" {
+			f.key(c, at+".zmk", key.ZMK, hsm.ZMK)
+		}
+		if version := versionMark.FindStringIndex(key.Label); version != nil && slices.ContainsFunc(c.Keys, func(k KeyConfig) bool {
+			return k.ZMK != "" && k.Label == key.Label[:version[0]]
+		}) {
+			f.add(at+".label", "is what a later version of %q is called in the token", key.Label[:version[0]])
 		}
 	}
 	f.key(c, "hsm.seal_key", c.SealKey, hsm.PANSeal)
