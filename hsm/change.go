@@ -75,6 +75,7 @@ func (h *HSM) ChangeKey(ctx context.Context, change KeyChange) error {
 		result = refused.result
 	}
 	h.metrics.changes[result].Inc()
+	// Both are logged here, whatever the caller does: it is the audit trail of the key.
 	if err != nil {
 		h.log.Warn("hsm key change refused", "audit", true, "key", change.Label, "result", result, "error", err)
 		return fmt.Errorf("changing key %q: %w", change.Label, err)
@@ -173,17 +174,18 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 		if err := h.refuseReuse(g, c.key.Label, kcv); err != nil {
 			return err
 		}
-		made, err := h.make(s, c, kcv, old.highest+1, create)
-		if err != nil {
-			return err
+		label := successorLabel(c.key.Label, old.highest+1)
+		made, err := h.make(s, c, kcv, label, create)
+		if err == nil {
+			err = c.adopt(made, func() {
+				c.adopted, c.replaced = made, old.current.KCV
+				g.keys[c.key.Label].Store(old.succeeded(made, h.cfg.Overlap))
+				h.metrics.version[c.key.Label].Set(float64(made.version))
+			})
 		}
-		err = c.adopt(made, func() {
-			c.adopted, c.replaced = made, old.current.KCV
-			g.keys[c.key.Label].Store(old.succeeded(made, h.cfg.Overlap))
-			h.metrics.version[c.key.Label].Set(float64(made.version))
-		})
-		if err != nil {
-			_ = h.destroy(s, made) // if not now, then by retire
+		// What may be there must go before this process ends: the next one would take it for the current key.
+		if err != nil && c.line.mayHold(label) && h.destroy(s, unfinished(c.key, label), true) != nil {
+			g.keys[c.key.Label].Store(old.with(unfinished(c.key, label)))
 		}
 		return err
 	})
@@ -295,32 +297,22 @@ func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 }
 
 // make makes the key in the token and checks it there as a start would.
-func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv string, version int, create creator) (*key, error) {
-	label := successorLabel(c.key.Label, version)
+func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv, label string, create creator) (*key, error) {
+	if err := refuseExisting(h.module, s, label); err != nil {
+		if errors.Is(err, ErrKeyExists) {
+			err = fmt.Errorf("%w: %q: does another process change keys in this token?", ErrUnavailable, label)
+		}
+		return nil, err
+	}
 	c.line.mu.Lock()
-	leftover := c.line.unadopted[label]
 	if c.abandoned {
 		c.line.mu.Unlock()
 		return nil, errDown
 	}
-	c.line.mu.Unlock()
-	handles, err := find(h.module, s, label)
-	if err != nil {
-		return nil, err
-	}
-	for _, handle := range handles {
-		if !leftover {
-			return nil, fmt.Errorf("%w: %q exists: does another process change keys in this token?", ErrUnavailable, label)
-		}
-		if err := h.module.DestroyObject(s, handle); err != nil {
-			return nil, keepGeneration(err)
-		}
-	}
-	c.line.mu.Lock()
 	c.line.unadopted[label] = true // from here on it may exist
 	c.line.mu.Unlock()
 	record := recordOf(label, kcv, time.Now())
-	created, err := create(recipes[c.key.Use].template(label, record, len(c.cryptogram)))
+	_, err := create(recipes[c.key.Use].template(label, record, len(c.cryptogram)))
 	if err != nil {
 		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", label, err))
 	}
@@ -329,7 +321,6 @@ func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv string, version int, c
 		err = refuse(keyRefused, "the token made a key that %s", problem)
 	}
 	if err != nil {
-		_ = h.module.DestroyObject(s, created) // if not now, then before the next one of that label
 		return nil, keepGeneration(err)
 	}
 	return k, nil

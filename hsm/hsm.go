@@ -21,7 +21,7 @@ type Config struct {
 	Token  string                 // label of the token
 	PIN    func() ([]byte, error) // gives the user PIN at each login: see PINFile; what it gave is cleared after use
 
-	Workers     int           // calls at once, each in its own session; default 8, at most 1,024
+	Workers     int           // calls at once, each in its own session, and one session more for a key change; default 8, at most 1,024
 	Queue       int           // callers that may wait for a worker; one more is refused at once; default 256
 	CallTimeout time.Duration // of one call with its waiting, if the caller's deadline is not earlier; default 2 s
 	Backoff     Backoff       // between attempts to rebuild

@@ -43,6 +43,14 @@ func (l *lineage) due(now time.Time, callTimeout time.Duration) []*key {
 	return due
 }
 
+// with returns the lineage with one more key to destroy.
+func (l *lineage) with(old *key) *lineage {
+	next := *l
+	next.old = append(slices.Clone(l.old), old)
+	next.highest = max(l.highest, old.version)
+	return &next
+}
+
 // without returns the lineage when a key of it is gone from the token.
 func (l *lineage) without(gone *key) *lineage {
 	next := *l
@@ -70,6 +78,13 @@ type line struct {
 	version   int             // that was current last
 	kcv       string          // of it
 	unadopted map[string]bool // labels of successors that a change made, or may have made, and did not finish: never to be used
+}
+
+// mayHold reports whether an unfinished change may have left a key of that label.
+func (l *line) mayHold(label string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unadopted[label]
 }
 
 const firstVersion = 1
@@ -152,9 +167,7 @@ func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, successors []string)
 		l.highest = max(l.highest, version)
 		switch {
 		case remembered.unadopted[label]:
-			if problem == "" {
-				l.old = append(l.old, k)
-			}
+			l.old = append(l.old, unfinished(want, label))
 		case l.current == nil && problem != "":
 			return nil, fmt.Sprintf("has a successor %q that %s", label, problem), nil
 		case l.current == nil:
@@ -190,6 +203,13 @@ func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, successors []string)
 	remembered.version, remembered.kcv = l.current.version, l.current.KCV
 	l.until = l.current.made.Add(h.cfg.Overlap)
 	return l, "", nil
+}
+
+// unfinished stands for what a change may have left under a label: good for nothing but to be destroyed.
+func unfinished(of Key, label string) *key {
+	of.Label = label
+	_, version, _ := successorOf(label)
+	return &key{Key: of, version: version}
 }
 
 // findSuccessor finds one successor by its label and checks it against its record.
@@ -303,7 +323,7 @@ func (h *HSM) destroyDue(g *generation, label string) error {
 			if err := g.key(label).checkAgain(h.module, s); err != nil {
 				return err
 			}
-			switch err := h.destroy(s, k); {
+			switch err := h.destroy(s, k, remembered.mayHold(k.Label)); {
 			case errors.Is(err, ErrKeyCheck):
 				h.log.Warn("hsm old key is left in the token", "key", label, "version", k.version, "error", err)
 			case err != nil:
@@ -317,11 +337,20 @@ func (h *HSM) destroyDue(g *generation, label string) error {
 	})
 }
 
-// destroy destroys the one key that has this label and this KCV; one that is gone already is as good.
-func (h *HSM) destroy(s pkcs11.SessionHandle, k *key) error {
+// destroy destroys the one key that has this label and this KCV; one that is gone already is as good. Of a label that an unfinished change
+// of this process took, all goes, whatever it is.
+func (h *HSM) destroy(s pkcs11.SessionHandle, k *key, unfinished bool) error {
 	handles, err := find(h.module, s, k.Label)
 	if err != nil || len(handles) == 0 {
 		return err
+	}
+	if unfinished {
+		for _, handle := range handles {
+			if err := h.module.DestroyObject(s, handle); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if len(handles) > 1 {
 		return fmt.Errorf("%w: %d have that label", ErrKeyCheck, len(handles))
