@@ -155,8 +155,6 @@ func (h *HSM) findSuccessors(s pkcs11.SessionHandle) (map[string][]string, error
 // is older and not as it should be is left alone and not used: it must not stop what is current.
 func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, successors []string) (*lineage, string, error) {
 	remembered := h.lines[want.Label]
-	remembered.mu.Lock()
-	defer remembered.mu.Unlock()
 	l := &lineage{highest: firstVersion}
 	for _, label := range slices.Backward(successors) {
 		k, problem, err := findSuccessor(h.module, s, want, label)
@@ -166,7 +164,7 @@ func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, successors []string)
 		_, version, _ := successorOf(label)
 		l.highest = max(l.highest, version)
 		switch {
-		case remembered.unadopted[label]:
+		case remembered.mayHold(label):
 			l.old = append(l.old, unfinished(want, label))
 		case l.current == nil && problem != "":
 			return nil, fmt.Sprintf("has a successor %q that %s", label, problem), nil
@@ -194,6 +192,8 @@ func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, successors []string)
 	default:
 		l.old = append(l.old, first)
 	}
+	remembered.mu.Lock() // not before: a call into the module may hang
+	defer remembered.mu.Unlock()
 	if l.current.version < remembered.version {
 		return nil, fmt.Sprintf("is missing in version %d, which was in use", remembered.version), nil
 	}
