@@ -610,3 +610,44 @@ func TestNewRefusesWrongZones(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A translation took the key of version 1 just before two changes, and uses it when a probe comes by that could destroy it.
+func TestACallEndsUnderTheKeyThatItTook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		<-time.After(probeInterval - 100*time.Millisecond)
+		var once sync.Once
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "EncryptInit" {
+					once.Do(func() { <-time.After(500 * time.Millisecond) })
+				}
+				return nil
+			}
+		})
+		done := make(chan error, 1)
+		go func() { done <- translated(t.Context(), t, h, firstIn, firstOut, false) }()
+		synctest.Wait() // it is in the module
+		f.set(func() { f.script = nil })
+		for _, key := range []string{"out 2", "out 3"} {
+			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey(key))); err != nil {
+				t.Error(err)
+			}
+		}
+		<-time.After(300 * time.Millisecond) // the probe has been
+		if got := f.labels("out"); len(got) != 3 {
+			t.Errorf("keys %q", got)
+		}
+		if err := <-done; err != nil || h.Statement().Generation != 1 {
+			t.Errorf("generation %d, %v", h.Statement().Generation, err)
+		}
+		<-time.After(2 * probeInterval)
+		if got := f.labels("out"); len(got) != 2 {
+			t.Errorf("later: keys %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
