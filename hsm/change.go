@@ -7,18 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
 )
-
-// A KeyChange is a new zone PIN key as the network-management dialogue brings it.
-type KeyChange struct {
-	Label      string // of the configuration: a pin-in or pin-out key that has a ZMK there
-	Cryptogram []byte // the new TDES key in ECB under that ZMK: 16 bytes, or 24
-	KCV        string // its check value: the first 4 or 6 hexadecimal digits
-}
 
 // The results of a key change: label "result" of acquirerd_hsm_key_changes_total.
 const (
@@ -30,7 +24,7 @@ const (
 	keyWeak        = "weak"
 	keyWeakZMK     = "weak_zmk" // the ZMK is weaker than the new key
 	keyKCV         = "kcv"
-	keyReused      = "reused" // it is another zone's, or the one before the current one
+	keyReused      = "reused" // it is another zone's, or was replaced before
 	keyRefused     = "token_refused"
 	keyUnavailable = "unavailable"
 )
@@ -51,15 +45,17 @@ func refuse(result, format string, args ...any) error {
 // shortKCV is a check value of a message: 2 bytes or 3.
 var shortKCV = regexp.MustCompile(`^[0-9A-Fa-f]{4}([0-9A-Fa-f]{2})?$`)
 
-// ChangeKey makes the key of the cryptogram the current version of its label. When it returns nil, that version is in the token, survives a
+// ChangeKey makes the key of the cryptogram the current version of the label, which is of a pin-in or pin-out key that has a ZMK in the
+// configuration. The cryptogram is the new TDES key in ECB under that ZMK, 16 bytes or 24, and the caller's again when it returns; the check value is
+// the first 4 or 6 hexadecimal digits of the new key's KCV. When it returns nil, that version is in the token, survives a
 // crash and is in use: answer the processor then, and not before. After any error the old key is in use. A change that
 // brings the current key once more is a success, so that a processor that has lost our answer may repeat it.
 //
 // The old key stays for Config.Overlap: for Card.Previous, and for PIN blocks that upstreams still encipher under it.
 //
 // Errors: ErrKeyChange for what the change carries, ErrUnavailable for all else (ErrBusy while the same key is being changed).
-func (h *HSM) ChangeKey(ctx context.Context, change KeyChange) error {
-	c, err := h.newChange(change)
+func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, checkValue string) error {
+	c, err := h.newChange(label, cryptogram, checkValue)
 	if err == nil {
 		err = h.call(ctx, changeKey, func(g *generation, _ int, mem *scratch) error { return h.replace(g, c, mem) })
 		err = c.settle(err)
@@ -77,10 +73,10 @@ func (h *HSM) ChangeKey(ctx context.Context, change KeyChange) error {
 	h.metrics.changes[result].Inc()
 	// Both are logged here, whatever the caller does: it is the audit trail of the key.
 	if err != nil {
-		h.log.Warn("hsm key change refused", "audit", true, "key", change.Label, "result", result, "error", err)
-		return fmt.Errorf("changing key %q: %w", change.Label, err)
+		h.log.Warn("hsm key change refused", "audit", true, "key", label, "result", result, "error", err)
+		return fmt.Errorf("changing key %q: %w", label, err)
 	}
-	h.log.Info("hsm key changed", "audit", true, "key", change.Label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
+	h.log.Info("hsm key changed", "audit", true, "key", label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
 		"zmk", c.key.ZMK, "previous_kcv", c.replaced, "overlap", h.cfg.Overlap)
 	return nil
 }
@@ -100,16 +96,16 @@ type change struct {
 }
 
 // newChange refuses what needs no token to be refused.
-func (h *HSM) newChange(from KeyChange) (*change, error) {
-	c := &change{line: h.lines[from.Label], cryptogram: bytes.Clone(from.Cryptogram), kcv: strings.ToUpper(from.KCV)}
+func (h *HSM) newChange(label string, cryptogram []byte, checkValue string) (*change, error) {
+	c := &change{line: h.lines[label], cryptogram: bytes.Clone(cryptogram), kcv: strings.ToUpper(checkValue)}
 	for _, k := range h.cfg.Keys {
-		if k.Label == from.Label {
+		if k.Label == label {
 			c.key = k
 		}
 	}
 	switch n := len(c.cryptogram); {
 	case c.line == nil:
-		return nil, refuse(keyUnknown, "%q is not a key that has a zone master key", from.Label)
+		return nil, refuse(keyUnknown, "%q is not a key that has a zone master key", label)
 	case n != tdes2Bytes && n != tdes3Bytes:
 		return nil, refuse(keyLength, "the cryptogram has %d bytes, not %d or %d", n, tdes2Bytes, tdes3Bytes)
 	case !shortKCV.MatchString(c.kcv):
@@ -175,7 +171,8 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 			return err
 		}
 		label := successorLabel(c.key.Label, old.highest+1)
-		made, err := h.make(s, c, kcv, label, create)
+		r := record{kcv: kcv, made: time.Now(), replaced: old.current.history()}
+		made, err := h.make(s, c, label, r, create)
 		if err == nil {
 			err = c.adopt(made, func() {
 				c.adopted, c.replaced = made, old.current.KCV
@@ -278,26 +275,26 @@ func (h *HSM) refusedByToken(err error) error {
 	return keepGeneration(err)
 }
 
-// refuseReuse refuses a key that another zone has (PCI PIN 17), and the one that was replaced last: a recorded change that is
-// played again. Three bytes of KCV are the same by chance once in 16 million; the processor will send another key.
+// refuseReuse refuses a key that another zone has (PCI PIN 17), and one that was replaced before: a delayed or recorded change must not bring
+// it back. Three bytes of KCV are the same by chance once in 16 million; the other side will send another key.
 func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 	for _, k := range h.cfg.Keys {
 		if k.Use != PINIn && k.Use != PINOut {
 			continue
 		}
-		l := g.lineage(k.Label)
-		if k.Label != label && sameKCV(kcv, l.current.KCV) {
+		now := g.key(k.Label)
+		if k.Label != label && sameKCV(kcv, now.KCV) {
 			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own", k.Label)
 		}
-		if l.previous != nil && sameKCV(kcv, l.previous.KCV) {
-			return refuse(keyReused, "the key is the previous one of %q", k.Label)
+		if slices.ContainsFunc(now.replaced, func(old string) bool { return sameKCV(kcv, old) }) {
+			return refuse(keyReused, "the key %q had the same check value before", k.Label)
 		}
 	}
 	return nil
 }
 
 // make makes the key in the token and checks it there as a start would.
-func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv, label string, create creator) (*key, error) {
+func (h *HSM) make(s pkcs11.SessionHandle, c *change, label string, r record, create creator) (*key, error) {
 	if err := refuseExisting(h.module, s, label); err != nil {
 		if errors.Is(err, ErrKeyExists) {
 			err = fmt.Errorf("%w: %q: does another process change keys in this token?", ErrUnavailable, label)
@@ -311,8 +308,7 @@ func (h *HSM) make(s pkcs11.SessionHandle, c *change, kcv, label string, create 
 	}
 	c.line.unadopted[label] = true // from here on it may exist
 	c.line.mu.Unlock()
-	record := recordOf(label, kcv, time.Now())
-	_, err := create(recipes[c.key.Use].template(label, record, len(c.cryptogram)))
+	_, err := create(recipes[c.key.Use].template(label, r.text(label), len(c.cryptogram)))
 	if err != nil {
 		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", label, err))
 	}

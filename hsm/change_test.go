@@ -36,12 +36,23 @@ func changeable(t testing.TB) (*hsmtest.Token, hsm.Config) {
 	return token, cfg
 }
 
-func bring(label string, key []byte) hsm.KeyChange {
+// A keyChange is what ChangeKey is asked for.
+type keyChange struct {
+	Label      string
+	Cryptogram []byte
+	KCV        string
+}
+
+func (c keyChange) ask(ctx context.Context, h *hsm.HSM) error {
+	return h.ChangeKey(ctx, c.Label, c.Cryptogram, c.KCV)
+}
+
+func bring(label string, key []byte) keyChange {
 	zmk := doubleZMK
 	if label == hsmtest.ProcessorKey {
 		zmk = tripleZMK
 	}
-	return hsm.KeyChange{Label: label, Cryptogram: hsmtest.Cryptogram(zmk, key), KCV: hsmtest.KCV(hsm.PINOut, key)}
+	return keyChange{Label: label, Cryptogram: hsmtest.Cryptogram(zmk, key), KCV: hsmtest.KCV(hsm.PINOut, key)}
 }
 
 // pin is the PIN that a processor with the key out finds when an upstream with the key in sends 1234.
@@ -89,7 +100,7 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 	for i, length := range []int{16, 24, 16} {
 		was := out
 		out = hsmtest.ZoneKey(strings.Repeat("out", i), length)
-		if err := h.ChangeKey(t.Context(), bring(hsmtest.ProcessorKey, out)); err != nil {
+		if err := bring(hsmtest.ProcessorKey, out).ask(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 		good("the new pin-out key", h, in, out, false)
@@ -98,7 +109,7 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 		in = hsmtest.ZoneKey(strings.Repeat("in", i+1), 16)
 		short := bring(hsmtest.UpstreamKey, in)
 		short.KCV = strings.ToLower(short.KCV[:4])
-		if err := h.ChangeKey(t.Context(), short); err != nil {
+		if err := short.ask(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 		good("the new pin-in key", h, in, out, false)
@@ -157,18 +168,18 @@ func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {
 	weak := unhex(t, "0101010101010101")
 	for _, c := range []struct {
 		name, says string
-		change     hsm.KeyChange
+		change     keyChange
 	}{
-		{"another check value", "another check value", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "000000"}},
-		{"another short check value", "another check value", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "0000"}},
-		{"no check value", "check value is not", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram}},
-		{"a check value of 5 digits", "check value is not", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "12345"}},
-		{"another zone master key", "odd parity", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: hsmtest.Cryptogram(tripleZMK, in), KCV: hsmtest.KCV(hsm.PINIn, in)}},
-		{"a key in clear", "odd parity", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: in, KCV: hsmtest.KCV(hsm.PINIn, in)}},
-		{"no cryptogram", "0 bytes", hsm.KeyChange{Label: hsmtest.UpstreamKey, KCV: "123456"}},
-		{"single length", "8 bytes", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 8), KCV: "123456"}},
-		{"a byte too many", "17 bytes", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 17), KCV: "123456"}},
-		{"four parts", "32 bytes", hsm.KeyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 32), KCV: "123456"}},
+		{"another check value", "another check value", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "000000"}},
+		{"another short check value", "another check value", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "0000"}},
+		{"no check value", "check value is not", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram}},
+		{"a check value of 5 digits", "check value is not", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: bring(hsmtest.UpstreamKey, in).Cryptogram, KCV: "12345"}},
+		{"another zone master key", "odd parity", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: hsmtest.Cryptogram(tripleZMK, in), KCV: hsmtest.KCV(hsm.PINIn, in)}},
+		{"a key in clear", "odd parity", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: in, KCV: hsmtest.KCV(hsm.PINIn, in)}},
+		{"no cryptogram", "0 bytes", keyChange{Label: hsmtest.UpstreamKey, KCV: "123456"}},
+		{"single length", "8 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 8), KCV: "123456"}},
+		{"a byte too many", "17 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 17), KCV: "123456"}},
+		{"four parts", "32 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 32), KCV: "123456"}},
 		{"a weaker zone master key", "weaker", bring(hsmtest.UpstreamKey, out)},
 		{"equal halves", "equal parts", bring(hsmtest.UpstreamKey, join(in[:8], in[:8]))},
 		{"first and last third equal", "equal parts", bring(hsmtest.ProcessorKey, join(out[:16], out[:8]))},
@@ -182,7 +193,7 @@ func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {
 		{"a key of another use", "not a key that has", bring(hsmtest.SealKey, in)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := h.ChangeKey(t.Context(), c.change)
+			err := c.change.ask(t.Context(), h)
 			if !errors.Is(err, hsm.ErrKeyChange) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
@@ -191,7 +202,7 @@ func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {
 			}
 		})
 	}
-	if err := h.ChangeKey(t.Context(), bring(hsmtest.UpstreamKey, hsmtest.UpstreamZPK)); err != nil {
+	if err := bring(hsmtest.UpstreamKey, hsmtest.UpstreamZPK).ask(t.Context(), h); err != nil {
 		t.Errorf("the key that is in use: %v", err)
 	}
 	if s := h.KeyStatus(); s[0].Version != 1 || s[1].Version != 1 || s[0].PreviousKCV != "" || h.Statement().Generation != 1 {
@@ -243,11 +254,11 @@ func TestKeysChangeUnderLoad(t *testing.T) {
 		})
 	}
 	for n := int64(1); n <= changes; n++ {
-		if err := h.ChangeKey(t.Context(), bring(hsmtest.UpstreamKey, ins[n])); err != nil {
+		if err := bring(hsmtest.UpstreamKey, ins[n]).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
 		inVersion.Store(n)
-		if err := h.ChangeKey(t.Context(), bring(hsmtest.ProcessorKey, outs[n])); err != nil {
+		if err := bring(hsmtest.ProcessorKey, outs[n]).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
 		outVersion.Store(n)

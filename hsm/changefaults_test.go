@@ -37,10 +37,21 @@ func changing(t *testing.T) (*fakeModule, Config) {
 	return f, cfg
 }
 
+// A keyChange is what ChangeKey is asked for.
+type keyChange struct {
+	Label      string
+	Cryptogram []byte
+	KCV        string
+}
+
+func (c keyChange) ask(ctx context.Context, h *HSM) error {
+	return h.ChangeKey(ctx, c.Label, c.Cryptogram, c.KCV)
+}
+
 // changeTo is the key change that brings a clear key to the fake.
-func changeTo(label string, key []byte) KeyChange {
+func changeTo(label string, key []byte) keyChange {
 	kcv := kcvText(fakeTDES(key, make([]byte, desBytes), true))
-	return KeyChange{Label: label, Cryptogram: fakeTDES(zoneKey("zmk"), key, true), KCV: kcv}
+	return keyChange{Label: label, Cryptogram: fakeTDES(zoneKey("zmk"), key, true), KCV: kcv}
 }
 
 // translated is a PIN block enciphered under one key and translated, and deciphered under another.
@@ -98,9 +109,13 @@ func TestTheOldKeyLivesForTheOverlap(t *testing.T) {
 			t.Errorf("before any change: %v", err)
 		}
 		for label, key := range map[string][]byte{"in": in, "out": out} {
-			if err := h.ChangeKey(t.Context(), changeTo(label, key)); err != nil {
+			if err := changeTo(label, key).ask(t.Context(), h); err != nil {
 				t.Fatal(err)
 			}
+		}
+		synctest.Wait()
+		if !bytes.Equal(h.memory.pages, make([]byte, len(h.memory.pages))) {
+			t.Error("something of a key is left in memory")
 		}
 		usable := func(when string, old bool) {
 			t.Helper()
@@ -231,7 +246,7 @@ func TestACrashInAKeyChange(t *testing.T) {
 				h, stop := f.start(cfg, io.Discard, nil)
 				restore := breakAt(f, step.op, step.nth, dead, all...)
 				key := zoneKey("new")
-				if err := h.ChangeKey(t.Context(), changeTo("out", key)); !errors.Is(err, ErrUnavailable) {
+				if err := changeTo("out", key).ask(t.Context(), h); !errors.Is(err, ErrUnavailable) {
 					t.Errorf("the change: %v", err)
 				}
 				restore()
@@ -250,7 +265,7 @@ func TestACrashInAKeyChange(t *testing.T) {
 					t.Errorf("after the start: %v, %+v", err, h.KeyStatus()[1])
 				}
 				// The processor has no answer and asks again.
-				if err := h.ChangeKey(t.Context(), changeTo("out", key)); err != nil {
+				if err := changeTo("out", key).ask(t.Context(), h); err != nil {
 					t.Error(err)
 				}
 				if err := translated(t.Context(), t, h, firstIn, key, false); err != nil || h.KeyStatus()[1].Version != 2 {
@@ -272,7 +287,7 @@ func TestAKeyChangeThatBreaksOffLeavesTheOldKey(t *testing.T) {
 			f, cfg := changing(t)
 			h, stop := f.start(cfg, io.Discard, nil)
 			restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(code), "DestroyObject")
-			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err == nil {
+			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
 				t.Error("done")
 			}
 			restore()
@@ -295,7 +310,7 @@ func TestAKeyChangeThatBreaksOffLeavesTheOldKey(t *testing.T) {
 			if got := f.labels("out"); !slices.Equal(got, []string{"out"}) {
 				t.Errorf("keys %q", got)
 			}
-			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err != nil {
+			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
 				t.Error(err)
 			}
 			if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
@@ -315,7 +330,7 @@ func TestWhatABrokenChangeLeftIsGoneBeforeTheNextStart(t *testing.T) {
 			f, cfg := changing(t)
 			h, stop := f.start(cfg, io.Discard, nil)
 			restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), also...)
-			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); !errors.Is(err, ErrUnavailable) {
+			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); !errors.Is(err, ErrUnavailable) {
 				t.Errorf("got %v", err)
 			}
 			restore()
@@ -340,11 +355,11 @@ func TestALeftoverIsNoneOfTheVersions(t *testing.T) {
 		f, cfg := changing(t)
 		h, stop := f.start(cfg, io.Discard, nil)
 		restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), "DestroyObject")
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err == nil {
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
 			t.Error("done")
 		}
 		restore()
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("newer"))); err != nil {
+		if err := changeTo("out", zoneKey("newer")).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
 		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#2", "out#3"}) {
@@ -374,7 +389,7 @@ func TestAKeyChangeGoesOnInTheNextGeneration(t *testing.T) {
 			h, stop := f.start(cfg, io.Discard, nil)
 			breakAt(f, step.op, step.nth, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID))
 			key := zoneKey("new")
-			if err := h.ChangeKey(t.Context(), changeTo("out", key)); err != nil {
+			if err := changeTo("out", key).ask(t.Context(), h); err != nil {
 				t.Error(err)
 			}
 			if s := h.KeyStatus()[1]; h.Statement().Generation > 2 || s.Version != step.version {
@@ -408,10 +423,10 @@ func TestAKeyChangeThatNobodyWaitsForDoesNotHappen(t *testing.T) {
 				return nil
 			}
 		})
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); !errors.Is(err, ErrUnavailable) {
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("got %v", err)
 		}
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("newer"))); !errors.Is(err, ErrBusy) {
+		if err := changeTo("out", zoneKey("newer")).ask(t.Context(), h); !errors.Is(err, ErrBusy) {
 			t.Errorf("a second change beside the first: %v", err)
 		}
 		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil {
@@ -449,15 +464,26 @@ func TestARecordedKeyChangeIsNotPlayedAgain(t *testing.T) {
 			{"in", "2", ErrKeyChange, 3},
 			{"out", "3", nil, 3},
 		} {
-			if err := h.ChangeKey(t.Context(), changeTo(step.label, zoneKey(step.key))); !errors.Is(err, step.want) {
+			if err := changeTo(step.label, zoneKey(step.key)).ask(t.Context(), h); !errors.Is(err, step.want) {
 				t.Errorf("%s to %s: got %v, want %v", step.label, step.key, err, step.want)
 			}
 			if got := h.KeyStatus(); got[1].Version != step.version || got[0].Version != 1 {
 				t.Errorf("%s to %s: %+v", step.label, step.key, got)
 			}
 		}
-		<-time.After(11 * time.Second) // the key of version 1 has no use any more
-		if got := f.labels("out"); !slices.Equal(got, []string{"out#2", "out#3"}) {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		h, stop = f.start(cfg, io.Discard, nil)
+		for range 2 {
+			for key, want := range map[string]error{"2": ErrKeyChange, "3": nil} {
+				if err := changeTo("out", zoneKey(key)).ask(t.Context(), h); !errors.Is(err, want) || h.KeyStatus()[1].Version != 3 {
+					t.Errorf("after a start: %s: %v, %+v", key, err, h.KeyStatus()[1])
+				}
+			}
+			<-time.After(defaultOverlap + 11*time.Second) // and then when the old keys are gone
+		}
+		if got := f.labels("out"); !slices.Equal(got, []string{"out#3"}) {
 			t.Errorf("keys %q", got)
 		}
 		want := map[string]float64{keyChanged: 2, keyRepeated: 2, keyReused: 3}
@@ -485,12 +511,12 @@ func TestATokenThatUnwrapsNeverShowsTheNewKey(t *testing.T) {
 		bad.KCV = "1234"
 		twice := zoneKey("half")
 		copy(twice[8:], twice[:8])
-		for name, change := range map[string]KeyChange{"another check value": bad, "equal halves": changeTo("out", twice)} {
-			if err := h.ChangeKey(t.Context(), change); !errors.Is(err, ErrKeyChange) {
+		for name, change := range map[string]keyChange{"another check value": bad, "equal halves": changeTo("out", twice)} {
+			if err := change.ask(t.Context(), h); !errors.Is(err, ErrKeyChange) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("new"))); err != nil {
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
 		for _, text := range f.clear {
@@ -521,7 +547,7 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 		"another of the same version": func(f *fakeModule) {
 			k := &f.keys[len(f.keys)-1]
 			k.value = zoneKey("another")
-			k.not[pkcs11.CKA_ID] = []byte(recordOf("out#3", kcvText(fakeTDES(k.value, make([]byte, 8), true)), time.Now()))
+			k.not[pkcs11.CKA_ID] = []byte(record{kcvText(fakeTDES(k.value, make([]byte, 8), true)), time.Now(), []string{"123456"}}.text("out#3"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -529,7 +555,7 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 				f, cfg := changing(t)
 				h, stop := f.start(cfg, io.Discard, nil)
 				for _, key := range []string{"2", "3"} {
-					if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey(key))); err != nil {
+					if err := changeTo("out", zoneKey(key)).ask(t.Context(), h); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -571,7 +597,7 @@ func TestOnlyTheKeyThatWasReplacedIsDestroyed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, cfg := changing(t)
 		h, stop := f.start(cfg, io.Discard, nil)
-		if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey("2"))); err != nil {
+		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 		f.set(func() { // an operator puts something else under the label
@@ -631,7 +657,7 @@ func TestACallEndsUnderTheKeyThatItTook(t *testing.T) {
 		synctest.Wait() // it is in the module
 		f.set(func() { f.script = nil })
 		for _, key := range []string{"out 2", "out 3"} {
-			if err := h.ChangeKey(t.Context(), changeTo("out", zoneKey(key))); err != nil {
+			if err := changeTo("out", zoneKey(key)).ask(t.Context(), h); err != nil {
 				t.Error(err)
 			}
 		}

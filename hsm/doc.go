@@ -83,14 +83,14 @@
 //
 // ChangeKey replaces a pin-in or pin-out key that the configuration marks with a ZMK, by a TDES key in ECB under that ZMK with its KCV, as
 // hosts of ISO 8583:1987 send them in an 0800. The mark is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
-// The new key has to be of odd parity, without equal or weak parts, no longer than its ZMK (PCI PIN 10), of no other zone (17), not the one that
-// was replaced last, and of the KCV that came. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
+// The new key has to be of odd parity, without equal or weak parts, no longer than its ZMK (PCI PIN 10), of no other zone (17), not one that
+// was replaced before, and of the KCV that came. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
 // parts only where the cryptogram shows them. All else is as above: a change is token-resident or transient as Statement says.
 //
 // The configuration pins the KCV of a key's first version. After a change that pin fits no more, so this is how the others are trusted:
 //
 //   - A version n > 1 is a successor: a key of its own in the token with the label LABEL#n. The highest is current. It has the template of its use,
-//     and its CKA_ID records label, KCV and time ("zpk-a#2 08D7B4 2026-11-25T16:45:38Z"). A highest version without a record, with another
+//     and its CKA_ID records label, KCV, time, and the KCVs of up to 24 versions before it ("zpk-a#3 08D7B4 2026-11-25T16:45:38Z 40D328FE988B"). A highest version without a record, with another
 //     KCV than recorded, or that is not unique, refuses the start: the daemon never falls back to an older one by itself.
 //   - Who can make such an object has the token's user PIN, and can then do all that the daemon can. A MAC in the record would not
 //     change that: its key would be one that the same PIN commands. So the pin is weaker for keys with a ZMK than for others, and

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,10 +101,18 @@ type generation struct {
 type key struct {
 	Key
 	handle  pkcs11.ObjectHandle
-	aad     []byte    // of PAN seals
-	version int       // 1: the one of the configuration; more: a successor
-	made    time.Time // of a successor: when it was made
-	inside  bool      // of a zmk key: it unwraps inside the token
+	aad     []byte // of PAN seals
+	version int    // 1: the one of the configuration; more: a successor
+	inside  bool   // of a zmk key: it unwraps inside the token
+
+	made     time.Time // of a successor: when it was made
+	replaced []string  // of a successor: KCVs of the versions before it, the last one first
+}
+
+// history is what the record of the next version says of those before it.
+func (k *key) history() []string {
+	all := append([]string{strings.ToUpper(k.KCV)}, k.replaced...)
+	return all[:min(len(all), mostReplaced)]
 }
 
 // lineage returns the key of a label of the configuration with what is left of its predecessors.

@@ -105,18 +105,36 @@ func successorOf(label string) (base string, version int, ok bool) {
 	return label[:at], version, true
 }
 
-// recordOf is the CKA_ID of a successor: its label, its KCV and when it was made, so that the overlap outlives the process.
-func recordOf(label, kcv string, made time.Time) string {
-	return label + " " + kcv + " " + made.UTC().Format(time.RFC3339)
+// A record is what the CKA_ID of a successor tells, so that its overlap and its history outlive the process.
+type record struct {
+	kcv      string
+	made     time.Time
+	replaced []string // KCVs of the versions before it, the last one first
 }
 
-func parseRecord(label, record string) (kcv string, made time.Time, ok bool) {
-	words := strings.Split(record, " ")
-	if len(words) != 3 || words[0] != label || !sixHex.MatchString(words[1]) {
-		return "", time.Time{}, false
+// mostReplaced is how many versions a record remembers: with a label of 64 bytes it stays shorter than 255, which some tokens
+// may not exceed.
+const mostReplaced = 24
+
+func (r record) text(label string) string {
+	return label + " " + r.kcv + " " + r.made.UTC().Format(time.RFC3339) + " " + strings.Join(r.replaced, "")
+}
+
+func parseRecord(label, text string) (record, bool) {
+	words := strings.Split(text, " ")
+	if len(words) != 4 || words[0] != label || !sixHex.MatchString(words[1]) {
+		return record{}, false
+	}
+	r := record{kcv: words[1]}
+	for rest := words[3]; rest != ""; rest = rest[2*kcvBytes:] {
+		if len(rest) < 2*kcvBytes || !sixHex.MatchString(rest[:2*kcvBytes]) {
+			return record{}, false
+		}
+		r.replaced = append(r.replaced, rest[:2*kcvBytes])
 	}
 	made, err := time.Parse(time.RFC3339, words[2])
-	return words[1], made, err == nil
+	r.made = made
+	return r, err == nil && len(r.replaced) > 0
 }
 
 // findSuccessors returns the labels of all successors in the token, by the label of the configuration, lowest version first. Numbers can
@@ -225,15 +243,15 @@ func findSuccessor(m module, s pkcs11.SessionHandle, want Key, label string) (*k
 	if err != nil {
 		return nil, "", err
 	}
-	kcv, made, ok := parseRecord(label, string(id))
+	r, ok := parseRecord(label, string(id))
 	if !ok {
 		return nil, "has no record of a key change", nil
 	}
-	want.Label, want.KCV = label, kcv
+	want.Label, want.KCV = label, r.kcv
 	k, problem, err := findKey(m, s, want)
 	if k != nil {
 		_, k.version, _ = successorOf(label)
-		k.made = made
+		k.made, k.replaced = r.made, r.replaced
 	}
 	return k, problem, err
 }

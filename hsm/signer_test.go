@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -242,6 +243,24 @@ func TestASignerSignsOnlyWhatTLSNeeds(t *testing.T) {
 	}
 	if _, err := ec.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, hsm.ErrSigner) {
 		t.Errorf("a key that is gone: %v", err)
+	}
+	named := func(attributes ...*pkcs11.Attribute) []*pkcs11.Attribute {
+		return append(attributes, pkcs11.NewAttribute(pkcs11.CKA_LABEL, "ec-p256"), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
+	}
+	_, _, err = behind.GenerateKeyPair(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+		named(pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, unhex(t, "06082A8648CE3D030107"))),
+		named(pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+			pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false), pkcs11.NewAttribute(pkcs11.CKA_COPYABLE, false), pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_SIGN_RECOVER, false), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, false), pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false),
+			pkcs11.NewAttribute(pkcs11.CKA_DERIVE, false)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ec.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, hsm.ErrSigner) || !strings.Contains(err.Error(), "another key") {
+		t.Errorf("another key of the label: %v", err)
+	}
+	if fresh, err := h.Signer("ec-p256"); err != nil || fresh.Public().(*ecdsa.PublicKey).Equal(ec.Public()) {
+		t.Errorf("a new signer: %v", err)
 	}
 	if _, err := h.Protect(t.Context(), hsm.Card{PAN: pan(t, "4111111111111111")}); err != nil || h.Statement().Generation != 1 {
 		t.Errorf("payments: %v, generation %d", err, h.Statement().Generation)

@@ -227,7 +227,7 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 
 // wire builds the endpoints and the switch.
 func (d *daemon) wire() error {
-	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
+	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, Keys: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
 		RetryMin: d.cfg.Reversals.RetryMin, RetryMax: d.cfg.Reversals.RetryMax, ParkAfter: d.cfg.Reversals.ParkAfter,
 		NotFoundFinal: d.cfg.Reversals.NotFoundFinal, Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel,
 		Rate: float64(d.cfg.Reversals.Rate)}}
