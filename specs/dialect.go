@@ -347,6 +347,9 @@ func Parse(text []byte) (*Dialect, error) {
 	if err := decoder.Decode(&d); err != nil {
 		return nil, misread(err)
 	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, &Fault{"reading", "more than one document, of which all but the first would be passed over"}
+	}
 	if faults := d.lint(); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
@@ -381,7 +384,7 @@ var (
 // misread makes an error of yaml into one line for each fault, without the values: the file may be another than was meant.
 func misread(err error) error {
 	if errors.Is(err, io.EOF) {
-		return errors.New("reading: it is empty")
+		return &Fault{"reading", "it is empty"}
 	}
 	texts := []string{err.Error()}
 	if form, ok := errors.AsType[*yaml.TypeError](err); ok {
@@ -391,7 +394,7 @@ func misread(err error) error {
 	for _, text := range texts {
 		text = unknownKey.ReplaceAllString(text, "unknown key $1")
 		text = misfit.ReplaceAllString(text, "does not have the form that a dialect has here")
-		faults = append(faults, fmt.Errorf("reading: %s", strings.Join(strings.Fields(quotation.ReplaceAllString(text, "...")), " ")))
+		faults = append(faults, &Fault{"reading", strings.Join(strings.Fields(quotation.ReplaceAllString(text, "...")), " ")})
 	}
 	return errors.Join(faults...)
 }
@@ -417,7 +420,7 @@ func (d *Dialect) ISO87Code(code string) (string, bool) {
 // Code is this party's response code for one of ISO 8583:1987; false if it has none. Of several it is the first in order.
 func (d *Dialect) Code(iso87 string) (string, bool) {
 	if len(d.ResponseCodes) == 0 {
-		return iso87, true
+		return iso87, d.Fields[39].Takes([]byte(iso87)) == nil // one of digits alone has no N7
 	}
 	code, known := d.codes[iso87]
 	return code, known

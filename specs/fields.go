@@ -104,7 +104,7 @@ func (f Field) lint(path string, number int, fault func(path, format string, arg
 	switch {
 	case !knownEnc:
 		fault(path+".enc", "%q is not known", f.Enc)
-	case (f.Type == "String") == binaryEncoders[f.Enc]:
+	case f.Type == "String" && binaryEncoders[f.Enc], (isBitmap || f.Type == "Binary") && !binaryEncoders[f.Enc]:
 		fault(path+".enc", "%s is not for %s", f.Enc, f.Type)
 	}
 	if f.Length < 1 || f.Length > 9999 {

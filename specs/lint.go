@@ -1,12 +1,40 @@
 package specs
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 )
+
+// A Fault is one of a dialect file.
+type Fault struct {
+	Path string // of the key, or "reading" for a text that is no dialect's
+	Text string // what is wrong there
+}
+
+func (f *Fault) Error() string { return f.Path + ": " + f.Text }
+
+// Faults returns those that an error of Parse holds; of another error, one without a path.
+func Faults(err error) []*Fault {
+	joined, many := err.(interface{ Unwrap() []error }) //nolint:errorlint // Parse does not wrap what it joins
+	if !many {
+		if err == nil {
+			return nil
+		}
+		if fault, is := errors.AsType[*Fault](err); is {
+			return []*Fault{fault}
+		}
+		return []*Fault{{Text: err.Error()}}
+	}
+	var faults []*Fault
+	for _, err := range joined.Unwrap() {
+		faults = append(faults, Faults(err)...)
+	}
+	return faults
+}
 
 // A linter collects the faults of a dialect, each with its path.
 type linter struct {
@@ -36,7 +64,7 @@ func (d *Dialect) lint() []error {
 }
 
 func (l *linter) fault(path, format string, args ...any) {
-	l.faults = append(l.faults, fmt.Errorf(path+": "+format, args...))
+	l.faults = append(l.faults, &Fault{path, fmt.Sprintf(format, args...)})
 }
 
 func (l *linter) given(path, value string) {
@@ -58,7 +86,16 @@ func (l *linter) elements(path string, numbers []int) {
 func (l *linter) code(path, code string) {
 	if f, known := l.Fields[39]; known && len(code) != f.Length {
 		l.fault(path, "%q is not %d characters long", code, f.Length)
+	} else if known && !l.takes(f, code) {
+		l.fault(path, "%q does not fit field 39", code)
 	}
+}
+
+// takes reports whether a field holds a value, and true of a field that is no field, which is a fault of its own.
+func (l *linter) takes(f Field, value string) bool {
+	_, knownEnc := encoders[f.Enc]
+	_, knownPrefix := prefixes[f.Prefix]
+	return !knownEnc || !knownPrefix || f.Takes([]byte(value)) == nil
 }
 
 // lintFields checks the fields, and that those are there that acquirerd itself writes.
@@ -68,6 +105,7 @@ func (l *linter) lintFields() {
 	}
 	for number, f := range l.Fields {
 		f.lint(fmt.Sprintf("fields.%d", number), number, l.fault)
+		l.lintSecret(fmt.Sprintf("fields.%d", number), number, f)
 	}
 	needed := []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49}
 	switch l.Standard {
@@ -90,6 +128,19 @@ func (l *linter) lintFields() {
 	}
 	if l.Framing.Length == LengthNone {
 		l.lintTerminated()
+	}
+}
+
+// lintSecret checks that what acquirerd makes or reads as bytes is bytes: the PIN block, a MAC, and chip data of which a part may not be
+// stored.
+func (l *linter) lintSecret(path string, number int, f Field) {
+	switch {
+	case number == 52 && !f.Binary(),
+		(number == 64 || number == 128) && !f.Binary() && l.MAC.Place == MACLast,
+		number == 55 && !f.Binary() && slices.Contains(l.Advices.Stored, 55):
+		l.fault(path+".type", "%q is not Binary, as acquirerd makes and reads it", f.Type)
+	case number == 52 && !l.takes(f, "12345678"):
+		l.fault(path+".length", "does not hold the 8 bytes of a PIN block")
 	}
 }
 
@@ -147,10 +198,11 @@ func (l *linter) lintMessages() {
 		}
 		for number, f := range presence.Fields {
 			path := fmt.Sprintf("%s.fields.%d", at, number)
-			if number < 2 {
+			if number < 2 || number == 39 { // response codes are listed once for all
 				l.fault(path, "is not one that can differ by message type")
 			}
 			f.lint(path, number, l.fault)
+			l.lintSecret(path, number, f)
 		}
 	}
 }
@@ -167,6 +219,14 @@ func (l *linter) lintMatch() {
 		l.fault("identity", "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
 	}
 	l.elements("identity", l.Identity)
+	for path, key := range map[string][]int{"match.transaction": l.Match.Transaction, "match.network_management": l.Match.NetworkManagement,
+		"identity": l.Identity} {
+		for _, number := range key {
+			if cardData(number) {
+				l.fault(path, "field %d may hold card data, which no key may", number)
+			}
+		}
+	}
 	l.elements("dropped", l.Dropped)
 	for _, number := range l.Dropped {
 		if slices.Contains(indispensable, number) {
@@ -214,7 +274,7 @@ func (l *linter) lintNetworkManagement() {
 			if part.code == "" {
 				continue
 			}
-			if len(part.code) > element.Length || element.IsFixed() && len(part.code) != element.Length {
+			if !l.takes(element, part.code) {
 				l.fault(path+"."+part.name, "%q does not fit field %d", part.code, n.Element)
 			}
 			if other := seen[part.code]; other != "" {
@@ -228,6 +288,11 @@ func (l *linter) lintNetworkManagement() {
 	}
 	l.codes("network_management.accepted", n.Accepted)
 	l.elements("network_management.carries", slices.Collect(maps.Keys(n.Carries)))
+	for number, value := range n.Carries {
+		if !l.takes(l.Fields[number], value) {
+			l.fault(fmt.Sprintf("network_management.carries.%d", number), "does not fit field %d", number)
+		}
+	}
 	if key := n.KeyData; key != (KeyData{}) {
 		l.elements("network_management.key_data.element", []int{key.Element})
 		if key.Cryptogram != 16 && key.Cryptogram != 24 {
@@ -275,6 +340,8 @@ func (l *linter) lintCodes() {
 		l.isMTI("function_codes."+mti, mti)
 		if len(code) != 3 || !allDigits([]byte(code)) {
 			l.fault("function_codes."+mti, "is not three digits")
+		} else if f, known := l.Fields[24]; !known || !l.takes(f, code) {
+			l.fault("function_codes."+mti, "does not fit field 24")
 		}
 	}
 }
@@ -385,6 +452,8 @@ func (l *linter) lintProtection() {
 		case MaskPANs:
 			if !privateElement(number) {
 				l.fault(at, "%q is only of private elements (44, 46 to 48, 56 to 63, 104 to 127): what else is sensitive stays hidden", mask)
+			} else if l.Fields[number].Binary() {
+				l.fault(at, "%q finds a card number only in text: what is bytes stays hidden", mask)
 			}
 		default:
 			l.fault(at, "%q is not one of hidden, pans", mask)
@@ -411,6 +480,15 @@ func (l *linter) lintProtection() {
 	if l.Timers.EchoMisses < 0 || l.Timers.EchoMisses > 100 {
 		l.fault("timers.echo_misses", "%d is not within 0 to 100", l.Timers.EchoMisses)
 	}
+}
+
+// cardData reports whether an element is one of those that are always masked: the messages room says the same.
+func cardData(number int) bool {
+	switch number {
+	case 2, 14, 34, 35, 36, 45, 46, 47, 48, 52, 53, 55, 57, 58, 59, 60, 61, 62, 63, 64, 96:
+		return true
+	}
+	return number >= 102
 }
 
 // privateElement reports whether networks and hosts say what an element holds.
