@@ -8,7 +8,7 @@ var identifying = []Element{PAN, ProcessingCode, Amount, TransmissionTime, STAN,
 // NewAnswer builds an answer of our own to a request: its identifying elements and the response code.
 func NewAnswer(request *Message, responseCode string) *Message {
 	answer := New(request.MTI.Answer())
-	answer.asked, answer.masks = request.header, request.masks
+	answer.asked, answer.dialect = request.header, request.dialect
 	for _, e := range identifying {
 		answer.SetSensitive(e, request.Reveal(e))
 	}
@@ -31,7 +31,7 @@ var cryptograms = []Element{PINData, SecurityControl, MAC, MAC2}
 // answer that holds an element for which the asker's dialect has no room.
 func Essence(answer *Message) *Message {
 	m := New(answer.MTI)
-	m.asked, m.masks = answer.asked, answer.masks
+	m.asked, m.dialect = answer.asked, answer.dialect
 	for _, e := range append([]Element{ResponseCode, AuthorizationID}, identifying...) {
 		m.SetSensitive(e, answer.Reveal(e))
 	}

@@ -20,6 +20,9 @@ type FormatError struct {
 
 func (e *FormatError) Error() string { return e.Element.String() + " " + e.Rule }
 
+// notOfDialect is the rule that an element without a field breaks.
+const notOfDialect = "is not one of the dialect's"
+
 // ErrUnsupported is the error of Validate for a message type that the dialect does not know.
 var ErrUnsupported = errors.New("message type is not one of the dialect's")
 
@@ -63,7 +66,12 @@ func (c *Codec) Decode(body []byte) (m *Message, err error) {
 	}
 	wire := iso8583.NewMessage(c.dialect.SpecOf(wireMTI))
 	fault := unpackFault(wire.Unpack(wireMessage))
-	m = &Message{MTI: MTI(mti), elements: make([]entry, 0, 32), header: header, rejected: rejected, masks: c.dialect.Masks()}
+	if fault != nil && fault.Element > 1 {
+		if _, known := c.dialect.Field(wireMTI, int(fault.Element)); !known {
+			fault.Rule = notOfDialect
+		}
+	}
+	m = &Message{MTI: MTI(mti), elements: make([]entry, 0, 32), header: header, rejected: rejected, dialect: c.dialect}
 	return m, c.collect(m, wire, len(wireMessage), fault)
 }
 
@@ -170,7 +178,7 @@ func (c *Codec) pack(m *Message) ([]byte, error) {
 	for _, entry := range m.elements {
 		f, known := c.dialect.Field(wireMTI, int(entry.element))
 		if !known {
-			return nil, &FormatError{entry.element, "is not one of the dialect's"}
+			return nil, &FormatError{entry.element, notOfDialect}
 		}
 		if err := wire.BinaryField(int(entry.element), f.Fill(entry.value)); err != nil {
 			return nil, &FormatError{entry.element, "cannot be set"}
@@ -246,59 +254,11 @@ func (c *Codec) Keepalive() []byte {
 }
 
 // Validate checks what the dialect demands of a message of its type beyond its form. Its error is ErrUnsupported or a
-// *FormatError with the first element that is missing, not allowed, or not what its content must be. An element without a character counts
-// as missing.
+// *FormatError with the first element that is missing, not allowed, or not what its content must be, see Violations. An element without a
+// character counts as missing.
 func (c *Codec) Validate(m *Message) error {
-	presence, known := c.dialect.Messages[c.dialect.WireMTI(string(m.MTI))]
-	if !known {
-		return ErrUnsupported
-	}
-	for _, number := range presence.Mandatory {
-		if len(m.bytes(Element(number))) == 0 {
-			return &FormatError{Element(number), "is missing"}
-		}
-	}
-	if len(presence.OneOf) > 0 && !slices.ContainsFunc(presence.OneOf, func(number int) bool { return len(m.bytes(Element(number))) > 0 }) {
-		return &FormatError{Element(presence.OneOf[0]), "is missing"}
-	}
-	for _, number := range presence.Forbidden {
-		if m.Has(Element(number)) {
-			return &FormatError{Element(number), "is not allowed in this message"}
-		}
-	}
-	for _, condition := range presence.When {
-		if !applies(condition, m) {
-			continue
-		}
-		for _, number := range condition.Then {
-			if len(m.bytes(Element(number))) == 0 {
-				return &FormatError{Element(number), "is missing, with " + Element(condition.If).String() + " as it is"}
-			}
-		}
-	}
-	return c.validateContent(m)
-}
-
-func applies(condition specs.Condition, m *Message) bool {
-	value := m.bytes(Element(condition.If))
-	if len(condition.Begins) == 0 {
-		return len(value) > 0
-	}
-	return slices.ContainsFunc(condition.Begins, func(beginning string) bool { return bytes.HasPrefix(value, []byte(beginning)) })
-}
-
-// validateContent checks chip data, and that a MAC stands where the dialect has it: last.
-func (c *Codec) validateContent(m *Message) error {
-	for _, entry := range m.elements {
-		f, _ := c.dialect.Field(c.dialect.WireMTI(string(m.MTI)), int(entry.element))
-		if f.Content == specs.ContentBERTLV {
-			if _, err := readChipData(entry.value); err != nil {
-				return &FormatError{entry.element, "is not BER-TLV"}
-			}
-		}
-		if c.dialect.MAC.Place == specs.MACLast && (entry.element == MAC || entry.element == MAC2) && entry.element != m.last() {
-			return &FormatError{entry.element, "is not the last element, as a MAC is"}
-		}
+	for violation := range c.violations(m, nil) {
+		return violation
 	}
 	return nil
 }

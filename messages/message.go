@@ -18,11 +18,11 @@ type Message struct {
 	MTI      MTI     // with the first digit 0, whatever edition the dialect is of
 	elements []entry // ascending by element
 
-	header   []byte             // that the message came with; nil if it was made here
-	asked    []byte             // the header of the request that this answers
-	rejected string             // the code with which a network returned the message
-	wide     bool               // it came with a second bit map that announces nothing, or with bit 1 of one of a fixed extent
-	masks    map[int]specs.Mask // of the dialect that it was read in
+	header   []byte         // that the message came with; nil if it was made here
+	asked    []byte         // the header of the request that this answers
+	rejected string         // the code with which a network returned the message
+	wide     bool           // it came with a second bit map that announces nothing, or with bit 1 of one of a fixed extent
+	dialect  *specs.Dialect // that it was read in or is made for; nil if that is not known
 }
 
 type entry struct {
@@ -70,7 +70,7 @@ func (m *Message) SetSensitive(e Element, value string) {
 
 // Hides reports whether an element's content may not be printed or stored: see Element.Sensitive, and the dialect that the message is of.
 func (m *Message) Hides(e Element) bool {
-	switch m.masks[int(e)] {
+	switch m.maskOf(e) {
 	case specs.MaskHidden:
 		return true
 	case specs.MaskNone:
@@ -209,54 +209,6 @@ func (m *Message) put(e Element, value []byte) {
 	m.elements = slices.Insert(m.elements, at, entry{e, value})
 }
 
-// A Line is one element as a person may see it.
-type Line struct {
-	Element Element `json:"element"`
-	Name    string  `json:"name"`
-	Value   string  `json:"value"`
-}
-
-// Describe lists the elements with sensitive ones masked: the PAN and the PAN of track 2 keep six and four digits, every other
-// sensitive element shows only its length.
-func (m *Message) Describe() []Line {
-	lines := make([]Line, len(m.elements))
-	for i, entry := range m.elements {
-		lines[i] = Line{entry.element, entry.element.Name(), m.mask(entry)}
-	}
-	return lines
-}
-
-// DescribeUnsafe lists the elements in clear, binary ones in hexadecimal. Only for test data.
-func (m *Message) DescribeUnsafe() []Line {
-	lines := make([]Line, len(m.elements))
-	for i, entry := range m.elements {
-		lines[i] = Line{entry.element, entry.element.Name(), string(entry.value)}
-		if entry.element.binary() {
-			lines[i].Value = fmt.Sprintf("%X", entry.value)
-		}
-	}
-	return lines
-}
-
-func (m *Message) mask(e entry) string {
-	switch {
-	case m.masks[int(e.element)] == specs.MaskHidden:
-		return fmt.Sprintf("**** (%d)", len(e.value))
-	case e.element.freeText(), m.masks[int(e.element)] == specs.MaskPANs:
-		return card.HidePANs(string(e.value))
-	case !m.Hides(e.element):
-		return string(e.value)
-	}
-	text := string(e.value)
-	if pan, err := card.ParsePAN(text); e.element == PAN && err == nil {
-		return pan.Mask()
-	}
-	if track, err := card.ParseTrack2(strings.ReplaceAll(text, "D", "=")); e.element == Track2 && err == nil {
-		return track.Mask()
-	}
-	return fmt.Sprintf("**** (%d)", len(e.value))
-}
-
 // Format prints the message masked on one line, whatever the verb.
 func (m *Message) Format(f fmt.State, _ rune) {
 	if m == nil {
@@ -265,7 +217,11 @@ func (m *Message) Format(f fmt.State, _ rune) {
 	}
 	text := []byte(m.MTI)
 	for _, line := range m.Describe() {
-		text = fmt.Appendf(text, " %d=%q", line.Element, line.Value)
+		if line.Hex {
+			text = fmt.Appendf(text, " %d=x'%s'", line.Element, line.Value)
+		} else {
+			text = fmt.Appendf(text, " %d=%q", line.Element, line.Value)
+		}
 	}
 	_, _ = f.Write(text)
 }

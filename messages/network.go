@@ -45,7 +45,7 @@ func (c *Codec) Holds(part Dialogue) bool {
 func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 	n := &c.dialect.NetworkManagement
 	m := New(c.networkType())
-	m.masks = c.dialect.Masks()
+	m.dialect = c.dialect
 	m.Set(TransmissionTime, at.UTC().Format("0102150405"))
 	m.Set(STAN, stan)
 	if c.dialect.Standard == specs.ISO93 {

@@ -15,7 +15,7 @@ import (
 func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) *Message {
 	own, _ := c.dialect.OwnMTI(c.dialect.Reversal.Type)
 	m := New(MTI(own))
-	m.masks = c.dialect.Masks()
+	m.dialect = c.dialect
 	for _, e := range originalElements { // of an advice, more was kept
 		m.Set(e, o.Get(e))
 	}

@@ -40,13 +40,16 @@ var otherwise93 = func() map[Element]bool {
 // elements go as they are, if both have them in one layout.
 func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Element) {
 	carried = New(m.MTI)
-	carried.masks = p.to.Masks()
-	p.carryTime(m, carried, at)
+	carried.dialect = p.to
+	timed := p.carryTime(m, carried, at)
 	for _, entry := range m.elements {
 		e := entry.element
 		switch {
-		case slices.Contains(cryptograms, e), e == LocalTime, e == LocalDate && p.from.Standard == specs.ISO87:
+		case slices.Contains(cryptograms, e), p.isTime(e) && timed:
 			continue // made anew, or carried already
+		case p.isTime(e):
+			lost = append(lost, e)
+			continue
 		case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
 			continue // the MTI and the amounts say it
 		}
@@ -65,95 +68,122 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 
 // value is an element's value in the other dialect, and whether it can be carried.
 func (p Passage) value(m *Message, e Element, value string) (string, bool) {
-	f, known := p.to.Field(p.to.WireMTI(string(m.MTI)), int(e))
-	if !known {
-		return "", false
-	}
-	if from, _ := p.from.Field(p.from.WireMTI(string(m.MTI)), int(e)); from.Binary() != f.Binary() {
-		return "", false // text in bytes, or bytes in text, would be something else
-	}
+	f, _ := p.to.Field(p.to.WireMTI(string(m.MTI)), int(e))
 	switch {
-	case e == ResponseCode:
-		return p.code(value), true
-	case e == (&Codec{p.from}).originalDataOf() && p.from.Reversal.Original != p.to.Reversal.Original:
+	case p.barred(m.MTI, e, len(value)) != "":
 		return "", false
-	case p.from.HasValues(int(e)) || p.to.HasValues(int(e)):
+	case e == ResponseCode:
+		code, _ := p.code(value)
+		return code, true
+	case p.hasValues(e):
 		var can bool
 		if value, can = p.translated(e, value); !can {
 			return "", false
 		}
-	case p.from.Standard == p.to.Standard || !otherwise93[e]:
-	case e == SettlementDate && len(value) == 4 && f.Length == 6:
-		return "", false // the year is the processor's to say
-	case e == SettlementDate && len(value) == 6 && f.Length == 4:
+	case e == SettlementDate && p.from.Standard != p.to.Standard && len(value) == 6:
 		value = value[2:]
-	default:
-		return "", false
 	}
 	return p.fit(value, f)
 }
 
-// translated is a value of an element whose values at least one of the two dialects gives in words of ISO 8583:1987.
+// barred says why an element of a length cannot be carried, whatever it holds; "" if that depends on what it holds.
+func (p Passage) barred(mti MTI, e Element, length int) string {
+	f, known := p.to.Field(p.to.WireMTI(string(mti)), int(e))
+	own, _ := p.from.Field(p.from.WireMTI(string(mti)), int(e))
+	switch {
+	case !known:
+		return "it has no field there"
+	case own.Binary() != f.Binary():
+		return "it is bytes on one side and text on the other"
+	case e == ResponseCode:
+		return ""
+	case e == (&Codec{p.from}).originalDataOf() && p.from.Reversal.Original != p.to.Reversal.Original:
+		return "it names an original, which is done otherwise there: carried only if the original is on record"
+	case p.hasValues(e), p.from.Standard == p.to.Standard || !otherwise93[e]:
+		return ""
+	case e == SettlementDate && length == 4 && f.Length == 6:
+		return "its year is the processor's to say"
+	case e == SettlementDate && length == 6 && f.Length == 4:
+		return ""
+	}
+	return "it means something else there"
+}
+
+// hasValues reports whether at least one of the two dialects gives an element's values in words of ISO 8583:1987.
+func (p Passage) hasValues(e Element) bool { return p.from.HasValues(int(e)) || p.to.HasValues(int(e)) }
+
+// translated is a value of an element that has values.
 func (p Passage) translated(e Element, value string) (string, bool) {
 	number := int(e)
-	// A dialect without a table has the words of its edition.
-	plain := func(d *specs.Dialect) bool {
-		return !d.HasValues(number) && d.Standard == specs.ISO93 && otherwise93[e]
-	}
-	if p.from.Standard == p.to.Standard {
-		_, known := p.to.Values[number][value]
-		if _, own := p.from.Values[number][value]; own && known || plain(p.from) || plain(p.to) {
-			return value, true
-		}
+	_, known := p.to.Values[number][value]
+	if _, own := p.from.Values[number][value]; p.from.Standard == p.to.Standard && own && known || p.sameWords(e) {
+		return value, true
 	}
 	said, can := p.from.ISO87Value(number, value)
-	if !can || plain(p.from) || plain(p.to) {
+	if !can || wordsOf93(p.from, e) || wordsOf93(p.to, e) {
 		return "", false
 	}
 	return p.to.Value(number, said)
 }
 
-// fit makes a text fit a field: spaces at its end are filling, and may go or come.
+// sameWords reports whether the values of an element go as they are, because one of the dialects is of the same edition as the other and says
+// no more of them.
+func (p Passage) sameWords(e Element) bool {
+	return p.from.Standard == p.to.Standard && (wordsOf93(p.from, e) || wordsOf93(p.to, e))
+}
+
+// wordsOf93 reports whether an element's values are in words of ISO 8583:1993: a dialect without a table has those of its edition.
+func wordsOf93(d *specs.Dialect, e Element) bool {
+	return !d.HasValues(int(e)) && d.Standard == specs.ISO93 && otherwise93[e]
+}
+
+// fit makes a text fit a field: spaces at its end are filling, and may go or come. Characters that the field does not have cannot be carried.
 func (p Passage) fit(value string, f specs.Field) (string, bool) {
-	switch {
-	case len(value) == f.Length:
-	case len(value) > f.Length && len(strings.TrimRight(value, " ")) <= f.Length && !f.Binary():
+	if len(value) > f.Length && len(strings.TrimRight(value, " ")) <= f.Length && !f.Binary() {
 		value = strings.TrimRight(value, " ")
 		if f.IsFixed() {
 			value += strings.Repeat(" ", f.Length-len(value))
 		}
-	case len(value) > f.Length:
-		return "", false
-	case f.IsFixed():
-		filled := string(f.Fill([]byte(value)))
-		return filled, len(filled) == f.Length
 	}
-	return value, len(value) >= f.Least
+	filled := f.Fill([]byte(value))
+	return string(filled), f.Takes(filled) == nil
 }
 
-// carryTime carries the local time of the transaction, DE 12 and 13 of 1987 or DE 12 of 1993.
-func (p Passage) carryTime(m, carried *Message, at time.Time) {
+// isTime reports whether an element is part of the local time of the transaction, which is not the same elements in the other edition: DE 12
+// and 13 of 1987, DE 12 of 1993.
+func (p Passage) isTime(e Element) bool {
+	return p.from.Standard != p.to.Standard && (e == LocalTime || e == LocalDate && p.from.Standard == specs.ISO87)
+}
+
+// carryTime carries the local time of the transaction into the other edition. It is false if there is one that cannot be carried.
+func (p Passage) carryTime(m, carried *Message, at time.Time) bool {
 	time12, date13 := m.Get(LocalTime), m.Get(LocalDate)
 	switch {
 	case p.from.Standard == p.to.Standard:
-		carried.Set(LocalTime, time12)
-		if p.from.Standard == specs.ISO87 {
-			carried.Set(LocalDate, date13)
-		}
+		return true
 	case p.to.Standard == specs.ISO93:
 		if len(time12) != 6 {
-			return
+			return false
 		}
 		if len(date13) != 4 {
 			date13 = at.UTC().Format("0102")
 		}
-		if year, ok := yearOf(date13, at); ok {
-			carried.Set(LocalTime, year+date13+time12)
-		}
+		year, is := yearOf(date13, at)
+		return is && p.putTime(carried, LocalTime, year+date13+time12)
 	case len(time12) == 12:
-		carried.Set(LocalTime, time12[6:])
-		carried.Set(LocalDate, time12[2:6])
+		return p.putTime(carried, LocalTime, time12[6:]) && p.putTime(carried, LocalDate, time12[2:6])
 	}
+	return false
+}
+
+// putTime sets an element if the other dialect takes the value.
+func (p Passage) putTime(carried *Message, e Element, value string) bool {
+	f, known := p.to.Field(p.to.WireMTI(string(carried.MTI)), int(e))
+	if !known || f.Takes([]byte(value)) != nil {
+		return false
+	}
+	carried.Set(e, value)
+	return true
 }
 
 // yearOf is the year, in two digits, that brings MMDD nearest to a time.
@@ -172,27 +202,27 @@ func yearOf(date string, at time.Time) (string, bool) {
 }
 
 // code is a response code in the other party's words. An approval stays one, and nothing else becomes one, whatever the lists of the two say.
-func (p Passage) code(code string) string {
+// same says that it is the word for the same, and not only the nearest.
+func (p Passage) code(code string) (own string, same bool) {
 	said, known := p.from.ISO87Code(code)
-	own, has := "", false
 	if known {
-		own, has = p.to.Code(said)
+		own, same = p.to.Code(said)
 	}
 	approved := p.from.Approves(code)
 	switch {
-	case has && p.to.Approves(own) == approved && p.to.ApprovesPartially(own) == p.from.ApprovesPartially(code):
-		return own
+	case same && p.to.Approves(own) == approved && p.to.ApprovesPartially(own) == p.from.ApprovesPartially(code):
+		return own, true
 	case approved && p.from.ApprovesPartially(code) && len(p.to.Partial) > 0:
-		return p.to.Partial[0]
+		return p.to.Partial[0], false
 	case approved:
-		return p.to.Approving[0]
+		return p.to.Approving[0], false
 	case p.to.Answers.Declined != "":
-		return p.to.Answers.Declined
+		return p.to.Answers.Declined, false
 	}
-	if own, has = p.to.Code(declined87); has && !p.to.Approves(own) {
-		return own
+	if declined, has := p.to.Code(declined87); has && !p.to.Approves(declined) {
+		return declined, false
 	}
-	return p.to.Answers.NotSent
+	return p.to.Answers.NotSent, false
 }
 
 // declined87 is "do not honour" (ISO 8583:1987, DE 39).

@@ -48,6 +48,30 @@ func (c Characters) Within(other Characters) bool {
 	return c == CharactersDigits && other == CharactersTrack2
 }
 
+// Apart reports whether no text is both of these characters and of the other's.
+func (c Characters) Apart(other Characters) bool {
+	digits := func(c Characters) bool { return c == CharactersDigits || c == CharactersTrack2 }
+	return c == CharactersSigned && digits(other) || digits(c) && other == CharactersSigned
+}
+
+// Hold reports whether a text is made of these characters.
+func (c Characters) Hold(text []byte) bool {
+	switch c {
+	case CharactersDigits:
+		return allDigits(text)
+	case CharactersTrack2:
+		return allTrack2(text)
+	case CharactersSigned:
+		return signedDigits(text)
+	case CharactersPrintable:
+		return allPrintable(text)
+	case CharactersASCII:
+		return allASCII(text)
+	case CharactersAny:
+	}
+	return true
+}
+
 // Sample is a value of n of the field's characters.
 func (f Field) Sample(n int) []byte {
 	value := bytes.Repeat([]byte{'0'}, n)
@@ -145,4 +169,49 @@ func (h *Header) Parts(header []byte) []Part {
 	}
 	cut("header", len(header))
 	return parts
+}
+
+// Describe says for people what stands before the MTI.
+func (h *Header) Describe() string {
+	if h.Form == "" || h.Form == HeaderNone {
+		return "no header"
+	}
+	size := fmt.Sprintf("a header (%s) of %d bytes", h.Form, len(h.Value))
+	switch h.Form {
+	case HeaderLiteral:
+		return fmt.Sprintf("%s: %X", size, []byte(h.Value))
+	case HeaderTPDU:
+		return fmt.Sprintf("%s that begins with %02X", size, []byte(h.Value[:1]))
+	case HeaderBase1:
+		return size + " that begins with its own length and says the message's"
+	case HeaderNone, HeaderEchoed:
+	}
+	return size
+}
+
+// Describe says for people how messages follow each other.
+func (f *Framing) Describe() string {
+	text := string(f.Length)
+	if f.Length != LengthNone {
+		text += " length"
+	} else {
+		text = "no length"
+	}
+	if f.LittleEndian {
+		text += " with the low byte first"
+	}
+	if f.Inclusive {
+		text += " that counts itself"
+	}
+	text += fmt.Sprintf(", at most %d bytes", f.Max)
+	if len(f.Trailer) > 0 {
+		text += fmt.Sprintf(", trailer %X", []byte(f.Trailer))
+		if f.TrailerCounted {
+			text += " (counted)"
+		}
+	}
+	if f.Keepalive != "" {
+		text += ", keep-alives " + string(f.Keepalive)
+	}
+	return text
 }

@@ -222,7 +222,7 @@ func (l *linter) lintMatch() {
 	for path, key := range map[string][]int{"match.transaction": l.Match.Transaction, "match.network_management": l.Match.NetworkManagement,
 		"identity": l.Identity} {
 		for _, number := range key {
-			if cardData(number) {
+			if CardData(number) {
 				l.fault(path, "field %d may hold card data, which no key may", number)
 			}
 		}
@@ -482,8 +482,8 @@ func (l *linter) lintProtection() {
 	}
 }
 
-// cardData reports whether an element is one of those that are always masked: the messages room says the same.
-func cardData(number int) bool {
+// CardData reports whether an element is one of those that are always masked: the messages room says the same.
+func CardData(number int) bool {
 	switch number {
 	case 2, 14, 34, 35, 36, 45, 46, 47, 48, 52, 53, 55, 57, 58, 59, 60, 61, 62, 63, 64, 96:
 		return true

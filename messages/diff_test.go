@@ -1,0 +1,315 @@
+package messages_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// replaced is the text of iso87-ascii with other lines in it.
+func replaced(t testing.TB, pairs ...string) string {
+	t.Helper()
+	raw, err := os.ReadFile("../specs/iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(text, pairs[i]) {
+			t.Fatalf("%q is not in the file", pairs[i])
+		}
+		text = strings.Replace(text, pairs[i], pairs[i+1], 1)
+	}
+	return text
+}
+
+func parsed(t testing.TB, text string) *messages.Codec {
+	t.Helper()
+	dialect, err := specs.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return messages.NewCodec(dialect)
+}
+
+// narrow is a dialect that has less room than iso87-ascii, and one message type less.
+func narrow(t testing.TB) *messages.Codec {
+	return parsed(t, replaced(t, "name: iso87-ascii", "name: narrow",
+		`echoed: [2,`, "dropped: [63]\nechoed: [2,",
+		`  "0220": {`, `  #"0220": {`, `  "0221": {`, `  #"0221": {`,
+		`"0110": { mandatory: [7, 11, 39] }`, `"0110": { mandatory: [7, 11, 39], fields: { 44: { type: String, length: 5, enc: Digits, prefix: ASCII.LL, description: x } } }`,
+		`"0200": { mandatory: [3, 4, 7, 11, 41, 49]`, `"0200": { mandatory: [3, 4, 7, 11, 41, 49, 18]`,
+		"  32: { type: String, length: 11, enc: Digits", "  32: { type: String, length: 11, least: 3, enc: Digits",
+		"  33: { type: String, length: 11,", "  33: { type: String, length: 8,",
+		"  42: { type: String, length: 15, enc: Text, prefix: Fixed,", "  42: { type: String, length: 12, enc: Text, prefix: Fixed, pad: right-space,",
+		"  48: { type: String, length: 999, enc: Text,", "  48: { type: String, length: 999, enc: Digits,",
+		"key_data: { element: 48,", "key_data: { element: 60,",
+		"  55: { type: Binary, length: 999, enc: Binary,", "  55: { type: String, length: 999, enc: Text,", "stored: [14, 55,", "stored: [14,",
+		"  59: {", "  #59: {", "  18: {", "  #18: {",
+		`"0200": { mandatory: [3, 4, 7, 11, 41, 49, 18]`, `"0200": { mandatory: [3, 4, 7, 11, 41, 49, 26]`,
+		"  28: { type: String, length: 9, enc: SignedDigits, prefix: Fixed,", "  28: { type: String, length: 9, enc: Digits, prefix: Fixed,",
+		"  61: { type: String, length: 999, enc: Text, prefix: ASCII.LLL,", "  61: { type: String, length: 998, enc: BCDLeft, counts: wire, prefix: ASCII.LLL,",
+	))
+}
+
+// edition93 is iso87-ascii in the other edition, with action codes of four digits.
+func edition93(t testing.TB) *messages.Codec {
+	text := replaced(t, "name: iso87-ascii", "name: edition93", "standard: iso87", "standard: iso93",
+		"  12: { type: String, length: 6,", "  12: { type: String, length: 12,", "  15: { type: String, length: 4,", "  15: { type: String, length: 6,",
+		"  30: { type: String, length: 9, enc: SignedDigits,", "  30: { type: String, length: 24, enc: Digits,",
+		"  39: { type: String, length: 2, enc: Text,", "  39: { type: String, length: 4, enc: Digits,",
+		"original: iso87-de90", "original: iso93-de56", "replacement: iso87-de95", "replacement: iso93-de30")
+	text = regexp.MustCompile(`"0(\d{3})"`).ReplaceAllString(text, `"1$1"`)
+	text = regexp.MustCompile(`"(\d\d)"`).ReplaceAllString(text, `"00$1"`)
+	text = strings.ReplaceAll(text, ", 90]", ", 56]")
+	codes := "response_codes: {"
+	for _, code := range []string{"00", "05", "08", "10", "11", "12", "25", "30", "51", "55", "68", "80", "85", "91", "92", "94", "96"} {
+		codes += fmt.Sprintf(" %q: %q,", "00"+code, code)
+	}
+	text = strings.Replace(text, "fields:\n", codes+" }\nfunction_codes: { \"1100\": \"100\" }\nfields:\n", 1)
+	return parsed(t, text)
+}
+
+// parties are dialects of every kind.
+func parties(t testing.TB) []*messages.Codec {
+	codecs := []*messages.Codec{narrow(t), edition93(t)}
+	for _, name := range specs.Names() {
+		dialect, err := specs.Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		codecs = append(codecs, messages.NewCodec(dialect))
+	}
+	return codecs
+}
+
+// randomValue is a value that a field holds: of any length, the extremes above all, and of any of its characters.
+func randomValue(r *rand.Rand, f specs.Field) []byte {
+	for {
+		n := f.Length
+		if !f.IsFixed() {
+			n = []int{max(1, f.Least), f.Length, f.Least + r.IntN(f.Length-f.Least+1), f.Least + r.IntN(min(f.Length-f.Least, 30)+1)}[r.IntN(4)]
+		}
+		value := f.Sample(n)
+		kind := r.IntN(3)
+		for i := range value {
+			b := []byte{byte('0' + r.IntN(10)), byte(' ' + r.IntN(95)), byte(r.IntN(256))}[kind]
+			if kind == 1 && i > n/2 && r.IntN(2) == 0 {
+				b = ' '
+			}
+			if f.Characters() == specs.CharactersSigned && i > 0 && b >= '0' && b <= '9' ||
+				f.Characters() != specs.CharactersSigned && f.Characters().Hold([]byte{b}) {
+				value[i] = b
+			}
+		}
+		if r.IntN(4) == 0 && n > 3 && f.Characters().Hold([]byte("a b")) {
+			copy(value[n/2:], bytes.Repeat([]byte(" "), n))
+		}
+		if n > 0 && f.Takes(value) == nil {
+			return value
+		}
+	}
+}
+
+// randomMessage is one that a dialect holds: it is encoded and decoded.
+func randomMessage(t *testing.T, r *rand.Rand, c *messages.Codec, wireMTI string) *messages.Message {
+	t.Helper()
+	own, ours := c.Dialect().OwnMTI(wireMTI)
+	if !ours {
+		t.Fatalf("%s is not a type of %s", wireMTI, c.Dialect().Name)
+	}
+	m := messages.New(messages.MTI(own))
+	for number := 2; number <= 128; number++ {
+		f, has := c.Dialect().Field(wireMTI, number)
+		if !has || number == 65 || r.IntN(4) == 0 || f.Length > 200 && r.IntN(8) != 0 {
+			continue
+		}
+		value := randomValue(r, f)
+		if number == 39 && len(c.Dialect().ResponseCodes) > 0 {
+			value = []byte(c.Dialect().Approving[0])
+		}
+		m.SetSensitive(messages.Element(number), string(value))
+	}
+	body, err := c.Encode(m)
+	if format := (*messages.FormatError)(nil); errors.As(err, &format) && format.Element == 0 {
+		return randomMessage(t, r, c, wireMTI) // longer than its frame
+	}
+	if err != nil {
+		t.Fatalf("%s %s: %v", c.Dialect().Name, wireMTI, err)
+	}
+	if m, err = c.Decode(body); err != nil {
+		t.Fatalf("%s %s: %v", c.Dialect().Name, wireMTI, err)
+	}
+	return m
+}
+
+// anew are the elements that no message carries from hop to hop.
+var anew = []messages.Element{messages.PINData, messages.SecurityControl, messages.MAC, messages.MAC2}
+
+func TestWhatAPassageLosesIsWhatItsLossesSay(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	at := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	all := parties(t)
+	for _, from := range all {
+		for _, to := range all {
+			p := messages.NewPassage(from, to)
+			said := p.Losses()
+			t.Run(said.From+" to "+said.To, func(t *testing.T) {
+				for wireMTI := range from.Dialect().Messages {
+					own, _ := from.Dialect().OwnMTI(wireMTI)
+					mti := messages.MTI(own)
+					if mti.Class() == messages.Network {
+						continue
+					}
+					for range 15 {
+						m := randomMessage(t, r, from, wireMTI)
+						carried, lost := p.Carry(m, at)
+						for _, e := range m.Elements() {
+							covered, always := slices.Contains(said.Dropped, e), false
+							for _, loss := range said.Elements {
+								if loss.Element == e && (loss.Types == nil || slices.Contains(loss.Types, mti)) {
+									covered = covered || loss.Covers([]byte(m.Reveal(e)))
+									always = always || loss.Always
+								}
+							}
+							isLost := slices.Contains(lost, e)
+							if isLost && !covered {
+								t.Fatalf("%s: %v is lost, and nothing says so", mti, e)
+							}
+							if !isLost && always && !slices.Contains(anew, e) {
+								t.Fatalf("%s: %v is always lost, they say, and was not", mti, e)
+							}
+							if isLost && carried.Has(e) && e != messages.FunctionCode && e != messages.LocalDate {
+								t.Fatalf("%s: %v is lost and carried", mti, e)
+							}
+						}
+						if !slices.IsSorted(lost) {
+							t.Errorf("lost are %v", lost)
+						}
+						_, err := to.Encode(carried)
+						if format := (*messages.FormatError)(nil); errors.As(err, &format) && format.Element != 0 {
+							t.Fatalf("%s: what was carried does not fit: %v", mti, err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// Each loss that is said to depend on what an element holds has a value that is lost and one that is carried.
+func TestEveryLossCanHappen(t *testing.T) {
+	at := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	all := parties(t)
+	for _, from := range all {
+		for _, to := range all {
+			p := messages.NewPassage(from, to)
+			for _, loss := range p.Losses().Elements {
+				mti := messages.AuthorizationRequest
+				if loss.Types != nil {
+					mti = loss.Types[0]
+				}
+				loses := func(value []byte) bool {
+					m := messages.New(mti)
+					m.SetSensitive(loss.Element, string(value))
+					_, lost := p.Carry(m, at)
+					return slices.Contains(lost, loss.Element)
+				}
+				f, _ := to.Dialect().Field(to.Dialect().WireMTI(string(mti)), int(loss.Element))
+				own, _ := from.Dialect().Field(from.Dialect().WireMTI(string(mti)), int(loss.Element))
+				for _, lengths := range loss.Lengths {
+					for _, n := range []int{lengths.First, lengths.Last} {
+						if n > 0 && !loses(f.Sample(n)) {
+							t.Errorf("%s to %s: %v of a length of %d is carried", from.Dialect().Name, to.Dialect().Name, loss.Element, n)
+						}
+					}
+				}
+				if loss.Characters != "" && !loss.Always {
+					other := bytes.Repeat([]byte("~"), own.Length)
+					if own.Characters() == specs.CharactersAny {
+						other = bytes.Repeat([]byte{0xFF}, own.Length)
+					}
+					if own.Takes(other) == nil && !loses(other) {
+						t.Errorf("%s to %s: %v of other characters is carried", from.Dialect().Name, to.Dialect().Name, loss.Element)
+					}
+				}
+				if loss.String() == "" {
+					t.Errorf("%v is lost without a reason", loss.Element)
+				}
+			}
+		}
+	}
+}
+
+func TestTheLossesOfANarrowDialectAreNamed(t *testing.T) {
+	wide, tight := codec(t, "iso87-ascii"), narrow(t)
+	losses := messages.NewPassage(wide, tight).Losses()
+	var got []string
+	for _, loss := range losses.Elements {
+		text := fmt.Sprintf("%d", loss.Element)
+		if loss.Types != nil {
+			text += fmt.Sprint(loss.Types)
+		}
+		if loss.Always {
+			text += " always"
+		}
+		got = append(got, text+": "+loss.String())
+	}
+	want := []string{
+		"18 always: it has no field there",
+		"28 always: it may hold other characters than digits",
+		"32: it may have a length of 0..2, which does not fit there",
+		"33: it may have a length of 9..11, which does not fit there",
+		"42: it may have a length of 15, which does not fit there",
+		"44[0110]: it may have a length of 6..25, which does not fit there; it may hold other characters than digits",
+		"48: it may hold other characters than digits",
+		"55 always: it is bytes on one side and text on the other",
+		"59 always: it has no field there",
+		"61: it may have a length of 1, 3, 5, 7, …, which does not fit there; it may hold other characters than digits",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if !slices.Equal(losses.Types, []messages.MTI{"0220", "0221"}) {
+		t.Errorf("types: got %v", losses.Types)
+	}
+	if len(losses.Codes) != 0 || !losses.Any() || !slices.Equal(losses.Dropped, []messages.Element{63}) || losses.Parts {
+		t.Errorf("got %+v", losses)
+	}
+	if back := messages.NewPassage(tight, tight).Losses(); back.Any() {
+		t.Errorf("to itself: got %+v", back)
+	}
+}
+
+func TestTheReferenceDialectsLoseNothing(t *testing.T) {
+	a, b := codec(t, "iso87-ascii"), codec(t, "iso87-binary")
+	for _, p := range []messages.Passage{messages.NewPassage(a, b), messages.NewPassage(b, a), messages.NewPassage(a, a)} {
+		if losses := p.Losses(); losses.Any() {
+			t.Errorf("got %+v", losses)
+		}
+	}
+}
+
+func TestResponseCodesWithoutAWordAreNamed(t *testing.T) {
+	losses := messages.NewPassage(codec(t, "iso87-ascii"), edition93(t)).Losses()
+	becomes := map[string]string{}
+	for _, code := range losses.Codes {
+		becomes[code.Code] = code.Becomes
+	}
+	if _, has := becomes["51"]; has || becomes["54"] != "0005" {
+		t.Errorf("got %v", becomes)
+	}
+	if back := messages.NewPassage(edition93(t), codec(t, "iso87-ascii")).Losses(); len(back.Codes) != 0 {
+		t.Errorf("back: got %v", back.Codes)
+	}
+}
