@@ -84,3 +84,24 @@ func (m *Message) isBytes(e Element) bool {
 	}
 	return e.binary()
 }
+
+// Masking says for people how an element of a dialect is shown, "" for as it is.
+func Masking(d *specs.Dialect, e Element) string {
+	f, _ := d.Field("", int(e))
+	switch mask := d.Sensitive[int(e)]; {
+	case mask == specs.MaskHidden, mask == specs.MaskPANs && f.Binary():
+		return "hidden"
+	case mask == specs.MaskPANs:
+		return "card numbers"
+	case e.freeText():
+		return "card numbers"
+	case e == PAN, e == Track2:
+		return "first six and last four"
+	case e.Sensitive():
+		return "hidden"
+	}
+	return ""
+}
+
+// Header is the header that a message came with, in pieces; none if it had none.
+func (c *Codec) Header(m *Message) []specs.Part { return c.dialect.Header.Parts(m.header) }
