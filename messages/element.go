@@ -1,6 +1,10 @@
 package messages
 
-import "strconv"
+import (
+	"strconv"
+
+	"acquirerd/specs"
+)
 
 // An Element is a data element of ISO 8583:1987 by its number.
 type Element int
@@ -90,19 +94,9 @@ func (e Element) String() string {
 // Sensitive reports whether the element's content may not be read through Get, printed or stored: cardholder data, sensitive
 // authentication data (PCI DSS 3.3.1), cryptograms, and the additional, reserved and private elements, in which hosts are known
 // to put any of these.
-func (e Element) Sensitive() bool {
-	switch {
-	case e == PAN, e == Expiry, e >= ExtendedPAN && e <= Track3, e >= Track1 && e <= AdditionalData,
-		e >= PINData && e <= SecurityControl, e >= ChipData && e <= MAC, e == messageSecurity, e >= account1:
-		return true
-	}
-	return false
-}
+func (e Element) Sensitive() bool { return specs.CardData(int(e)) }
 
-const (
-	messageSecurity Element = 96
-	account1        Element = 102 // and all that follow: account 2, description, reserved, MAC 2
-)
+const messageSecurity Element = 96
 
 // freeText reports whether people or terminals write the element's text, and so may write a card number into it.
 func (e Element) freeText() bool {

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"acquirerd/messages"
-	"acquirerd/specs"
 )
 
 // A dialect whose elements are bytes or text other than the standard has them.
@@ -55,14 +54,5 @@ func TestValuesAreShownAsTheDialectHasThem(t *testing.T) {
 	}
 	if answer := messages.NewAnswer(m, "00"); answer.Describe()[0].Value != "00" {
 		t.Errorf("an answer shows %v", answer)
-	}
-}
-
-// The dialects room has its own list of the elements that hold card data, for what it checks in a dialect.
-func TestRoomsAgreeOnCardData(t *testing.T) {
-	for e := messages.Element(2); e <= 128; e++ {
-		if got := specs.CardData(int(e)); got != e.Sensitive() {
-			t.Errorf("%v: got %v, want %v", e, got, e.Sensitive())
-		}
 	}
 }
