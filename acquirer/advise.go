@@ -56,13 +56,13 @@ func (s *Switch) take(ctx context.Context, v *Visit, started time.Time) (Result,
 	if err != nil {
 		return s.refuse(v, refusedFormat, answers.FormatError, err, started), nil
 	}
-	name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
-	if !routed {
+	endpoint := s.route(v.Upstream.Name, v.Message, pan)
+	if endpoint == nil {
 		return s.refuse(v, refusedRoute, answers.NoRoute, nil, started), nil
 	}
 
-	a := acceptance{endpoint: s.endpoints[name], pan: pan, started: started}
-	if e := s.endpoints[original.Endpoint]; completes && e != nil && original.MaskedPAN == pan.Mask() &&
+	a := acceptance{endpoint: endpoint, pan: pan, started: started}
+	if e := s.endpoint(original.Endpoint); completes && e != nil && original.MaskedPAN == pan.Mask() &&
 		original.Original.Get(messages.Currency) == v.Message.Get(messages.Currency) {
 		a.endpoint, a.original = e, &original.Original
 	}

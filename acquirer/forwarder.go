@@ -58,7 +58,7 @@ func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, 
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
 		waiting: map[journal.OwedID][]chan struct{}{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
-	for name := range owner.endpoints {
+	for name := range owner.table.Load().endpoints {
 		f.wake[name] = make(chan struct{}, 1)
 		f.absences[name] = newAbsences(cfg.NotFoundFinal)
 	}
@@ -80,7 +80,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var running sync.WaitGroup
-	for _, endpoint := range f.owner.endpoints {
+	for _, endpoint := range f.owner.table.Load().endpoints {
 		running.Go(func() {
 			if err := f.serve(ctx, endpoint); err != nil {
 				stop(err)

@@ -61,7 +61,7 @@ func (s *Switch) sameAsFirst(ctx context.Context, v *Visit, found journal.Found)
 // sameContent compares all that is not sensitive: in the dialect in which it was sent, if its endpoint is still there.
 func (s *Switch) sameContent(v *Visit, found journal.Found) bool {
 	partly := found.Answer.IsZero()
-	if e := s.endpoints[found.Endpoint]; e != nil {
+	if e := s.endpoint(found.Endpoint); e != nil {
 		return messages.NewPassage(v.Upstream.Codec, e.Codec).SameContent(found.Original, v.Message, partly, time.Now())
 	}
 	return found.Original.SameContent(v.Message.Original(), partly)

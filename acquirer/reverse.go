@@ -89,7 +89,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 		return refuse(refusedFormat, dialect.Answers.FormatError,
 			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not less than what was approved"})
 	}
-	if e := s.endpoints[found.Endpoint]; replacement != "" && e != nil && !e.Codec.TakesParts() {
+	if e := s.endpoint(found.Endpoint); replacement != "" && e != nil && !e.Codec.TakesParts() {
 		return refuse(refusedFormat, dialect.Answers.FormatError,
 			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"})
 	}
@@ -118,7 +118,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	}
 
 	// Answer. A request waits for the processor, but not in the place of live traffic; whatever that says, the debt is ours.
-	if e := s.endpoints[found.Endpoint]; !v.Message.MTI.IsAdvice() && e != nil && e.processor.InService() {
+	if e := s.endpoint(found.Endpoint); !v.Message.MTI.IsAdvice() && e != nil && e.processor.InService() {
 		leave()
 		leave = func() {}
 		s.forwarder.await(ctx, stands.ID)
@@ -217,12 +217,12 @@ func (says statement) disagrees(found journal.Found) bool {
 func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (Result, error) {
 	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Upstream.Codec.Identity(v.Message)})
 	return s.once(ctx, v, started, func() (Result, error) {
-		name, routed := s.routes.find(v.Upstream.Name, v.Message, pan)
-		if !routed {
+		endpoint := s.route(v.Upstream.Name, v.Message, pan)
+		if endpoint == nil {
 			return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
 		}
 		s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
-		return s.accept(ctx, v, acceptance{endpoint: s.endpoints[name], pan: pan, started: started})
+		return s.accept(ctx, v, acceptance{endpoint: endpoint, pan: pan, started: started})
 	})
 }
 

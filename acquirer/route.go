@@ -34,7 +34,43 @@ func ParseBIN(text string) (first, last string, err error) {
 	return first, last, nil
 }
 
-// A routing table is made once and only read afterwards.
+// A table is which endpoints there are, and which one a transaction goes to. It is made once and only read afterwards: a transaction looks
+// at it once, so that it never sees half of a change.
+type table struct {
+	routes    routes
+	endpoints map[string]*Endpoint // by name
+}
+
+func newTable(list []Route, endpoints []*Endpoint) (*table, error) {
+	rules, err := newRoutes(list)
+	if err != nil {
+		return nil, err
+	}
+	t := &table{routes: rules, endpoints: map[string]*Endpoint{}}
+	for _, e := range endpoints {
+		if t.endpoints[e.Name] != nil {
+			return nil, fmt.Errorf("endpoint %q: there are two of that name", e.Name)
+		}
+		t.endpoints[e.Name] = e
+	}
+	for _, route := range list {
+		if t.endpoints[route.Endpoint] == nil {
+			return nil, fmt.Errorf("route to %q: no such endpoint", route.Endpoint)
+		}
+	}
+	return t, nil
+}
+
+// route returns the endpoint for a transaction, nil if there is none.
+func (s *Switch) route(upstream string, request *messages.Message, pan card.PAN) *Endpoint {
+	t := s.table.Load()
+	name, _ := t.routes.find(upstream, request, pan)
+	return t.endpoints[name]
+}
+
+// endpoint returns the endpoint of a name, nil if there is none.
+func (s *Switch) endpoint(name string) *Endpoint { return s.table.Load().endpoints[name] }
+
 type routes []routeRule
 
 type routeRule struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,9 +23,8 @@ import (
 type Switch struct {
 	journal   Recorder
 	vault     Vault
-	keys      KeyChanger // nil: no key is changed by a message
-	endpoints map[string]*Endpoint
-	routes    routes
+	keys      KeyChanger            // nil: no key is changed by a message
+	table     atomic.Pointer[table] // never nil; Reconfigure changes it
 	forwarder *Forwarder
 	log       *slog.Logger
 	metrics   *metrics
@@ -67,23 +67,18 @@ type Config struct {
 
 // New checks the configuration and starts nothing.
 func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch, error) {
-	table, err := newRoutes(cfg.Routes)
+	table, err := newTable(cfg.Routes, cfg.Endpoints)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.InFlight < 1 {
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
-	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, endpoints: map[string]*Endpoint{}, routes: table, log: log,
+	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, log: log,
 		matters: map[asking]*matter{}, refused: newRefusals(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
+	s.table.Store(table)
 	for _, endpoint := range cfg.Endpoints {
-		s.endpoints[endpoint.Name] = endpoint
 		s.metrics.begin(endpoint.Name)
-	}
-	for _, route := range cfg.Routes {
-		if s.endpoints[route.Endpoint] == nil {
-			return nil, fmt.Errorf("route to %q: no such endpoint", route.Endpoint)
-		}
 	}
 	s.forwarder, err = newForwarder(cfg.Forward, s, log)
 	return s, err
@@ -154,11 +149,10 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if err != nil {
 		return refuse(refusedFormat, answers.FormatError, err), nil
 	}
-	name, routed := s.routes.find(req.Upstream.Name, req.Message, pan)
-	if !routed {
+	endpoint := s.route(req.Upstream.Name, req.Message, pan)
+	if endpoint == nil {
 		return refuse(refusedRoute, answers.NoRoute, nil), nil
 	}
-	endpoint := s.endpoints[name]
 
 	// Number: from a block that was reserved durably, so that no crash repeats one.
 	numbers, err := s.journal.Next(ctx, endpoint.Name, started)
@@ -363,7 +357,7 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("reading to whom something is owed: %w", err)
 	}
 	for _, name := range creditors {
-		if s.endpoints[name] == nil {
+		if s.endpoint(name) == nil {
 			return 0, fmt.Errorf("reversals or advices are owed to endpoint %q, which is not in the config: keep it there until they are paid", name)
 		}
 	}
@@ -374,7 +368,7 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 // delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed. What the processor demands is
 // served, and answered, by demanded.
 func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked) {
-	e := s.endpoints[endpoint]
+	e := s.endpoint(endpoint)
 	if e != nil && msg.Arrival == conn.Demanding {
 		s.metrics.unasked.WithLabelValues(endpoint, unaskedRequest).Inc()
 		s.demanded(ctx, e, msg)
