@@ -137,7 +137,7 @@ func TestBadInputIsOneLine(t *testing.T) {
 
 func TestConfigCheckAsJSON(t *testing.T) {
 	got := command(t, "config", "check", "--config", goodConfig, "--output", "json")
-	if got.code != 0 || got.out != "{\n  \"faults\": [],\n  \"ok\": true\n}\n" {
+	if got.code != 0 || got.out != "{\n  \"faults\": [],\n  \"ok\": true,\n  \"warnings\": []\n}\n" {
 		t.Errorf("got %+v", got)
 	}
 	got = command(t, "config", "check", "--config", fiveFaults, "--output", "json")
@@ -501,7 +501,7 @@ func TestHelpTellsWhatAConfigIsFor(t *testing.T) {
 			t.Errorf("%s: got %+v", words, got)
 		}
 	}
-	if got := command(t, "config", "check", "--help"); !strings.Contains(got.out, "no other file and\nat no token") {
+	if got := command(t, "config", "check", "--help"); !strings.Contains(got.out, "no other file and at no token") {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -536,7 +536,7 @@ func (e *ends) are(names ...string) bool {
 
 // partsOf makes a daemon of parts that note their ends, for the order of a stop.
 func partsOf(ended *ends, names ...string) *daemon {
-	d := &daemon{cfg: &Config{Shutdown: ShutdownConfig{Grace: time.Minute}}, log: slog.New(slog.DiscardHandler), failed: make(chan error, 1)}
+	d := newDaemon(&Config{Shutdown: ShutdownConfig{Grace: time.Minute}}, slog.New(slog.DiscardHandler))
 	for _, name := range names {
 		d.start(name, func(ctx context.Context) error {
 			<-ctx.Done()

@@ -91,13 +91,27 @@ type UpstreamConfig struct {
 	IdleTimeout  time.Duration `mapstructure:"idle_timeout"`  // of a connection on which nothing arrives
 	WriteTimeout time.Duration `mapstructure:"write_timeout"` // of one answer
 	FrameTimeout time.Duration `mapstructure:"frame_timeout"` // from a frame's first byte to its last
+	Rate         int           `mapstructure:"rate"`          // most requests a second; over it they are refused. 0: no limit
+	Burst        int           `mapstructure:"burst"`         // requests at once that rate allows after a pause; default: those of a second
+	Allow        []string      `mapstructure:"allow"`         // networks that may connect ("10.0.0.0/8"); none: all
+	Peers        []string      `mapstructure:"peers"`         // names, one of which its client certificate must carry; none: any of the CA
+	TLS          *DoorTLS      `mapstructure:"tls"`           // none: plain TCP
+}
+
+// A DoorTLS is how a door shows itself and knows its upstream. Without it the door is plain TCP; with it, a client certificate is demanded.
+type DoorTLS struct {
+	CertFile     string `mapstructure:"cert_file"`      // PEM: the certificate, then what leads to its CA
+	KeyFile      string `mapstructure:"key_file"`       // PEM; or
+	KeyLabel     string `mapstructure:"key_label"`      // of a key pair in the token
+	ClientCAFile string `mapstructure:"client_ca_file"` // PEM: who may vouch for the upstream
+	MinVersion   string `mapstructure:"min_version"`    // "1.2" or "1.3"
 }
 
 // An EndpointConfig is a processor with its links.
 type EndpointConfig struct {
 	Name          string        `mapstructure:"name"`
 	Dialect       string        `mapstructure:"dialect"`
-	Links         []string      `mapstructure:"links"`   // addresses; the same one twice makes two links to it
+	Links         []LinkConfig  `mapstructure:"links"`   // numbered in this order, from 0; one that is only an address dials it
 	PINKey        string        `mapstructure:"pin_key"` // label of a pin-out key; none: it takes no PINs
 	ReplyTimeout  time.Duration `mapstructure:"reply_timeout"`
 	WriteTimeout  time.Duration `mapstructure:"write_timeout"`
@@ -108,7 +122,36 @@ type EndpointConfig struct {
 	EchoMisses    int           `mapstructure:"echo_misses"` // unanswered in a row that close a link
 	BackoffMin    time.Duration `mapstructure:"backoff_min"` // before the next dial; it doubles
 	BackoffMax    time.Duration `mapstructure:"backoff_max"`
-	InFlight      int           `mapstructure:"in_flight"` // most requests at once over all its links
+	FailBack      time.Duration `mapstructure:"fail_back"`      // how often a link that is not on its first host tries the better ones
+	InFlight      int           `mapstructure:"in_flight"`      // most requests at once over all its links
+	LinkInFlight  int           `mapstructure:"link_in_flight"` // most requests at once on one link; default: in_flight
+	TLS           *LinkTLS      `mapstructure:"tls"`            // of all its links; none: plain TCP
+}
+
+// A LinkConfig is one link or several alike: we dial its hosts, or the processor dials us. A text in its place is its only host.
+type LinkConfig struct {
+	Hosts  []string `mapstructure:"hosts"`  // host:port, the preferred first
+	Listen string   `mapstructure:"listen"` // or where the processor dials us
+	Allow  []string `mapstructure:"allow"`  // networks from which it may ("10.0.0.0/8"); needed with listen
+	Links  int      `mapstructure:"links"`  // so many of them
+}
+
+// String is where the link leads, for a log.
+func (l LinkConfig) String() string {
+	if l.Listen != "" {
+		return "listen " + l.Listen
+	}
+	return strings.Join(l.Hosts, " | ")
+}
+
+// A LinkTLS is how links show themselves and know the processor. Of a link that listens, the processor's client certificate is demanded.
+type LinkTLS struct {
+	CAFile     string `mapstructure:"ca_file"`     // PEM: who may vouch for the processor
+	CertFile   string `mapstructure:"cert_file"`   // PEM: our certificate, then what leads to its CA; needed to listen
+	KeyFile    string `mapstructure:"key_file"`    // PEM; or
+	KeyLabel   string `mapstructure:"key_label"`   // of a key pair in the token
+	ServerName string `mapstructure:"server_name"` // that its certificate must carry; default: the host that is dialled; of who dials us, any
+	MinVersion string `mapstructure:"min_version"` // "1.2" or "1.3"
 }
 
 // A RouteConfig sends what it matches to an endpoint. An empty list matches everything.
@@ -172,6 +215,8 @@ var defaults = map[string]any{
 	"upstreams[].idle_timeout":    "5m",
 	"upstreams[].write_timeout":   "2s",
 	"upstreams[].frame_timeout":   "10s",
+	"upstreams[].rate":            0,
+	"upstreams[].tls.min_version": "1.2",
 	"endpoints[].reply_timeout":   "10s",
 	"endpoints[].write_timeout":   "2s",
 	"endpoints[].dial_timeout":    "5s",
@@ -181,7 +226,10 @@ var defaults = map[string]any{
 	"endpoints[].echo_misses":     3,
 	"endpoints[].backoff_min":     "500ms",
 	"endpoints[].backoff_max":     "30s",
+	"endpoints[].fail_back":       "60s",
 	"endpoints[].in_flight":       256,
+	"endpoints[].links[].links":   1,
+	"endpoints[].tls.min_version": "1.2",
 	"reversals.retry_min":         "5s",
 	"reversals.retry_max":         "300s",
 	"reversals.park_after":        "24h",
@@ -262,9 +310,13 @@ func (f *faults) prune(node *yaml.Node, path string, shape reflect.Type) (keep b
 		*node = *node.Alias
 	}
 	node.Anchor = ""
+	if shape.Kind() == reflect.Pointer {
+		shape = shape.Elem()
+	}
 	switch {
 	case node.Tag == "!!null":
 		return false
+	case shape == reflect.TypeFor[LinkConfig]() && node.Kind == yaml.ScalarNode: // only its host
 	case shape.Kind() == reflect.Struct && node.Kind != yaml.MappingNode:
 		f.add(path, "is not a mapping of keys to values")
 		return false
@@ -385,9 +437,23 @@ func convert(from, to reflect.Value) (any, error) {
 	text, isText := value.(string)
 	switch to.Interface().(type) {
 	case UpstreamConfig:
-		return withDefaults(value, "upstreams[]."), nil
+		given := withDefaults(value, "upstreams[].")
+		return asMany(given, "burst", "rate"), nil
 	case EndpointConfig:
-		return withDefaults(value, "endpoints[]."), nil
+		given := withDefaults(value, "endpoints[].")
+		return asMany(given, "link_in_flight", "in_flight"), nil
+	case DoorTLS:
+		return withDefaults(value, "upstreams[].tls."), nil
+	case LinkTLS:
+		return withDefaults(value, "endpoints[].tls."), nil
+	case LinkConfig:
+		if isText {
+			value = map[string]any{"hosts": []any{text}}
+		}
+		if _, isMap := value.(map[string]any); !isMap {
+			return nil, errors.New("is not text: put it in quotes")
+		}
+		return withDefaults(value, "endpoints[].links[]."), nil
 	case time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -418,7 +484,7 @@ func convert(from, to reflect.Value) (any, error) {
 	return value, nil
 }
 
-// withDefaults puts the defaults of a list's elements into one of them.
+// withDefaults puts the defaults of a list's elements into one of them. It is the one place for those of an endpoint.
 func withDefaults(value any, prefix string) any {
 	given, isMap := value.(map[string]any)
 	if !isMap {
@@ -426,7 +492,7 @@ func withDefaults(value any, prefix string) any {
 	}
 	full := map[string]any{}
 	for path, value := range defaults {
-		if key, ours := strings.CutPrefix(path, prefix); ours {
+		if key, ours := strings.CutPrefix(path, prefix); ours && !strings.ContainsAny(key, ".[") {
 			full[key] = value
 		}
 	}
@@ -434,6 +500,18 @@ func withDefaults(value any, prefix string) any {
 		full[key] = value
 	}
 	return full
+}
+
+// asMany gives a count that is not given the value of another one. One that is no count is a fault already.
+func asMany(value any, key, as string) any {
+	if full, isMap := value.(map[string]any); isMap && full[key] == nil {
+		if n, err := strconv.Atoi(fmt.Sprint(full[as])); err == nil {
+			full[key] = n
+		} else {
+			full[key] = 1
+		}
+	}
+	return value
 }
 
 // addDecoding takes the faults out of the error of UnmarshalExact, which joins them.
@@ -468,6 +546,8 @@ func (c *Config) node() *yaml.Node { return nodeOf(reflect.ValueOf(*c)) }
 func nodeOf(value reflect.Value) *yaml.Node {
 	node := &yaml.Node{}
 	switch {
+	case value.Kind() == reflect.Pointer && !value.IsNil():
+		return nodeOf(value.Elem())
 	case value.Kind() == reflect.Struct:
 		node.Kind = yaml.MappingNode
 		for field := range fieldsOf(value.Type()) {

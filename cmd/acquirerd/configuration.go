@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -13,35 +15,71 @@ import (
 func (c *cli) configCommands() *cobra.Command {
 	check := c.command("check", "Name every fault of the config, with its key path", "acquirerd config check --config acquirerd.yaml",
 		cobra.NoArgs, c.configCheck)
-	check.Long = "Check reads the config, the environment that overrides it, and the dialect files that it names. It looks at no other file and\n" +
-		"at no token: whether pin_file, module and journal are there, and the keys in the token, shows only on the host that serves."
-	return c.group("config", "Check and show the config", "acquirerd config check --config acquirerd.yaml\nacquirerd config show",
+	check.Long = "Check reads the config, the environment that overrides it, and the dialect files, certificates and keys of TLS that it names.\n" +
+		"It looks at no other file and at no token: whether pin_file, module and journal are there, and the keys in the token, shows only\n" +
+		"on the host that serves. What is no fault, and should not stay, is a warning."
+	reload := c.command("reload", "Have the running daemon read its config again", "acquirerd config reload --config acquirerd.yaml",
+		cobra.NoArgs, c.configReload)
+	reload.Long = "Reload has the daemon read and check its own config file, and change what differs: routes, links, timers, limits, TLS, who may\n" +
+		"connect, the level of the log. Links and connections that the change does not concern are not touched. What cannot change while\n" +
+		"it serves is named, and then nothing changes. SIGHUP does the same; its result is in the log."
+	return c.group("config", "Check, show and reload the config", "acquirerd config check --config acquirerd.yaml\nacquirerd config show",
 		check,
 		c.command("show", "Print the config with defaults and environment put in", "acquirerd config show --config acquirerd.yaml --output json",
-			cobra.NoArgs, c.configShow))
+			cobra.NoArgs, c.configShow), reload)
 }
 
-// configCheck prints "ok" to stdout, or a line for each fault to stderr.
+// configCheck prints "ok" to stdout, or a line for each fault to stderr, and a line there for each warning.
 func (c *cli) configCheck(context.Context, []string) error {
-	_, err := loadConfig(c.config)
+	cfg, err := loadConfig(c.config)
 	var faulty *configError
-	if c.output == "text" || err != nil && !errors.As(err, &faulty) {
+	if err != nil && !errors.As(err, &faulty) {
+		return err
+	}
+	var warnings []fault
+	if cfg != nil {
+		warnings = cfg.warnings(time.Now())
+	}
+	if c.output == "text" {
+		for _, w := range warnings {
+			_, _ = fmt.Fprintf(c.err, "warning: %s\n", w)
+		}
 		if err == nil {
 			_, err = fmt.Fprintln(c.out, "ok")
 		}
 		return err
 	}
-	type line struct {
-		Path    string `json:"path"`
-		Problem string `json:"problem"`
-	}
-	lines := []line{}
+	var faults []fault
 	if faulty != nil {
-		for _, f := range faulty.faults {
-			lines = append(lines, line{f.path, f.text})
-		}
+		faults = faulty.faults
 	}
-	return errors.Join(c.printJSON(map[string]any{"ok": err == nil, "faults": lines}), err)
+	return errors.Join(c.printJSON(map[string]any{"ok": err == nil, "faults": faultLines(faults), "warnings": faultLines(warnings)}), err)
+}
+
+func faultLines(list []fault) []faultLine {
+	lines := make([]faultLine, len(list))
+	for i, f := range list {
+		lines[i] = faultLine{f.path, f.text}
+	}
+	return lines
+}
+
+func (c *cli) configReload(ctx context.Context, _ []string) error {
+	return c.askDaemon(ctx, func(r *remote) error {
+		var result reloadResult
+		if err := r.post(ctx, "/config/reload", &result); err != nil {
+			return err
+		}
+		if c.output == "json" {
+			return c.printJSON(result)
+		}
+		if len(result.Changed) == 0 {
+			_, err := fmt.Fprintln(c.out, "nothing has changed")
+			return err
+		}
+		_, err := fmt.Fprintf(c.out, "changed %s\n", strings.Join(result.Changed, "\nchanged "))
+		return err
+	})
 }
 
 // configShow prints no secret, because a Config holds none.

@@ -125,6 +125,11 @@ func (d *daemon) control() http.Handler {
 		}
 		answer(w, http.StatusOK, map[string]int{"pruned": pruned})
 	})
+	mux.HandleFunc("POST /config/reload", d.controlReload)
+	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.links()) })
+	for name, do := range map[string]func(links, int) error{"drain": links.Drain, "resume": links.Resume, "cut": links.Cut} {
+		mux.HandleFunc("POST /links/{endpoint}/{link}/"+name, func(w http.ResponseWriter, r *http.Request) { d.controlLink(w, r, name, do) })
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if station := r.Header.Get(stationHeader); station != d.cfg.Station {
 			refuseControl(w, http.StatusForbidden, fmt.Errorf("the daemon that holds the journal is station %q, not %q", d.cfg.Station, station))
@@ -132,6 +137,55 @@ func (d *daemon) control() http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// controlReload has the keeper reload the config, and answers with what has changed, or with every fault.
+func (d *daemon) controlReload(w http.ResponseWriter, r *http.Request) {
+	asking := reloadAsking{make(chan reloadAnswer, 1)}
+	select {
+	case d.reloads <- asking:
+	case <-d.kept:
+		refuseControl(w, http.StatusConflict, errors.New("the daemon is stopping"))
+		return
+	case <-r.Context().Done():
+		return
+	}
+	result := <-asking.answer // the keeper has it
+	var faulty *configError
+	switch {
+	case errors.As(result.err, &faulty):
+		answer(w, http.StatusConflict, refusal{Error: "the config is not reloaded", Faults: faultLines(faulty.faults)})
+	case result.err != nil:
+		refuseControl(w, http.StatusConflict, result.err)
+	default:
+		answer(w, http.StatusOK, reloadResult{Changed: append([]string{}, result.changed...)})
+	}
+}
+
+// everyLink is the number by which a command means all links of an endpoint.
+const everyLink = -1
+
+// controlLink drains, resumes or cuts one link of an endpoint, or all of them.
+func (d *daemon) controlLink(w http.ResponseWriter, r *http.Request, name string, do func(links, int) error) {
+	at := slices.IndexFunc(d.endpoints, func(e *endpoint) bool { return e.name == r.PathValue("endpoint") })
+	if at < 0 {
+		refuseControl(w, http.StatusNotFound, fmt.Errorf("there is no endpoint %q", r.PathValue("endpoint")))
+		return
+	}
+	number := everyLink
+	if text := r.PathValue("link"); text != "all" {
+		var err error
+		if number, err = strconv.Atoi(text); err != nil || number < 0 {
+			refuseControl(w, http.StatusBadRequest, errors.New("the link is not a number"))
+			return
+		}
+	}
+	if err := do(d.endpoints[at].links, number); err != nil {
+		refuseControl(w, http.StatusConflict, err)
+		return
+	}
+	d.log.Warn("changed by an operator", "command", "link "+name, "endpoint", d.endpoints[at].name, "link", r.PathValue("link"))
+	answer(w, http.StatusOK, struct{}{})
 }
 
 // release sends what is parked again, if its endpoint is still there.
@@ -147,8 +201,24 @@ func (d *daemon) release(ctx context.Context, id journal.OwedID) error {
 	return nil
 }
 
+// A refusal is why a command was not done.
+type refusal struct {
+	Error  string      `json:"error"`
+	Faults []faultLine `json:"faults,omitempty"` // of a config
+}
+
+// A faultLine is a fault as JSON.
+type faultLine struct {
+	Path    string `json:"path"`
+	Problem string `json:"problem"`
+}
+
+type reloadResult struct {
+	Changed []string `json:"changed"` // paths of keys
+}
+
 func refuseControl(w http.ResponseWriter, code int, err error) {
-	answer(w, code, map[string]string{"error": oneLine(err)})
+	answer(w, code, refusal{Error: oneLine(err)})
 }
 
 // changeJournal lets do work on the journal of the config: through the daemon that holds it, or by itself if there is none.
@@ -179,6 +249,19 @@ func newRemote(cfg *Config) *remote {
 	return r
 }
 
+// askDaemon lets do ask the daemon that holds the journal of the config. Unlike changes of the journal, these need one.
+func (c *cli) askDaemon(ctx context.Context, do func(*remote) error) error {
+	cfg, err := c.loadParts("station", "journal")
+	if err != nil {
+		return err
+	}
+	r := newRemote(cfg)
+	if !r.listens(ctx) {
+		return fmt.Errorf("no daemon answers at %s: station %s is not served, or not by a user whose daemon this one may command", r.path, r.station)
+	}
+	return do(r)
+}
+
 // listens reports whether a daemon answers there.
 func (r *remote) listens(ctx context.Context) bool {
 	connection, err := (&net.Dialer{}).DialContext(ctx, "unix", r.path)
@@ -190,7 +273,15 @@ func (r *remote) listens(ctx context.Context) bool {
 
 // post sends a command and reads its result into result.
 func (r *remote) post(ctx context.Context, path string, result any) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://acquirerd"+path, nil)
+	return r.ask(ctx, http.MethodPost, path, result)
+}
+
+// mostAnswer bounds what a daemon answers, in bytes: a thousand links.
+const mostAnswer = 1 << 20
+
+// ask asks the daemon and reads its answer into result. Its error is a *configError if it is about the config.
+func (r *remote) ask(ctx context.Context, method, path string, result any) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://acquirerd"+path, nil)
 	if err != nil {
 		return err
 	}
@@ -200,16 +291,21 @@ func (r *remote) post(ctx context.Context, path string, result any) error {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }() // read whole, or of no use
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+	body, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer))
 	if err != nil {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	if response.StatusCode != http.StatusOK {
-		refusal := struct {
-			Error string `json:"error"`
-		}{"it answers " + response.Status}
-		_ = json.Unmarshal(body, &refusal) // else the status has to do
-		return errors.New(refusal.Error)
+		refused := refusal{Error: "it answers " + response.Status}
+		_ = json.Unmarshal(body, &refused) // else the status has to do
+		if len(refused.Faults) > 0 {
+			list := make([]fault, len(refused.Faults))
+			for i, f := range refused.Faults {
+				list[i] = fault{f.Path, f.Problem}
+			}
+			return &configError{list}
+		}
+		return errors.New(refused.Error)
 	}
 	if err := json.Unmarshal(body, result); err != nil {
 		return fmt.Errorf("asking the daemon: %w", err)

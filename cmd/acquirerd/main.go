@@ -2,8 +2,8 @@
 // README of the project for what it does, and `acquirerd --help` for its commands.
 //
 // This room is config and wiring. config.go reads and validate.go checks the one file; serve.go puts the rooms together, starts them
-// and stops them in order; operations.go is the port for metrics and health; each other file is a group of commands. It decides
-// nothing about a transaction.
+// and stops them in order; reload.go changes them while they run; tls.go keeps their certificates; operations.go is the port for metrics
+// and health; each other file is a group of commands. It decides nothing about a transaction.
 package main
 
 import (
@@ -100,7 +100,7 @@ func (c *cli) root() *cobra.Command {
 			}
 			return found.Help()
 		}})
-	root.AddCommand(c.initCommand(), c.serveCommand(), c.configCommands(), c.journalCommands(), c.keysCommands(), c.hsmCommands(),
+	root.AddCommand(c.initCommand(), c.serveCommand(), c.configCommands(), c.linkCommands(), c.journalCommands(), c.keysCommands(), c.hsmCommands(),
 		c.decodeCommand(), c.dialectCommands(), c.versionCommand())
 	return root
 }

@@ -7,8 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"os"
+	"os/signal"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,6 +33,9 @@ import (
 func (c *cli) serveCommand() *cobra.Command {
 	command := c.command("serve", "Serve upstreams until SIGTERM or SIGINT", "acquirerd serve --config acquirerd.yaml", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error {
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, syscall.SIGHUP) // before anything begins: its default would end the process
+			defer signal.Stop(again)
 			cfg, err := loadConfig(c.config)
 			if err != nil {
 				return err
@@ -36,12 +43,15 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err := forbidDumps(); err != nil {
 				return err
 			}
-			return serve(ctx, cfg, newLog(cfg, c.err))
+			log, level := newLog(cfg, c.err)
+			d := newDaemon(cfg, log)
+			d.level, d.signals, d.load = level, again, func() (*Config, error) { return loadConfig(c.config) }
+			return d.serve(ctx)
 		})
 	command.Long = "Serve opens the journal and the HSM, gives every transaction that a crash left open its reversal, opens the links to the\n" +
 		"processors and the doors for the upstreams, and runs until SIGTERM or SIGINT. Then it takes nothing new, lets what is in\n" +
 		"flight end by its own deadlines, signs off, and exits with 0; with 1 if something has not ended within shutdown.grace. The\n" +
-		"log goes to standard error."
+		"log goes to standard error. SIGHUP does what config reload does."
 	return command
 }
 
@@ -68,8 +78,7 @@ type addresses struct {
 // readiness goes first, then the doors read no more and answer what they took, the switch drains, the forwarder ends, the links sign
 // off, and the journal closes last. An error means that it could not begin, that a part of it failed, or that a part did not end
 // within the grace; what it left undone then is in the journal, and the next start recovers it.
-func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
-	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1)}
+func (d *daemon) serve(ctx context.Context) error {
 	at, err := d.begin(ctx)
 	switch {
 	case err == nil:
@@ -85,8 +94,9 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
 func (d *daemon) untilStopped(ctx context.Context) (err error) {
 	select {
 	case <-ctx.Done():
-		d.log.Info("stopping", "grace", d.cfg.Shutdown.Grace.String())
-		if err = d.teardown.inOrder(d.cfg.Shutdown.Grace, d.failed); err == nil {
+		grace := time.Duration(d.grace.Load())
+		d.log.Info("stopping", "grace", grace.String())
+		if err = d.teardown.inOrder(grace, d.failed); err == nil {
 			d.log.Info("stopped")
 			return nil
 		}
@@ -106,24 +116,58 @@ const fatalGrace = time.Second
 
 // A daemon is what serve puts together.
 type daemon struct {
-	cfg      *Config
+	cfg      *Config // by which it was started: of it holds what cannot change while it serves; the keeper knows the rest
 	log      *slog.Logger
 	registry *prometheus.Registry
 	failed   chan error // capacity 1: the first part that ended without being asked
 	teardown teardown
-	served   bool        // it has begun whole
-	draining atomic.Bool // it takes nothing new
+	served   bool         // it has begun whole
+	draining atomic.Bool  // it takes nothing new
+	grace    atomic.Int64 // nanoseconds
 
-	journal   *journal.Journal
-	vault     *hsm.HSM
-	endpoints []*endpoint
-	desk      *acquirer.Switch
+	journal      *journal.Journal
+	vault        *hsm.HSM
+	certificates *certificates // owned by the keeper, once it runs
+	endpoints    []*endpoint
+	doors        []*door
+	desk         *acquirer.Switch
+
+	load    func() (*Config, error) // reads the config again
+	level   *slog.LevelVar
+	signals <-chan os.Signal  // each asks for a reload
+	reloads chan reloadAsking // from the control socket
+	kept    chan struct{}     // closed when nobody answers reloads any more
+}
+
+func newDaemon(cfg *Config, log *slog.Logger) *daemon {
+	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1), level: &slog.LevelVar{},
+		reloads: make(chan reloadAsking), kept: make(chan struct{}), load: func() (*Config, error) { return cfg, nil }}
+	d.grace.Store(int64(cfg.Shutdown.Grace))
+	return d
 }
 
 // An endpoint is a processor's links under its name.
 type endpoint struct {
-	*conn.Endpoint
-	name string
+	links
+	name  string
+	codec *messages.Codec
+}
+
+// links are one processor's: *conn.Endpoint.
+type links interface {
+	acquirer.Processor
+	Run(ctx context.Context, inbound func(context.Context, conn.Unasked)) error
+	Status() []conn.LinkStatus
+	Drain(link int) error
+	Resume(link int) error
+	Cut(link int) error
+	Reconfigure(cfg conn.Config) error
+}
+
+// A door is an upstream's, with who asks there.
+type door struct {
+	*upstream.Door
+	*acquirer.Upstream
 }
 
 // begin builds the parts and starts them. What it built before an error is in the teardown.
@@ -134,14 +178,13 @@ func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
 	if err := d.openStores(ctx); err != nil {
 		return at, err
 	}
-	if err := d.wire(); err != nil {
-		return at, err
-	}
-	doors, err := d.doors()
+	keeper, err := d.newKeeper()
 	if err != nil {
 		return at, err
 	}
-
+	if err := d.wire(); err != nil {
+		return at, err
+	}
 	// The operations port is first, so that it tells of the recovery and, until the end, of the drain.
 	operations, err := d.listen(ctx, "operations", d.cfg.Operations.Listen)
 	if err != nil {
@@ -179,7 +222,8 @@ func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
 		listeners = append(listeners, listener)
 		at.upstreams[u.Name] = listener.Addr().String()
 	}
-	d.start("doors", func(ctx context.Context) error { return d.runDoors(ctx, doors, listeners) })
+	d.start("doors", func(ctx context.Context) error { return d.runDoors(ctx, listeners) })
+	d.start("reload", keeper.run) // ends first: nothing changes while the rest stops
 	d.teardown.add("readiness", func() { d.draining.Store(true) }, nil)
 	return at, nil
 }
@@ -225,52 +269,93 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 	return nil
 }
 
-// wire builds the endpoints and the switch.
+// wire builds the endpoints, the switch and the doors, in the order of the config.
 func (d *daemon) wire() error {
-	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, Keys: d.vault, InFlight: d.cfg.Limits.InFlight, Forward: acquirer.Forwarding{
+	cfg := acquirer.Config{Journal: d.journal, Vault: d.vault, Keys: d.vault, InFlight: d.cfg.Limits.InFlight, Routes: d.cfg.routes(), Forward: acquirer.Forwarding{
 		RetryMin: d.cfg.Reversals.RetryMin, RetryMax: d.cfg.Reversals.RetryMax, ParkAfter: d.cfg.Reversals.ParkAfter,
 		NotFoundFinal: d.cfg.Reversals.NotFoundFinal, Poll: d.cfg.Reversals.Poll, Parallel: d.cfg.Reversals.Parallel,
 		Rate: float64(d.cfg.Reversals.Rate)}}
-	for _, e := range d.cfg.Endpoints {
+	for i := range d.cfg.Endpoints {
+		e := &d.cfg.Endpoints[i]
 		codec, err := loadCodec(e.Dialect)
 		if err != nil {
 			return err
 		}
-		links, err := conn.New(conn.Config{Name: e.Name, Codec: codec, Links: conn.Dialled(e.Links...), ReplyTimeout: e.ReplyTimeout,
-			WriteTimeout: e.WriteTimeout, DialTimeout: e.DialTimeout, SignOnTimeout: e.SignOnTimeout, EchoInterval: e.EchoInterval,
-			EchoTimeout: e.EchoTimeout, EchoMisses: e.EchoMisses, BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax,
-			InFlight: e.InFlight}, d.log, d.registry)
+		links, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, d.registry)
 		if err != nil {
 			return err
 		}
-		d.endpoints = append(d.endpoints, &endpoint{links, e.Name})
-		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, codec, links))
-	}
-	for _, r := range d.cfg.Routes {
-		cfg.Routes = append(cfg.Routes, acquirer.Route(r))
+		made := &endpoint{links, e.Name, codec}
+		d.endpoints = append(d.endpoints, made)
+		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, codec, made.links))
 	}
 	var err error
-	d.desk, err = acquirer.New(cfg, d.log, d.registry)
-	return err
-}
-
-// doors builds the upstreams' doors, in the order of the config.
-func (d *daemon) doors() ([]*upstream.Door, error) {
-	var doors []*upstream.Door
-	for _, u := range d.cfg.Upstreams {
+	if d.desk, err = acquirer.New(cfg, d.log, d.registry); err != nil {
+		return err
+	}
+	for i := range d.cfg.Upstreams {
+		u := &d.cfg.Upstreams[i]
 		codec, err := loadCodec(u.Dialect)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec},
-			InFlight: u.InFlight, Connections: u.Connections, Budget: u.Budget, IdleTimeout: u.IdleTimeout,
-			FrameTimeout: u.FrameTimeout, WriteTimeout: u.WriteTimeout}, d.desk, d.log, d.registry)
+		asker := &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}
+		made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, d.registry)
 		if err != nil {
-			return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+			return fmt.Errorf("upstream %s: %w", u.Name, err)
 		}
-		doors = append(doors, door)
+		d.doors = append(d.doors, &door{made, asker})
 	}
-	return doors, nil
+	return nil
+}
+
+// routes is this config's routing in the words of the switch.
+func (c *Config) routes() []acquirer.Route {
+	var list []acquirer.Route
+	for _, r := range c.Routes {
+		list = append(list, acquirer.Route(r))
+	}
+	return list
+}
+
+// forConn is this config in the words of the links. The party is nil for plain TCP.
+func (e *EndpointConfig) forConn(codec *messages.Codec, p *party) conn.Config {
+	cfg := conn.Config{Name: e.Name, Codec: codec, ReplyTimeout: e.ReplyTimeout, WriteTimeout: e.WriteTimeout, DialTimeout: e.DialTimeout,
+		SignOnTimeout: e.SignOnTimeout, EchoInterval: e.EchoInterval, EchoTimeout: e.EchoTimeout, EchoMisses: e.EchoMisses,
+		BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax, FailBack: e.FailBack, InFlight: e.InFlight, LinkInFlight: e.LinkInFlight}
+	for _, l := range e.Links {
+		link := conn.Link{Hosts: l.Hosts, Listen: l.Listen, Allow: prefixes(l.Allow)}
+		switch {
+		case e.TLS == nil:
+		case l.Listen != "":
+			link.TLS = p.listening(e.TLS)
+		default:
+			link.TLS = p.dialling(e.TLS, l.Hosts)
+		}
+		for range l.Links {
+			cfg.Links = append(cfg.Links, link)
+		}
+	}
+	return cfg
+}
+
+// forDoor is this config in the words of the door. The party is nil for plain TCP.
+func (u *UpstreamConfig) forDoor(asker *acquirer.Upstream, p *party) upstream.Config {
+	cfg := upstream.Config{Upstream: asker, InFlight: u.InFlight, Connections: u.Connections, Budget: u.Budget, IdleTimeout: u.IdleTimeout,
+		FrameTimeout: u.FrameTimeout, WriteTimeout: u.WriteTimeout, Allow: prefixes(u.Allow), Peers: u.Peers, Rate: float64(u.Rate), Burst: u.Burst}
+	if u.TLS != nil {
+		cfg.TLS = p.serving(tlsVersions[u.TLS.MinVersion])
+	}
+	return cfg
+}
+
+// prefixes reads what validate has checked.
+func prefixes(list []string) []netip.Prefix {
+	var read []netip.Prefix
+	for _, text := range list {
+		read = append(read, netip.MustParsePrefix(text))
+	}
+	return read
 }
 
 func loadCodec(name string) (*messages.Codec, error) {
@@ -307,9 +392,9 @@ func (d *daemon) runLinks(ctx context.Context) error {
 }
 
 // runDoors runs all doors: at a stop they finish beside each other. The error of one is told at once, not when all have ended.
-func (d *daemon) runDoors(ctx context.Context, doors []*upstream.Door, listeners []net.Listener) error {
+func (d *daemon) runDoors(ctx context.Context, listeners []net.Listener) error {
 	var group errgroup.Group
-	for i, door := range doors {
+	for i, door := range d.doors {
 		group.Go(func() error {
 			err := door.Serve(ctx, listeners[i])
 			if err != nil {
@@ -325,7 +410,9 @@ func (d *daemon) runDoors(ctx context.Context, doors []*upstream.Door, listeners
 func (d *daemon) announce(at addresses) {
 	links, ways := map[string][]string{}, map[string]string{}
 	for _, e := range d.cfg.Endpoints {
-		links[e.Name] = e.Links
+		for _, l := range e.Links {
+			links[e.Name] = append(links[e.Name], l.String())
+		}
 	}
 	statement := d.vault.Statement()
 	for _, operation := range statement.Operations {
@@ -425,16 +512,22 @@ func (c *HSMConfig) forHSM() hsm.Config {
 	return cfg
 }
 
-// newLog makes the log of a daemon.
-func newLog(cfg *Config, out io.Writer) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(strings.ToUpper(cfg.Log.Level))); err != nil {
-		level = slog.LevelInfo // validate allows only levels
-	}
+// newLog makes the log of a daemon, and what changes its level.
+func newLog(cfg *Config, out io.Writer) (*slog.Logger, *slog.LevelVar) {
+	level := &slog.LevelVar{}
+	level.Set(cfg.Log.level())
 	options := &slog.HandlerOptions{Level: level}
 	var handler slog.Handler = slog.NewJSONHandler(out, options)
 	if cfg.Log.Format == "text" {
 		handler = slog.NewTextHandler(out, options)
 	}
-	return slog.New(handler)
+	return slog.New(handler), level
+}
+
+func (c *LogConfig) level() slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(strings.ToUpper(c.Level))); err != nil {
+		return slog.LevelInfo // validate allows only levels
+	}
+	return level
 }

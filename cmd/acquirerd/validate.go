@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -194,8 +195,35 @@ func (f *faults) validateUpstreams(c *Config) {
 		if u.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
 		}
+		f.validateAccess(at, &u)
 	}
 }
+
+// validateAccess checks who may connect to a door, and how often it may ask.
+func (f *faults) validateAccess(at string, u *UpstreamConfig) {
+	if u.Rate < 0 || u.Rate > mostRate {
+		f.add(at+".rate", "%d is not 0 to %d", u.Rate, mostRate)
+	}
+	if u.Rate > 0 {
+		f.count(at+".burst", u.Burst, mostRate)
+	} else if u.Burst > 0 {
+		f.add(at+".burst", "is of no use without rate")
+	}
+	f.networks(at+".allow", u.Allow)
+	names := map[string]string{}
+	for i, name := range u.Peers {
+		f.given(fmt.Sprintf("%s.peers[%d]", at, i), name)
+		f.unique(fmt.Sprintf("%s.peers[%d]", at, i), name, names)
+	}
+	if u.TLS != nil {
+		f.tls(at+".tls", u.TLS.files(), u.TLS.MinVersion)
+	} else if len(u.Peers) > 0 {
+		f.add(at+".peers", "needs tls: without client certificates nobody has a name")
+	}
+}
+
+// mostRate bounds a rate, in requests a second.
+const mostRate = 1_000_000
 
 func (f *faults) validateEndpoints(c *Config) {
 	if len(c.Endpoints) == 0 {
@@ -210,20 +238,100 @@ func (f *faults) validateEndpoints(c *Config) {
 		if len(e.Links) == 0 {
 			f.add(at+".links", "missing: at least one address is needed")
 		}
-		for j, link := range e.Links {
-			f.address(fmt.Sprintf("%s.links[%d]", at, j), link, 1)
+		for j := range e.Links {
+			f.validateLink(fmt.Sprintf("%s.links[%d]", at, j), &e.Links[j])
+		}
+		if e.TLS != nil {
+			f.tls(at+".tls", e.TLS.files(), e.TLS.MinVersion)
+			if e.TLS.CertFile == "" && slices.ContainsFunc(e.Links, func(l LinkConfig) bool { return l.Listen != "" }) {
+				f.add(at+".tls.cert_file", "missing: a link that listens shows its own certificate")
+			}
 		}
 		f.count(at+".echo_misses", e.EchoMisses, 100)
 		f.count(at+".in_flight", e.InFlight, 1_000_000)
+		f.count(at+".link_in_flight", e.LinkInFlight, 1_000_000)
+		if e.LinkInFlight > e.InFlight && e.InFlight > 0 {
+			f.add(at+".link_in_flight", "%d is more than in_flight (%d)", e.LinkInFlight, e.InFlight)
+		}
 		f.durations(at, map[string]time.Duration{"reply_timeout": e.ReplyTimeout, "write_timeout": e.WriteTimeout,
 			"dial_timeout": e.DialTimeout, "sign_on_timeout": e.SignOnTimeout, "echo_interval": e.EchoInterval,
-			"echo_timeout": e.EchoTimeout, "backoff_min": e.BackoffMin, "backoff_max": e.BackoffMax})
+			"echo_timeout": e.EchoTimeout, "backoff_min": e.BackoffMin, "backoff_max": e.BackoffMax, "fail_back": e.FailBack})
 		if e.BackoffMax < e.BackoffMin {
 			f.add(at+".backoff_max", "%v is shorter than backoff_min (%v)", e.BackoffMax, e.BackoffMin)
 		}
 		if e.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
 		}
+	}
+}
+
+// mostAlike bounds the links that one entry stands for.
+const mostAlike = 64
+
+// validateLink checks one entry: either its hosts, or where it listens and to whom.
+func (f *faults) validateLink(at string, l *LinkConfig) {
+	host := func(i int) string { return fmt.Sprintf("%s.hosts[%d]", at, i) }
+	if _, isMapping := f.places[at+".hosts"]; !isMapping && len(l.Hosts) == 1 { // the entry is its only host
+		host = func(int) string { return at }
+	}
+	names := map[string]string{}
+	for i, address := range l.Hosts {
+		f.address(host(i), address, 1)
+		f.unique(host(i), address, names)
+	}
+	switch {
+	case len(l.Hosts) == 0 && l.Listen == "":
+		f.add(at, "has neither hosts to dial nor an address to listen on")
+	case len(l.Hosts) > 0 && l.Listen != "":
+		f.add(at+".listen", "stands beside hosts: a link either dials or is dialled")
+	case l.Listen != "":
+		f.address(at+".listen", l.Listen, 0)
+		if len(l.Allow) == 0 {
+			f.add(at+".allow", "missing: who may dial it")
+		}
+	case len(l.Allow) > 0:
+		f.add(at+".allow", "is only for a link that listens")
+	}
+	f.networks(at+".allow", l.Allow)
+	f.count(at+".links", l.Links, mostAlike)
+}
+
+// networks checks a list of prefixes, without bits behind their length: those would say that something else was meant.
+func (f *faults) networks(path string, list []string) {
+	seen := map[string]string{}
+	for i, text := range list {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if prefix, err := netip.ParsePrefix(text); err != nil || prefix != prefix.Masked() {
+			f.add(at, `%q is not a network such as "10.0.0.0/8"`, text)
+		}
+		f.unique(at, text, seen)
+	}
+}
+
+// tls checks what a link or a door shows and trusts: the keys, and then the files as they are now.
+func (f *faults) tls(path string, files tlsFiles, minVersion string) {
+	f.oneOf(path+".min_version", minVersion, slices.Sorted(maps.Keys(tlsVersions))...)
+	if files.keyFile != "" && files.keyLabel != "" {
+		f.add(path+".key_label", "stands beside key_file: one of the two is the key")
+	}
+	if files.keyLabel != "" {
+		f.label(path+".key_label", files.keyLabel)
+	}
+	for key, file := range map[string]string{"cert_file": files.certFile, "key_file": files.keyFile, files.caKey(): files.caFile} {
+		if file != "" && (!strings.ContainsRune(file, '/') || strings.ContainsRune(file, '\n')) {
+			f.add(join(path, key), "is not the path of a file, such as /etc/acquirerd/tls.pem: what is in it may not stand here") // and is not quoted
+		}
+	}
+	hasKey := files.keyFile != "" || files.keyLabel != ""
+	switch {
+	case files.certFile == "" && (hasKey || files.isDoor):
+		f.add(path+".cert_file", "missing")
+	case files.certFile != "" && !hasKey:
+		f.add(path+".key_file", "missing, and there is no key_label")
+	}
+	f.given(path+"."+files.caKey(), files.caFile)
+	for _, wrong := range files.faults(time.Now()) {
+		f.add(join(path, wrong.path), "%s", wrong.text)
 	}
 }
 
@@ -307,6 +415,11 @@ func (f *faults) validateListeners(c *Config) {
 	}
 	for i, u := range c.Upstreams {
 		take(fmt.Sprintf("upstreams[%d].listen", i), u.Listen)
+	}
+	for i, e := range c.Endpoints {
+		for j, l := range e.Links {
+			take(fmt.Sprintf("endpoints[%d].links[%d].listen", i, j), l.Listen)
+		}
 	}
 	take("operations.listen", c.Operations.Listen)
 }
