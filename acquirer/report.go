@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"acquirerd/conn"
 	"acquirerd/journal"
 	"acquirerd/messages"
 )
@@ -29,6 +30,7 @@ type metrics struct {
 	transactions *prometheus.CounterVec
 	refusals     *prometheus.CounterVec
 	seconds      *prometheus.HistogramVec
+	phases       *prometheus.HistogramVec
 	reversals    *prometheus.CounterVec
 	unasked      *prometheus.CounterVec
 	undelivered  prometheus.Counter
@@ -50,6 +52,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "acquirerd_transaction_seconds",
 			Help:    "Time from an upstream's request to its recorded answer, in seconds.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}),
+		phases: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "acquirerd_transaction_phase_seconds",
+			Help:    "What acquirerd_transaction_seconds of a request is made of: waiting for a place and for a turn on a link, the HSM, the journal, the write to the link, the processor. Write and processor only if it was sent.",
+			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}},
+			[]string{"endpoint", "phase"}),
 		reversals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_owed_attempts_total",
 			Help: "Reversals and advices sent to processors, by endpoint and what came of them."}, []string{"endpoint", "result"}),
 		unasked: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_unasked_messages_total",
@@ -76,7 +82,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedAgain, refusedDuplicate} {
 		m.refusals.WithLabelValues(string(reason))
 	}
-	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
+	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.phases, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
 		m.alarms, m.demands, m.undone)
 	return m
 }
@@ -147,6 +153,55 @@ func (s *Switch) repeat(v *Visit, found journal.Found, what string, answer *mess
 	return Result{Answer: answer}
 }
 
+// A phase is what a transaction spends its time on.
+type phase int
+
+const (
+	phaseQueue phase = iota // until it has a place and a route, and then until it has its turn on a link
+	phaseHSM
+	phaseJournal
+	phaseWrite
+	phaseProcessor // until its answer, or the end of the wait for it
+	phaseCount
+)
+
+var phaseNames = [phaseCount]string{"queue", "hsm", "journal", "write", "processor"}
+
+// phases are how a transaction has spent its time. Together they are the whole of it.
+type phases struct {
+	since time.Time // the end of the last one
+	spent [phaseCount]time.Duration
+	sent  bool
+}
+
+// on gives a phase the time since the end of the last one.
+func (p *phases) on(which phase) {
+	now := time.Now()
+	p.spent[which] += now.Sub(p.since)
+	p.since = now
+}
+
+// onExchange gives the time since then to the phases of an exchange.
+func (p *phases) onExchange(trace conn.Trace) {
+	if trace.Link < 0 { // it has waited in vain
+		p.on(phaseQueue)
+		return
+	}
+	p.sent = true
+	p.spent[phaseQueue] += trace.Queued
+	p.spent[phaseWrite] += trace.Written
+	p.on(phaseProcessor)
+	p.spent[phaseProcessor] -= trace.Queued + trace.Written
+}
+
+func (p *phases) observe(seconds *prometheus.HistogramVec, endpoint string) {
+	for which, spent := range p.spent {
+		if sending := phase(which) == phaseWrite || phase(which) == phaseProcessor; p.sent || !sending {
+			seconds.WithLabelValues(endpoint, phaseNames[which]).Observe(spent.Seconds())
+		}
+	}
+}
+
 // A line is what the log tells of a recorded transaction.
 type line struct {
 	Request
@@ -158,6 +213,7 @@ type line struct {
 	link     int               // -1 if it was given to none
 	errSend  error
 	started  time.Time
+	spent    *phases // nil for an advice, which is answered before it is sent
 }
 
 // report counts a recorded transaction and logs its one line.
@@ -165,6 +221,9 @@ func (s *Switch) report(l line) {
 	elapsed := time.Since(l.started).Seconds()
 	s.metrics.transactions.WithLabelValues(l.endpoint, string(l.outcome.Kind)).Inc()
 	s.metrics.seconds.WithLabelValues(l.endpoint).Observe(elapsed)
+	if l.spent != nil {
+		l.spent.observe(s.metrics.phases, l.endpoint)
+	}
 	request := l.Message
 	attributes := []any{"outcome", string(l.outcome.Kind), "transaction", int64(l.id), "stan", l.numbers.STAN, "rrn", l.numbers.RRN, "mti", string(request.MTI),
 		"endpoint", l.endpoint, "upstream", l.Upstream.Name, "upstream_stan", request.Get(messages.STAN), "upstream_rrn", request.Get(messages.RRN),

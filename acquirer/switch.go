@@ -113,6 +113,7 @@ type Result struct {
 // A deadline of ctx is the upstream's budget. Until the send, its end refuses the request; from then on nothing is cancelled.
 func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err error) {
 	started := time.Now()
+	spent := phases{since: started}
 	req, answers := v.Request, v.Upstream.Codec.Dialect().Answers
 	refuse := func(reason refusal, code string, cause error) Result {
 		return s.refuseNew(ctx, v, reason, code, cause, started)
@@ -153,12 +154,14 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if endpoint == nil {
 		return refuse(refusedRoute, answers.NoRoute, nil), nil
 	}
+	spent.on(phaseQueue)
 
 	// Number: from a block that was reserved durably, so that no crash repeats one.
 	numbers, err := s.journal.Next(ctx, endpoint.Name, started)
 	if err != nil {
 		return refuse(refusedJournal, answers.Malfunction, err), nil
 	}
+	spent.on(phaseJournal)
 
 	// Protect: the PIN block for the processor's zone, the PAN sealed and tokenised. Never a send with a PIN block that is not one.
 	protected, err := s.protect(ctx, req, pan, endpoint)
@@ -169,6 +172,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		return refuse(refusedHSM, answers.Malfunction, err), nil
 	}
 	defer protected.PINBlock.Clear()
+	spent.on(phaseHSM)
 
 	// Build the processor's message.
 	msg, err := messages.NewPassage(req.Upstream.Codec, endpoint.Codec).ForProcessor(req.Message, numbers, started)
@@ -192,6 +196,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if err != nil {
 		return refuse(refusedJournal, answers.Malfunction, err), nil
 	}
+	spent.on(phaseJournal)
 
 	// Send, and decide what it came to. What the upstream does not wait for any more is not sent.
 	outcome := journal.Outcome{Kind: journal.NotSent, Reason: reasonBudget}
@@ -203,6 +208,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		answer, errSend = endpoint.send(sending, ticket, msg)
 		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
 	}
+	spent.onExchange(trace)
 
 	told := s.compose(req, endpoint, answer, errSend, outcome)
 	outcome.Answer = told.Reply(req.Message)
@@ -212,11 +218,12 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if err := s.journal.Finish(context.WithoutCancel(ctx), ticket, outcome); err != nil {
 		return Result{}, fmt.Errorf("recording outcome of %s: %w", ticket, err)
 	}
+	spent.on(phaseJournal)
 	if outcome.Kind == journal.Unknown {
 		s.forwarder.Wake()
 	}
 	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: told, link: trace.Link,
-		errSend: errSend, started: started})
+		errSend: errSend, started: started, spent: &spent})
 	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
 }
 
