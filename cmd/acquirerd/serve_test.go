@@ -55,6 +55,11 @@ func newProcessor(t *testing.T, decide func(*messages.Message) *messages.Message
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newProcessorOn(t, listener, decide)
+}
+
+func newProcessorOn(t *testing.T, listener net.Listener, decide func(*messages.Message) *messages.Message) *processor {
+	t.Helper()
 	p := &processor{address: listener.Addr().String(), codec: codecOf(t, "iso87-ascii"), decide: decide}
 	var serving sync.WaitGroup
 	var mu sync.Mutex
@@ -259,6 +264,7 @@ type running struct {
 	log        *logbook
 	stop       context.CancelFunc
 	ended      chan int
+	config     string // its file
 	operations string
 	door       string
 }
@@ -267,8 +273,8 @@ type running struct {
 func (s *site) start() *running {
 	s.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	r := &running{t: s.t, log: newLogbook(), stop: stop, ended: make(chan int, 1)}
 	path := s.config()
+	r := &running{t: s.t, log: newLogbook(), stop: stop, ended: make(chan int, 1), config: path}
 	go func() { r.ended <- run(ctx, []string{"serve", "--config", path}, io.Discard, r.log) }()
 	s.t.Cleanup(func() {
 		stop()
