@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,6 +74,78 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 	}
 }
 
+func TestLinksTakeManyForms(t *testing.T) {
+	path := changed(t, `links: ["127.0.0.1:9001", "127.0.0.1:9002"]`, `link_in_flight: 9
+    links:
+      - 127.0.0.1:9001
+      - { hosts: ["127.0.0.1:9001", "127.0.0.1:9002"] }
+      - { listen: "0.0.0.0:9000", allow: ["10.0.0.0/8"], links: 2 }`)
+	if code, faults := checked(t, path); code != 0 || faults != "" {
+		t.Fatalf("got exit %d, %s", code, faults)
+	}
+	cfg, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []LinkConfig{{Hosts: []string{"127.0.0.1:9001"}, Links: 1}, {Hosts: []string{"127.0.0.1:9001", "127.0.0.1:9002"}, Links: 1},
+		{Listen: "0.0.0.0:9000", Allow: []string{"10.0.0.0/8"}, Links: 2}}
+	if got := cfg.Endpoints[0].Links; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if e := cfg.Endpoints[0]; e.LinkInFlight != 9 || e.FailBack != time.Minute {
+		t.Errorf("got %+v", e)
+	}
+	links := cfg.Endpoints[0].forConn(nil, nil)
+	if len(links.Links) != 4 || links.Links[3].Listen != "0.0.0.0:9000" || links.Links[3].Allow[0].String() != "10.0.0.0/8" || links.LinkInFlight != 9 {
+		t.Errorf("got %+v", links)
+	}
+}
+
+func TestCountsFollowOneAnother(t *testing.T) {
+	cfg, err := loadConfig(changed(t, "reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: \"300\"", "in_flight: 128", "rate: 50"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, u := cfg.Endpoints[0], cfg.Upstreams[0]; e.LinkInFlight != 300 || u.Burst != 50 {
+		t.Errorf("got link_in_flight %d, burst %d", e.LinkInFlight, u.Burst)
+	}
+}
+
+func TestWarningsAreNoFaults(t *testing.T) {
+	a := newAuthority(t, "authority")
+	f := newFolder(t)
+	f.fill(a, "acquirer", 29*24*time.Hour, a)
+	end := time.Now().Add(29 * 24 * time.Hour)
+	files := fmt.Sprintf("tls: { ca_file: %q, cert_file: %q, key_file: %q }", f.file("ca.pem"), f.file("ours.pem"), f.file("ours.key"))
+	for _, c := range []struct {
+		name   string
+		change []string
+		want   []string
+	}{
+		{"loopback", []string{"environment: test", "environment: production"}, nil},
+		{"for test", []string{"127.0.0.1:9001", "10.0.0.1:9001"}, nil},
+		{"plain links and a plain door", []string{"environment: test", "environment: production", "127.0.0.1:9001", "10.0.0.1:9001", "127.0.0.1:8583", ":8583",
+			`"127.0.0.1:9002"`, `{ listen: "0.0.0.0:9002", allow: ["10.0.0.0/8"] }`}, []string{
+			"endpoints[0].links[0]: 10.0.0.1:9001 is plain TCP: card data should have tls", "endpoints[0].links[1]: listen 0.0.0.0:9002 is plain TCP: card data should have tls",
+			"upstreams[0].listen: :8583 is plain TCP: card data should have tls"}},
+		{"a certificate near its end", []string{"environment: test", "environment: production", "127.0.0.1:9001", "10.0.0.1:9001", "reply_timeout: 10s", "reply_timeout: 10s\n    " + files},
+			[]string{"endpoints[0].tls.cert_file: expires soon, on " + end.UTC().Format("2006-01-02")}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := changed(t, c.change...)
+			code, got := checked(t, path)
+			lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")
+			if got == "" {
+				lines = nil
+			}
+			same := slices.EqualFunc(lines, c.want, func(line, want string) bool { return strings.HasPrefix(line, "warning: "+want) })
+			if code != 0 || !same {
+				t.Errorf("got exit %d\n%s, want %q", code, got, c.want)
+			}
+		})
+	}
+}
+
 func TestFiveFaultsAreAllNamedInTheOrderOfTheFile(t *testing.T) {
 	code, faults := checked(t, fiveFaults)
 	want := `journal.sync: unknown key
@@ -127,6 +201,47 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"an environment that is none", []string{"environment: test", "environment: staging"}, []string{`environment: "staging" is not one of production, test`}},
 		{"an address without a port", []string{`"127.0.0.1:9002"`, `"127.0.0.1"`}, []string{`endpoints[0].links[1]: "127.0.0.1" is not host:port`}},
 		{"a link to port 0", []string{`"127.0.0.1:9002"`, `"127.0.0.1:0"`}, []string{`endpoints[0].links[1]: "127.0.0.1:0" is not host:port`}},
+		{"a link of no kind", []string{`"127.0.0.1:9002"]`, `{}]`}, []string{"endpoints[0].links[1]: has neither hosts to dial nor an address to listen on"}},
+		{"a link of two kinds", []string{`"127.0.0.1:9002"]`, `{ hosts: ["127.0.0.1:9002"], listen: "127.0.0.1:9003", allow: ["127.0.0.1/32"] }]`},
+			[]string{"endpoints[0].links[1].listen: stands beside hosts: a link either dials or is dialled"}},
+		{"a number for a link", []string{`"127.0.0.1:9002"]`, `9002]`}, []string{"endpoints[0].links[1]: is not text: put it in quotes"}},
+		{"a list for a link", []string{`"127.0.0.1:9002"]`, `["127.0.0.1:9002"]]`}, []string{"endpoints[0].links[1]: is not a mapping of keys to values"}},
+		{"an unknown key of a link", []string{`"127.0.0.1:9002"]`, `{ host: "127.0.0.1:9002" }]`},
+			[]string{"endpoints[0].links[1]: has neither hosts to dial nor an address to listen on", "endpoints[0].links[1].host: unknown key"}},
+		{"bad hosts", []string{`"127.0.0.1:9002"]`, `{ hosts: ["127.0.0.1:9002", "127.0.0.1", "127.0.0.1:9002"], links: 65 }]`}, []string{
+			`endpoints[0].links[1].hosts[1]: "127.0.0.1" is not host:port`,
+			`endpoints[0].links[1].hosts[2]: "127.0.0.1:9002" is endpoints[0].links[1].hosts[0] already`, "endpoints[0].links[1].links: 65 is not 1 to 64"}},
+		{"a link that anybody may dial", []string{`"127.0.0.1:9002"]`, `{ listen: "127.0.0.1:9002" }]`}, []string{"endpoints[0].links[1].allow: missing: who may dial it"}},
+		{"an allow-list of who is dialled", []string{`"127.0.0.1:9002"]`, `{ hosts: ["127.0.0.1:9002"], allow: ["127.0.0.1/32"] }]`},
+			[]string{"endpoints[0].links[1].allow: is only for a link that listens"}},
+		{"networks that are none", []string{`"127.0.0.1:9002"]`, `{ listen: "127.0.0.1:9002", allow: ["127.0.0.1", "10.0.0.1/8", "::1/128", "::1/128"] }]`}, []string{
+			`endpoints[0].links[1].allow[0]: "127.0.0.1" is not a network such as "10.0.0.0/8"`, `endpoints[0].links[1].allow[1]: "10.0.0.1/8" is not a network such as "10.0.0.0/8"`,
+			`endpoints[0].links[1].allow[3]: "::1/128" is endpoints[0].links[1].allow[2] already`}},
+		{"a link that listens where a door does", []string{`"127.0.0.1:9002"]`, `{ listen: "127.0.0.1:8583", allow: ["127.0.0.1/32"] }]`},
+			[]string{`endpoints[0].links[1].listen: "127.0.0.1:8583" is upstreams[0].listen already`}},
+		{"more on a link than on its endpoint", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    link_in_flight: 257"}, []string{"endpoints[0].link_in_flight: 257 is more than in_flight (256)"}},
+		{"a count that is none, and what follows from it", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: x"}, []string{"endpoints[0].in_flight: is not a whole number"}},
+		{"a bad rate", []string{"in_flight: 128", "rate: -1"}, []string{"upstreams[0].rate: -1 is not 0 to 1000000"}},
+		{"a burst without a rate", []string{"in_flight: 128", "burst: 5"}, []string{"upstreams[0].burst: is of no use without rate"}},
+		{"peers without TLS", []string{"in_flight: 128", "peers: [a]"}, []string{"upstreams[0].peers: needs tls: without client certificates nobody has a name"}},
+		{"peers that are none", []string{"in_flight: 128", `peers: ["", a, a], tls: {}`}, []string{"upstreams[0].peers[0]: missing",
+			`upstreams[0].peers[2]: "a" is upstreams[0].peers[1] already`, "upstreams[0].tls.cert_file: missing", "upstreams[0].tls.client_ca_file: missing"}},
+		{"TLS without anything", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    tls: {}"}, []string{"endpoints[0].tls.ca_file: missing"}},
+		{"TLS of an old version", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    tls: { min_version: \"1.1\" }"},
+			[]string{"endpoints[0].tls.ca_file: missing", `endpoints[0].tls.min_version: "1.1" is not one of 1.2, 1.3`}},
+		{"TLS with a key alone", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    tls: { key_label: \"a b\" }"},
+			[]string{"endpoints[0].tls.cert_file: missing", "endpoints[0].tls.ca_file: missing", "endpoints[0].tls.key_label: is not 1 to 64 printable ASCII characters without spaces"}},
+		{"TLS with a certificate alone", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    tls: { cert_file: /no/such, ca_file: /no/such }"},
+			[]string{"endpoints[0].tls.key_file: missing, and there is no key_label",
+				"endpoints[0].tls.cert_file: open /no/such: no such file or directory", "endpoints[0].tls.ca_file: open /no/such: no such file or directory"}},
+		{"TLS with two keys", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    tls: { key_file: /no/such, key_label: a }"},
+			[]string{"endpoints[0].tls.cert_file: missing", "endpoints[0].tls.ca_file: missing",
+				"endpoints[0].tls.key_file: open /no/such: no such file or directory", "endpoints[0].tls.key_label: stands beside key_file: one of the two is the key"}},
+		{"a link that listens without a certificate", []string{`"127.0.0.1:9002"]`, "{ listen: \"127.0.0.1:9002\", allow: [\"127.0.0.1/32\"] }]\n    tls: { ca_file: /no/such }"},
+			[]string{"endpoints[0].tls.cert_file: missing: a link that listens shows its own certificate", "endpoints[0].tls.ca_file: open /no/such: no such file or directory"}},
+		{"a key for its file", []string{"in_flight: 128", "tls: { key_file: s3cret, cert_file: \"s3cret\\n/\" }"}, []string{
+			"upstreams[0].tls.client_ca_file: missing", "upstreams[0].tls.key_file: is not the path of a file, such as /etc/acquirerd/tls.pem: what is in it may not stand here",
+			"upstreams[0].tls.cert_file: is not the path of a file, such as /etc/acquirerd/tls.pem: what is in it may not stand here"}},
 		{"two doors of one name", []string{upstream, upstream + "\n  " + strings.Replace(upstream, "8583", "8584", 1)},
 			[]string{`upstreams[1].name: "pos-switch" is upstreams[0].name already`}},
 		{"two listeners on one address", []string{`operations: { listen: "127.0.0.1:9090" }`, `operations: { listen: "127.0.0.1:8583" }`},
