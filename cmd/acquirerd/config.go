@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"acquirerd/hsm"
+	"acquirerd/specs"
 )
 
 // mostConfig bounds the config file, in bytes.
@@ -107,7 +109,7 @@ type DoorTLS struct {
 	MinVersion   string `mapstructure:"min_version"`    // "1.2" or "1.3"
 }
 
-// An EndpointConfig is a processor with its links.
+// An EndpointConfig is a processor with its links. Its dialect may have other defaults for the timers from reply_timeout to echo_misses.
 type EndpointConfig struct {
 	Name          string        `mapstructure:"name"`
 	Dialect       string        `mapstructure:"dialect"`
@@ -437,11 +439,9 @@ func convert(from, to reflect.Value) (any, error) {
 	text, isText := value.(string)
 	switch to.Interface().(type) {
 	case UpstreamConfig:
-		given := withDefaults(value, "upstreams[].")
-		return asMany(given, "burst", "rate"), nil
+		return asMany(withDefaults(value, "upstreams[]."), "burst", "rate"), nil
 	case EndpointConfig:
-		given := withDefaults(value, "endpoints[].")
-		return asMany(given, "link_in_flight", "in_flight"), nil
+		return withEndpointDefaults(value), nil
 	case DoorTLS:
 		return withDefaults(value, "upstreams[].tls."), nil
 	case LinkTLS:
@@ -484,7 +484,30 @@ func convert(from, to reflect.Value) (any, error) {
 	return value, nil
 }
 
-// withDefaults puts the defaults of a list's elements into one of them. It is the one place for those of an endpoint.
+// withEndpointDefaults puts in the defaults of an endpoint: the timers of its dialect go before our own.
+func withEndpointDefaults(value any) any {
+	given, isMap := value.(map[string]any)
+	if !isMap {
+		return value
+	}
+	full := maps.Clone(given)
+	name, _ := given["dialect"].(string)
+	if dialect, err := specs.Load(name); err == nil { // else that is a fault of its own
+		timers := map[string]time.Duration{"reply_timeout": dialect.Timers.Reply, "sign_on_timeout": dialect.Timers.SignOn,
+			"echo_interval": dialect.Timers.EchoInterval, "echo_timeout": dialect.Timers.Echo}
+		for key, timer := range timers {
+			if _, isGiven := given[key]; !isGiven && timer > 0 {
+				full[key] = timer.String()
+			}
+		}
+		if _, isGiven := given["echo_misses"]; !isGiven && dialect.Timers.EchoMisses > 0 {
+			full["echo_misses"] = dialect.Timers.EchoMisses
+		}
+	}
+	return asMany(withDefaults(full, "endpoints[]."), "link_in_flight", "in_flight")
+}
+
+// withDefaults puts the defaults of a list's elements into one of them.
 func withDefaults(value any, prefix string) any {
 	given, isMap := value.(map[string]any)
 	if !isMap {

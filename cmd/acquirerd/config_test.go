@@ -111,6 +111,25 @@ func TestCountsFollowOneAnother(t *testing.T) {
 	}
 }
 
+func TestTimersOfADialectAreDefaults(t *testing.T) {
+	text, err := os.ReadFile("../../specs/iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(t.TempDir(), "own.yaml")
+	if err := os.WriteFile(own, append(text, "\ntimers: { reply: 4s, echo: 3s, echo_interval: 20s, echo_misses: 7 }\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := loadConfig(changed(t, "dialect: iso87-ascii", "dialect: "+own+"\n    echo_timeout: 2s", "    reply_timeout: 10s\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := cfg.Endpoints[0]
+	if e.ReplyTimeout != 4*time.Second || e.EchoTimeout != 2*time.Second || e.EchoInterval != 20*time.Second || e.EchoMisses != 7 || e.SignOnTimeout != 10*time.Second {
+		t.Errorf("got %+v", e)
+	}
+}
+
 func TestWarningsAreNoFaults(t *testing.T) {
 	a := newAuthority(t, "authority")
 	f := newFolder(t)

@@ -99,8 +99,9 @@ func same(a, b reflect.Value) bool {
 			return a.IsNil() == b.IsNil()
 		}
 		return same(a.Elem(), b.Elem())
+	default:
+		return a.Equal(b)
 	}
-	return a.Equal(b)
 }
 
 // compareNamed compares lists of what has a name: their order says nothing.

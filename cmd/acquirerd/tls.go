@@ -430,7 +430,9 @@ func (c *certificates) look() {
 		}
 		r, err := c.read(p.name, p.files)
 		if err != nil {
-			p.seen = r.seen // not again until they change again
+			if p.files.keyLabel == "" { // else the token may be better in a minute
+				p.seen = r.seen // not again until they change again
+			}
 			c.reads.WithLabelValues(p.name, readFailed).Inc()
 			c.log.Error("certificate files are not taken: those that were read before stay in use", "name", p.name, "error", oneLine(err))
 			continue
