@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -41,6 +43,7 @@ type Forwarder struct {
 	cfg    Forwarding
 	owner  *Switch
 	log    *slog.Logger
+	pace   atomic.Uint64            // sends a second for each endpoint, as math.Float64bits; at first cfg.Rate
 	wake   map[string]chan struct{} // capacity 1, by endpoint
 	random func() float64           // [0, 1)
 
@@ -58,12 +61,15 @@ func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, 
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
 		waiting: map[journal.OwedID][]chan struct{}{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
+	f.setPace(cfg.Rate)
 	for name := range owner.table.Load().endpoints {
 		f.wake[name] = make(chan struct{}, 1)
 		f.absences[name] = newAbsences(cfg.NotFoundFinal)
 	}
 	return f, nil
 }
+
+func (f *Forwarder) setPace(perSecond float64) { f.pace.Store(math.Float64bits(perSecond)) }
 
 // Wake makes the forwarder look at the journal now.
 func (f *Forwarder) Wake() {
@@ -142,6 +148,9 @@ var errHeld = errors.New("held")
 // start begins what may be sent now, and returns when to look again.
 func (c *counter) start(ctx context.Context, paying *sync.WaitGroup) time.Time {
 	now := time.Now()
+	if allowed := rate.Limit(math.Float64frombits(c.pace.Load())); allowed != c.limit.Limit() {
+		c.limit.SetLimitAt(now, allowed)
+	}
 	for _, debt := range c.owner.journal.Incurred(c.endpoint.Name) {
 		// The wall clock may have been set since: nothing waits longer than the longest pause.
 		c.lineup.add(debt, now.Add(min(max(0, debt.DueAt.Sub(now)), c.cfg.RetryMax)))

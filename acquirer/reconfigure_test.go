@@ -5,11 +5,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"acquirerd/acquirer"
 	"acquirerd/card"
+	"acquirerd/conn"
 	"acquirerd/hsm"
 	"acquirerd/messages"
 )
@@ -132,6 +135,33 @@ func TestWhatCannotChangeIsRefusedWhole(t *testing.T) {
 		}
 		if result, answered := w.ask(w.request(), delivered); !answered || result.Answer.Get(messages.ResponseCode) != "92" {
 			t.Errorf("the new routes do not hold: got %v", result)
+		}
+	})
+}
+
+func TestTheForwardingRateChanges(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		const owed = 20
+		w.bank.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		w.bank.reversal = func(*messages.Message) (string, error) { return "00", nil }
+		w.desk.SetForwardingRate(0.25)
+		for range owed {
+			w.ask(w.request(), delivered)
+		}
+		sent := func() int {
+			synctest.Wait()
+			w.bank.mu.Lock()
+			defer w.bank.mu.Unlock()
+			return len(w.bank.sent)
+		}
+		<-time.After(9 * time.Second)
+		if got := sent(); got < 2 || got > w.forward.Parallel+3 {
+			t.Errorf("in 9 s at 0.25 a second, %d were sent", got)
+		}
+		w.desk.SetForwardingRate(1000)
+		<-time.After(time.Second)
+		if got := sent(); got != owed {
+			t.Errorf("a second later, %d of %d were sent", got, owed)
 		}
 	})
 }

@@ -26,7 +26,7 @@ import (
 // reloadable are the keys that may change while the daemon serves, with all that stands below them. Every other one needs a restart:
 // because the journal and what is owed are tied to it, or because nobody has needed it yet.
 var reloadable = []string{
-	"routes", "log.level", "shutdown.grace",
+	"routes", "log.level", "shutdown.grace", "reversals.rate",
 	"endpoints[].links", "endpoints[].pin_key", "endpoints[].reply_timeout", "endpoints[].write_timeout", "endpoints[].dial_timeout",
 	"endpoints[].sign_on_timeout", "endpoints[].echo_interval", "endpoints[].echo_timeout", "endpoints[].echo_misses",
 	"endpoints[].backoff_min", "endpoints[].backoff_max", "endpoints[].fail_back", "endpoints[].in_flight", "endpoints[].link_in_flight",
@@ -315,6 +315,7 @@ func (k *keeper) apply(p plan, after *Config, readings []reading) (err error) {
 	if err := k.desk.Reconfigure(after.routes(), endpoints); err != nil {
 		return err
 	}
+	k.desk.SetForwardingRate(float64(after.Reversals.Rate))
 	k.level.Set(after.Log.level())
 	k.grace.Store(int64(after.Shutdown.Grace))
 	return nil
