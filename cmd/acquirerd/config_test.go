@@ -238,6 +238,8 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			`endpoints[0].links[1].allow[3]: "::1/128" is endpoints[0].links[1].allow[2] already`}},
 		{"a link that listens where a door does", []string{`"127.0.0.1:9002"]`, `{ listen: "127.0.0.1:8583", allow: ["127.0.0.1/32"] }]`},
 			[]string{`endpoints[0].links[1].listen: "127.0.0.1:8583" is upstreams[0].listen already`}},
+		{"a listener that takes the port of another", []string{`operations: { listen: "127.0.0.1:9090" }`, `operations: { listen: "0.0.0.0:8583" }`},
+			[]string{`operations.listen: "0.0.0.0:8583" is upstreams[0].listen already`}},
 		{"more on a link than on its endpoint", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    link_in_flight: 257"}, []string{"endpoints[0].link_in_flight: 257 is more than in_flight (256)"}},
 		{"a count that is none, and what follows from it", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: x"}, []string{"endpoints[0].in_flight: is not a whole number"}},
 		{"a bad rate", []string{"in_flight: 128", "rate: -1"}, []string{"upstreams[0].rate: -1 is not 0 to 1000000"}},

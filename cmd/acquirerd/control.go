@@ -147,7 +147,8 @@ func (d *daemon) controlReload(w http.ResponseWriter, r *http.Request) {
 	case <-d.kept:
 		refuseControl(w, http.StatusConflict, errors.New("the daemon is stopping"))
 		return
-	case <-r.Context().Done():
+	case <-r.Context().Done(): // at a stop, or because the asker is gone
+		refuseControl(w, http.StatusConflict, errors.New("the daemon is stopping"))
 		return
 	}
 	result := <-asking.answer // the keeper has it

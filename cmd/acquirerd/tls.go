@@ -7,12 +7,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -222,6 +222,9 @@ func readKey(path string) (crypto.Signer, error) {
 }
 
 func readPEM(path string) ([]*pem.Block, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() { // a pipe could be waited for without end, and read only once
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
 	text, err := readFile(path, mostPEM)
 	if err != nil {
 		return nil, err
@@ -452,7 +455,7 @@ func (c *certificates) look() {
 type stamp struct {
 	changed time.Time
 	size    int64
-	mode    fs.FileMode
+	file    uint64 // its inode: a link may lead to another file
 }
 
 func (t tlsFiles) stamps() []stamp {
@@ -460,7 +463,10 @@ func (t tlsFiles) stamps() []stamp {
 	for _, path := range []string{t.certFile, t.keyFile, t.caFile} {
 		var s stamp
 		if info, err := os.Stat(path); path != "" && err == nil {
-			s = stamp{info.ModTime(), info.Size(), info.Mode()}
+			s = stamp{changed: info.ModTime(), size: info.Size()}
+			if about, known := info.Sys().(*syscall.Stat_t); known {
+				s.file = about.Ino
+			}
 		}
 		list = append(list, s)
 	}

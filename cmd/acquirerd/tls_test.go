@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -173,6 +174,8 @@ func TestTLSFilesThatAreNoGoodAreFaults(t *testing.T) {
 			[]string{"key_file: DIR/ours.key has no private key in PEM form that is not encrypted"}},
 		{"another certificate's key", func(f *folder) { f.write("ours.key", keyBlock(t, otherKey)) },
 			[]string{"key_file: is not the key of the certificate in cert_file"}},
+		{"a pipe", func(f *folder) { os.Remove(f.file("ours.key")); must(f.t, syscall.Mkfifo(f.file("ours.key"), 0o600)) },
+			[]string{"key_file: DIR/ours.key is not a regular file"}},
 		{"an expired certificate", func(f *folder) {
 			f.write("ours.pem", certificateBlock(expired))
 			f.write("ours.key", keyBlock(t, otherKey))
@@ -199,6 +202,13 @@ func TestTLSFilesThatAreNoGoodAreFaults(t *testing.T) {
 				t.Error("a fault quotes a file")
 			}
 		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -406,12 +406,23 @@ func (f *faults) validateGrace(c *Config) {
 	}
 }
 
+// validateListeners checks that no two listen at one address. One for all addresses of the host takes its port from each of them.
 func (f *faults) validateListeners(c *Config) {
-	taken := map[string]string{}
+	type place struct{ path, host string }
+	taken := map[string][]place{} // by port
 	take := func(path, address string) {
-		if _, port, err := net.SplitHostPort(address); err == nil && port != "0" {
-			f.unique(path, address, taken)
+		host, port, err := net.SplitHostPort(address)
+		if err != nil || port == "0" {
+			return
 		}
+		isAll := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip != nil && ip.IsUnspecified() }
+		for _, other := range taken[port] {
+			if host == other.host || isAll(host) || isAll(other.host) {
+				f.add(path, "%q is %s already", address, other.path)
+				return
+			}
+		}
+		taken[port] = append(taken[port], place{path, host})
 	}
 	for i, u := range c.Upstreams {
 		take(fmt.Sprintf("upstreams[%d].listen", i), u.Listen)
