@@ -43,15 +43,17 @@ type Forwarder struct {
 	cfg    Forwarding
 	owner  *Switch
 	log    *slog.Logger
-	pace   atomic.Uint64            // sends a second for each endpoint, as math.Float64bits; at first cfg.Rate
-	wake   map[string]chan struct{} // capacity 1, by endpoint
-	random func() float64           // [0, 1)
+	pace   atomic.Uint64  // sends a second for each endpoint, as math.Float64bits; at first cfg.Rate
+	random func() float64 // [0, 1)
 
 	sometimes rate.Sometimes // for what each poll would log again
 
-	absences map[string]*absences // by endpoint
+	mu       sync.Mutex
+	wake     map[string]chan struct{} // capacity 1, by endpoint; guarded by mu
+	absences map[string]*absences     // by endpoint; guarded by mu
+	unserved []*Endpoint              // of which Run does not know yet; guarded by mu
+	came     chan struct{}            // capacity 1: there are unserved ones
 
-	mu      sync.Mutex
 	waiting map[journal.OwedID][]chan struct{} // who waits for the end of the next attempt; guarded by mu
 }
 
@@ -60,19 +62,56 @@ func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, 
 		return nil, errors.New("forwarding: pauses, ages, poll and rate must be positive, retry_max at least retry_min, parallel at least 1")
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
-		waiting: map[journal.OwedID][]chan struct{}{}, sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
+		waiting: map[journal.OwedID][]chan struct{}{}, came: make(chan struct{}, 1), sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	f.setPace(cfg.Rate)
-	for name := range owner.table.Load().endpoints {
-		f.wake[name] = make(chan struct{}, 1)
-		f.absences[name] = newAbsences(cfg.NotFoundFinal)
+	for _, endpoint := range owner.table.Load().endpoints {
+		f.adopt(endpoint)
 	}
 	return f, nil
+}
+
+// adopt takes on an endpoint, also while Run runs.
+func (f *Forwarder) adopt(endpoint *Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wake[endpoint.Name] = make(chan struct{}, 1)
+	f.absences[endpoint.Name] = newAbsences(f.cfg.NotFoundFinal)
+	f.unserved = append(f.unserved, endpoint)
+	select {
+	case f.came <- struct{}{}:
+	default:
+	}
+}
+
+// adopted returns the endpoints that were taken on since the last call.
+func (f *Forwarder) adopted() []*Endpoint {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := f.unserved
+	f.unserved = nil
+	return list
+}
+
+// absencesOf returns those of an endpoint that was taken on.
+func (f *Forwarder) absencesOf(endpoint string) *absences {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.absences[endpoint]
+}
+
+// wakingOf is where the server of an endpoint is woken.
+func (f *Forwarder) wakingOf(endpoint string) <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.wake[endpoint]
 }
 
 func (f *Forwarder) setPace(perSecond float64) { f.pace.Store(math.Float64bits(perSecond)) }
 
 // Wake makes the forwarder look at the journal now.
 func (f *Forwarder) Wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, wake := range f.wake {
 		select {
 		case wake <- struct{}{}:
@@ -86,12 +125,15 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var running sync.WaitGroup
-	for _, endpoint := range f.owner.table.Load().endpoints {
-		running.Go(func() {
-			if err := f.serve(ctx, endpoint); err != nil {
-				stop(err)
-			}
-		})
+	for ctx.Err() == nil {
+		for _, endpoint := range f.adopted() {
+			running.Go(func() {
+				if err := f.serve(ctx, endpoint); err != nil {
+					stop(err)
+				}
+			})
+		}
+		wait(ctx, f.came)
 	}
 	running.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
@@ -109,6 +151,7 @@ func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
 	defer paying.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	waking := f.wakingOf(endpoint.Name)
 	for {
 		timer.Reset(time.Until(c.start(ctx, &paying)))
 		select {
@@ -119,7 +162,7 @@ func (f *Forwarder) serve(ctx context.Context, endpoint *Endpoint) error {
 				return err
 			}
 		case <-timer.C:
-		case <-f.wake[endpoint.Name]:
+		case <-waking:
 		}
 	}
 }
@@ -158,7 +201,7 @@ func (c *counter) start(ctx context.Context, paying *sync.WaitGroup) time.Time {
 	poll := now.Add(c.cfg.Poll)
 	// Without a link nothing is attempted: an attempt that cannot leave would be work for nothing.
 	if !c.endpoint.processor.InService() {
-		c.absences[c.endpoint.Name].interrupt()
+		c.absencesOf(c.endpoint.Name).interrupt()
 		return poll
 	}
 	if now.Before(c.held) {
@@ -251,7 +294,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 	answer, errSend := endpoint.send(conn.WithTrace(ctx, &trace), ticket, message)
 	settlement := f.settle(endpoint.Codec.Dialect(), owed, ticket.Attempt(), answer, errSend)
 	if settlement.State() != journal.StateOwed {
-		f.absences[owed.Endpoint].forget(owed.ID)
+		f.absencesOf(owed.Endpoint).forget(owed.ID)
 	}
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return turn{}, fmt.Errorf("recording settlement of %s %d: %w", owed.Kind, owed.ID, err)
@@ -402,7 +445,7 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard ||
 		owed.Kind == journal.KindAdvice && owed.Original.MTI.Class() == messages.Reversal
 	absent := slices.Contains(is.NotFound, code) && mayBeAbsent
-	absences := f.absences[owed.Endpoint]
+	absences := f.absencesOf(owed.Endpoint)
 	missing := absences.note(owed.ID, err == nil, absent)
 	if absent {
 		pause = min(pause, absences.nextAttempt())

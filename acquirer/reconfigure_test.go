@@ -115,7 +115,6 @@ func TestWhatCannotChangeIsRefusedWhole(t *testing.T) {
 			endpoints []*acquirer.Endpoint
 			want      string
 		}{
-			{"a new endpoint", routes, []*acquirer.Endpoint{bank("bank"), bank("other")}, `endpoint "other" is new`},
 			{"one endpoint less", nil, nil, `endpoint "bank" is not there any more`},
 			{"two of a name", routes, []*acquirer.Endpoint{bank("bank"), bank("bank")}, "there are two of that name"},
 			{"another processor", routes, []*acquirer.Endpoint{acquirer.NewEndpoint("bank", "zpk-bank", w.dialect, newBank(t))}, "another processor or dialect"},
@@ -135,6 +134,33 @@ func TestWhatCannotChangeIsRefusedWhole(t *testing.T) {
 		}
 		if result, answered := w.ask(w.request(), delivered); !answered || result.Answer.Get(messages.ResponseCode) != "92" {
 			t.Errorf("the new routes do not hold: got %v", result)
+		}
+	})
+}
+
+// What a new endpoint does not answer is reversed there, as with those that were there before.
+func TestANewEndpointIsServedAndPaid(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		<-time.After(time.Second) // the forwarder runs
+		other := newBank(t)
+		other.answer = func(*messages.Message) (string, error) { return "00", conn.ErrTimeout }
+		err := w.desk.Reconfigure([]acquirer.Route{{Endpoint: "bank"}, {BINs: []string{"4"}, Endpoint: "other"}}, []*acquirer.Endpoint{
+			acquirer.NewEndpoint("bank", "zpk-bank", w.dialect, w.bank), acquirer.NewEndpoint("other", "zpk-other", w.dialect, other)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if result, answered := w.ask(w.request(), delivered); !answered || code(result) != "91" {
+			t.Fatalf("got %v", result)
+		}
+		<-time.After(10 * time.Second)
+		synctest.Wait()
+		for key, state := range other.holds {
+			if state != "reversed" {
+				t.Errorf("%s is %s at the new endpoint", key, state)
+			}
+		}
+		if len(other.holds) != 1 || len(w.bank.holds) != 0 {
+			t.Errorf("got %v there and %v at the other", other.holds, w.bank.holds)
 		}
 	})
 }
