@@ -21,8 +21,8 @@ func (c *cli) configCommands() *cobra.Command {
 	reload := c.command("reload", "Have the running daemon read its config again", "acquirerd config reload --config acquirerd.yaml",
 		cobra.NoArgs, c.configReload)
 	reload.Long = "Reload has the daemon read and check its own config file, and change what differs: routes, links, timers, limits, TLS, who may\n" +
-		"connect, the level of the log. Links and connections that the change does not concern are not touched. What cannot change while\n" +
-		"it serves is named, and then nothing changes. SIGHUP does the same; its result is in the log."
+		"connect, the level of the log; upstreams come and go, endpoints come. Links and connections that the change does not concern are\n" +
+		"not touched. What cannot change while it serves is named, and then nothing changes. SIGHUP does the same; its result is in the log."
 	return c.group("config", "Check, show and reload the config", "acquirerd config check --config acquirerd.yaml\nacquirerd config show",
 		check,
 		c.command("show", "Print the config with defaults and environment put in", "acquirerd config show --config acquirerd.yaml --output json",

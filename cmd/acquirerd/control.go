@@ -168,7 +168,8 @@ const everyLink = -1
 
 // controlLink drains, resumes or cuts one link of an endpoint, or all of them.
 func (d *daemon) controlLink(w http.ResponseWriter, r *http.Request, name string, do func(links, int) error) {
-	at := slices.IndexFunc(d.endpoints, func(e *endpoint) bool { return e.name == r.PathValue("endpoint") })
+	endpoints := d.processors()
+	at := slices.IndexFunc(endpoints, func(e *endpoint) bool { return e.name == r.PathValue("endpoint") })
 	if at < 0 {
 		refuseControl(w, http.StatusNotFound, fmt.Errorf("there is no endpoint %q", r.PathValue("endpoint")))
 		return
@@ -181,18 +182,18 @@ func (d *daemon) controlLink(w http.ResponseWriter, r *http.Request, name string
 			return
 		}
 	}
-	if err := do(d.endpoints[at].links, number); err != nil {
+	if err := do(endpoints[at].links, number); err != nil {
 		refuseControl(w, http.StatusConflict, err)
 		return
 	}
-	d.log.Warn("changed by an operator", "command", "link "+name, "endpoint", d.endpoints[at].name, "link", r.PathValue("link"))
+	d.log.Warn("changed by an operator", "command", "link "+name, "endpoint", endpoints[at].name, "link", r.PathValue("link"))
 	answer(w, http.StatusOK, struct{}{})
 }
 
 // release sends what is parked again, if its endpoint is still there.
 func (d *daemon) release(ctx context.Context, id journal.OwedID) error {
 	owed, err := d.journal.Owing(ctx, id)
-	if err == nil && !slices.ContainsFunc(d.endpoints, func(e *endpoint) bool { return e.name == owed.Endpoint }) {
+	if err == nil && !slices.ContainsFunc(d.processors(), func(e *endpoint) bool { return e.name == owed.Endpoint }) {
 		return fmt.Errorf("releasing %d: endpoint %q is not in the config: nobody would pay it", id, owed.Endpoint)
 	}
 	if err := d.journal.Release(ctx, id); err != nil {

@@ -145,7 +145,7 @@ func (d *daemon) checks() []check {
 		{"hsm", status(d.vault.Ready() == nil, statusFailed)},
 		{"journal", status(d.journal.Ready() == nil, statusFailed)},
 	}
-	for _, e := range d.endpoints {
+	for _, e := range d.processors() {
 		list = append(list, check{"endpoint " + e.name, status(e.InService(), statusFailed)})
 	}
 	return list
@@ -159,7 +159,7 @@ type linkStatus struct {
 
 func (d *daemon) links() []linkStatus {
 	list := []linkStatus{}
-	for _, e := range d.endpoints {
+	for _, e := range d.processors() {
 		for _, link := range e.Status() {
 			list = append(list, linkStatus{e.name, link})
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"acquirerd/acquirer"
+	"acquirerd/conn"
 	"acquirerd/specs"
 )
 
@@ -39,10 +40,11 @@ const needsRestart = "cannot change while the daemon serves: needs a restart"
 
 // A plan says what differs between two configs.
 type plan struct {
-	changed   []string // paths of keys, in the order of the config
-	refused   []fault  // of those, the ones that cannot change
-	endpoints []string // names of those of which something changes
-	upstreams []string
+	changed []string // paths of keys, in the order of the config
+	refused []fault  // of those, the ones that cannot change
+
+	endpoints, newEndpoints              []string // names of those of which something changes, and of those that come
+	upstreams, newUpstreams, noUpstreams []string // and of those that go
 }
 
 // planReload compares the config that is in force with one that is to follow it. It looks at nothing else. Paths are those of the new one.
@@ -113,26 +115,33 @@ func (p *plan) compareNamed(path string, before, after reflect.Value) {
 	for i := range after.Len() {
 		at, name := fmt.Sprintf("%s[%d]", path, i), after.Index(i).FieldByName("Name").String()
 		was, isKnown := known[name]
-		if !isKnown {
-			p.changed = append(p.changed, at)
-			p.refused = append(p.refused, fault{at, fmt.Sprintf("%q is new: needs a restart", name)})
-			continue
-		}
 		delete(known, name)
 		differing := len(p.changed)
-		p.compare(at, was, after.Index(i))
-		if len(p.changed) == differing {
-			continue
-		}
-		if path == "endpoints" {
-			p.endpoints = append(p.endpoints, name)
+		if isKnown {
+			p.compare(at, was, after.Index(i))
 		} else {
+			p.changed = append(p.changed, at)
+		}
+		switch {
+		case len(p.changed) == differing:
+		case path == "endpoints" && isKnown:
+			p.endpoints = append(p.endpoints, name)
+		case path == "endpoints":
+			p.newEndpoints = append(p.newEndpoints, name)
+		case isKnown:
 			p.upstreams = append(p.upstreams, name)
+		default:
+			p.newUpstreams = append(p.newUpstreams, name)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(known)) { // what it is owed is looked at by the next start
+	for _, name := range slices.Sorted(maps.Keys(known)) {
 		p.changed = append(p.changed, path)
-		p.refused = append(p.refused, fault{path, fmt.Sprintf("%q is not there any more: needs a restart", name)})
+		if path == "upstreams" {
+			p.noUpstreams = append(p.noUpstreams, name)
+			continue
+		}
+		// It may be owed something, or come to be by what is in flight or is reversed later. A start looks at that before it is gone.
+		p.refused = append(p.refused, fault{path, fmt.Sprintf("%q is not there any more, and may be owed something: needs a restart", name)})
 	}
 }
 
@@ -211,9 +220,9 @@ func (k *keeper) run(ctx context.Context) error {
 		case <-look.C:
 			k.certificates.look()
 		case <-k.signals:
-			k.report("signal", k.reload())
+			k.report("signal", k.reload(ctx))
 		case asking := <-k.reloads:
-			answer := k.reload()
+			answer := k.reload(ctx)
 			k.report("command", answer)
 			asking.answer <- answer
 		}
@@ -240,7 +249,7 @@ func (k *keeper) report(by string, answer reloadAnswer) {
 }
 
 // reload reads and checks everything, and then changes what has changed. After an error all is as it was.
-func (k *keeper) reload() reloadAnswer {
+func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	after, err := k.load()
 	if err != nil {
 		return reloadAnswer{err: err}
@@ -254,16 +263,17 @@ func (k *keeper) reload() reloadAnswer {
 	if err != nil {
 		return reloadAnswer{err: err}
 	}
-	if err := k.apply(p, after, readings); err != nil {
+	if err := k.apply(ctx, p, after, readings); err != nil {
 		return reloadAnswer{err: fmt.Errorf("changing the config: %w", err)}
 	}
+	k.dialects = dialectSums(after)
 	k.enter(after)
 	return reloadAnswer{changed: p.changed}
 }
 
-// apply changes one part after the other. If one refuses, those before it are changed back. The routes are last: from one moment to the next
-// transactions find all of the new ones.
-func (k *keeper) apply(p plan, after *Config, readings []reading) (err error) {
+// apply changes one part after the other. If one refuses, those before it are changed back. The routes are last of what can refuse: from one
+// moment to the next transactions find all of the new ones. What is new begins after them, and who is gone is asked to go.
+func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []reading) (err error) {
 	var undo []func() error
 	defer func() {
 		if err == nil {
@@ -282,7 +292,8 @@ func (k *keeper) apply(p plan, after *Config, readings []reading) (err error) {
 		}
 		k.certificates.take(r)
 	}
-	for _, e := range k.endpoints {
+	endpoints := k.processors()
+	for _, e := range endpoints {
 		if !slices.Contains(p.endpoints, e.name) {
 			continue
 		}
@@ -295,30 +306,86 @@ func (k *keeper) apply(p plan, after *Config, readings []reading) (err error) {
 		}
 		undo = append(undo, func() error { return change(k.inForce) })
 	}
-	for _, door := range k.doors {
-		if !slices.Contains(p.upstreams, door.Name) {
+	for _, o := range k.doors {
+		if !slices.Contains(p.upstreams, o.Name) {
 			continue
 		}
 		change := func(c *Config) error {
-			cfg := c.upstream(door.Name)
-			return door.Reconfigure(cfg.forDoor(door.Upstream, k.certificates.parties[cfg.party()]))
+			cfg := c.upstream(o.Name)
+			return o.Reconfigure(cfg.forDoor(o.Upstream, k.certificates.parties[cfg.party()]))
 		}
 		if err := change(after); err != nil {
-			return fmt.Errorf("upstream %s: %w", door.Name, err)
+			return fmt.Errorf("upstream %s: %w", o.Name, err)
 		}
 		undo = append(undo, func() error { return change(k.inForce) })
 	}
-	var endpoints []*acquirer.Endpoint
-	for _, e := range k.endpoints {
-		endpoints = append(endpoints, acquirer.NewEndpoint(e.name, after.endpoint(e.name).PINKey, e.codec, e.links))
+
+	var opening []*door
+	for _, name := range p.newUpstreams {
+		cfg := after.upstream(name)
+		o, err := k.newDoor(cfg)
+		if err != nil {
+			return err
+		}
+		if o.listener, err = openPort(ctx, "upstream "+name, cfg.Listen); err != nil {
+			return err
+		}
+		undo = append(undo, o.listener.Close)
+		opening = append(opening, o)
 	}
-	if err := k.desk.Reconfigure(after.routes(), endpoints); err != nil {
+	known := len(endpoints)
+	for _, name := range p.newEndpoints {
+		e, err := k.newEndpoint(after.endpoint(name))
+		if err != nil {
+			return err
+		}
+		undo = append(undo, func() error { return runNever(e) })
+		endpoints = append(endpoints, e)
+	}
+	var routed []*acquirer.Endpoint
+	for _, e := range endpoints {
+		routed = append(routed, acquirer.NewEndpoint(e.name, after.endpoint(e.name).PINKey, e.codec, e.links))
+	}
+	if err := k.desk.Reconfigure(after.routes(), routed); err != nil {
 		return err
 	}
+
+	k.mu.Lock()
+	k.endpoints = endpoints
+	k.mu.Unlock()
+	for _, e := range endpoints[known:] {
+		hand(ctx, k.arriving, e)
+	}
+	for _, o := range opening {
+		k.log.Info("door opened", "upstream", o.Name, "address", o.listener.Addr().String())
+		hand(ctx, k.opening, o)
+	}
+	k.doors = slices.DeleteFunc(append(k.doors, opening...), func(o *door) bool {
+		gone := slices.Contains(p.noUpstreams, o.Name)
+		if gone {
+			o.close() // it answers what it took
+		}
+		return gone
+	})
 	k.desk.SetForwardingRate(float64(after.Reversals.Rate))
 	k.level.Set(after.Log.level())
 	k.grace.Store(int64(after.Shutdown.Grace))
 	return nil
+}
+
+// hand gives something new to what runs it, unless that ends.
+func hand[T any](ctx context.Context, to chan<- T, what T) {
+	select {
+	case to <- what:
+	case <-ctx.Done():
+	}
+}
+
+// runNever takes back what an endpoint that is not to run has made.
+func runNever(e *endpoint) error {
+	over, end := context.WithCancel(context.Background())
+	end()
+	return e.Run(over, func(context.Context, conn.Unasked) {})
 }
 
 // endpoint returns an endpoint that is in the config.

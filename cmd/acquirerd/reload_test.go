@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -37,6 +38,8 @@ func TestAPlanNamesWhatDiffersAndWhatCannotChange(t *testing.T) {
 		refused   []string
 		endpoints []string
 		upstreams []string
+
+		newEndpoints, newUpstreams, noUpstreams []string
 	}{
 		{name: "nothing"},
 		{name: "another way to say the same", after: []string{`links: ["127.0.0.1:9001", "127.0.0.1:9002"]`, "links: [{ hosts: [\"127.0.0.1:9001\"], allow: [] }, \"127.0.0.1:9002\"]\n    fail_back: 1m"}},
@@ -57,8 +60,10 @@ func TestAPlanNamesWhatDiffersAndWhatCannotChange(t *testing.T) {
 			changed:   []string{"station", "journal.queue", "hsm.sessions", "upstreams[0].listen", "endpoints[0].dialect", "reversals.parallel", "operations.listen"},
 			refused:   []string{"station", "journal.queue", "hsm.sessions", "upstreams[0].listen", "endpoints[0].dialect", "reversals.parallel", "operations.listen"},
 			endpoints: []string{"processor-a"}, upstreams: []string{"pos-switch"}},
+		{name: "an upstream for another, and an endpoint more", after: []string{endpoint, endpoint + second, "name: pos-switch", "name: web"},
+			changed: []string{"upstreams[0]", "upstreams", "endpoints[1]"}, newUpstreams: []string{"web"}, noUpstreams: []string{"pos-switch"}, newEndpoints: []string{"processor-b"}},
 		{name: "who comes and goes", before: []string{endpoint, endpoint + second}, after: []string{upstream, upstream + "\n  " + strings.NewReplacer("pos-switch", "web", "8583", "8584").Replace(upstream)},
-			changed: []string{"upstreams[1]", "endpoints"}, refused: []string{"upstreams[1]", "endpoints"}},
+			changed: []string{"upstreams[1]", "endpoints"}, refused: []string{"endpoints"}, newUpstreams: []string{"web"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			load := func(change []string) *Config {
@@ -77,8 +82,9 @@ func TestAPlanNamesWhatDiffersAndWhatCannotChange(t *testing.T) {
 					t.Errorf("%s: %s", f.path, f.text)
 				}
 			}
-			if !slices.Equal(got.changed, c.changed) || !slices.Equal(refused, c.refused) || !slices.Equal(got.endpoints, c.endpoints) || !slices.Equal(got.upstreams, c.upstreams) {
-				t.Errorf("got %v, refused %v, endpoints %v, upstreams %v", got.changed, refused, got.endpoints, got.upstreams)
+			if !slices.Equal(got.changed, c.changed) || !slices.Equal(refused, c.refused) || !slices.Equal(got.endpoints, c.endpoints) || !slices.Equal(got.upstreams, c.upstreams) ||
+				!slices.Equal(got.newEndpoints, c.newEndpoints) || !slices.Equal(got.newUpstreams, c.newUpstreams) || !slices.Equal(got.noUpstreams, c.noUpstreams) {
+				t.Errorf("got %+v", got)
 			}
 		})
 	}
@@ -324,7 +330,7 @@ func TestWhatWasChangedBeforeARefusalIsChangedBack(t *testing.T) {
 	a, b := &stubborn{refuses: true}, &stubborn{}
 	d.endpoints = []*endpoint{{links: b, name: "processor-b"}, {links: a, name: "processor-a"}}
 	d.load = func() (*Config, error) { return after, nil }
-	if got := k.reload(); got.err == nil || got.err.Error() != "changing the config: no" {
+	if got := k.reload(t.Context()); got.err == nil || got.err.Error() != "changing the config: no" {
 		t.Errorf("got %+v", got)
 	}
 	if want := []time.Duration{9 * time.Second, 10 * time.Second}; !slices.Equal(b.timeouts, want) {
@@ -411,4 +417,77 @@ func newProcessorTLS(t *testing.T, decide func(*messages.Message) *messages.Mess
 		t.Fatal(err)
 	}
 	return newProcessorOn(t, tls.NewListener(listener, cfg), decide)
+}
+
+func TestUpstreamsComeAndGoAndEndpointsCome(t *testing.T) {
+	first, second := newProcessor(t, approveRightPIN), newProcessor(t, approveRightPIN)
+	site := newSite(t, first)
+	site.create()
+	daemon := site.start()
+	daemon.inService(1)
+	upstream := daemon.dial()
+	const web = `  - { name: web, dialect: iso87-binary, listen: "127.0.0.1:0" }`
+	other := fmt.Sprintf(`  - { name: processor-b, dialect: iso87-ascii, links: [%q] }`, second.address)
+	const byWeb = `  - { bins: ["4"], upstreams: [web], endpoint: processor-b }`
+	daemon.rewrite("endpoints:\n", web+"\nendpoints:\n"+other+"\n", "routes:\n", "routes:\n"+byWeb+"\n")
+	if got := command(t, "config", "reload", "--config", daemon.config); got != (result{0, "changed upstreams[1]\nchanged endpoints[0]\nchanged routes\n", ""}) {
+		t.Fatalf("got %+v", got)
+	}
+	daemon.awaitLinks("the new endpoint", func(list []linkStatus) bool {
+		return slices.ContainsFunc(list, func(l linkStatus) bool { return l.Endpoint == "processor-b" && inService(l) })
+	})
+	if code, body := daemon.get("/health/ready"); code != 200 || !strings.Contains(body, `{"name":"endpoint processor-b","status":"ok"}`) {
+		t.Errorf("ready: got %d %s", code, body)
+	}
+	opened := daemon.log.await(t, "door opened", func(line map[string]any) bool { return line["upstream"] == "web" })
+	old := daemon.door
+	daemon.door, _ = opened["address"].(string)
+	anew := daemon.dial()
+	if got := anew.ask(authorization("000001", "")).Get(messages.ResponseCode); got != "00" {
+		t.Errorf("got %q, want 00", got)
+	}
+	daemon.log.await(t, "transaction", func(line map[string]any) bool {
+		return line["endpoint"] == "processor-b" && line["outcome"] == "approved"
+	})
+
+	daemon.rewrite(other+"\n", "")
+	if got := command(t, "config", "reload", "--config", daemon.config); got.code != 1 || !strings.Contains(got.err, "routes[0].endpoint") {
+		t.Errorf("without the endpoint of a route: got %+v", got)
+	}
+	daemon.rewrite(byWeb+"\n", "")
+	if got := command(t, "config", "reload", "--config", daemon.config); got != (result{1, "",
+		"endpoints: \"processor-b\" is not there any more, and may be owed something: needs a restart\n"}) {
+		t.Errorf("without an endpoint: got %+v", got)
+	}
+	daemon.rewrite("endpoints:\n", "endpoints:\n"+other+"\n", web+"\n", "")
+	if got := command(t, "config", "reload", "--config", daemon.config); got != (result{0, "changed upstreams\nchanged routes\n", ""}) {
+		t.Errorf("without an upstream: got %+v", got)
+	}
+	if _, err := anew.codec.ReadFrame(anew.conn); !errors.Is(err, io.EOF) {
+		t.Errorf("on the connection of an upstream that is gone: got %v, want EOF", err)
+	}
+	if c, err := net.Dial("tcp", daemon.door); err == nil {
+		_ = c.Close()
+		t.Error("the door of an upstream that is gone is open")
+	}
+	daemon.door = old
+	if got := upstream.ask(authorization("000002", testPIN)).Get(messages.ResponseCode); got != "00" {
+		t.Errorf("the other upstream: got %q, want 00", got)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	daemon.rewrite("endpoints:\n", strings.Replace(web, "127.0.0.1:0", taken.Addr().String(), 1)+"\nendpoints:\n", `bins: ["4"]`, `bins: ["5"]`)
+	if got := command(t, "config", "reload", "--config", daemon.config); got.code != 1 || !strings.Contains(got.err, "opening port of upstream web") {
+		t.Errorf("a port that is taken: got %+v", got)
+	}
+	if got := daemon.dial().ask(authorization("000003", testPIN)).Get(messages.ResponseCode); got != "00" {
+		t.Errorf("after a refusal: got %q, want 00", got)
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
 }

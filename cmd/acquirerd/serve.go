@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -128,9 +130,13 @@ type daemon struct {
 	journal      *journal.Journal
 	vault        *hsm.HSM
 	certificates *certificates // owned by the keeper, once it runs
-	endpoints    []*endpoint
-	doors        []*door
 	desk         *acquirer.Switch
+	doors        []*door // owned by the keeper, once it runs
+	mu           sync.Mutex
+	endpoints    []*endpoint // guarded by mu: see processors
+
+	arriving chan *endpoint // from the keeper to what runs them
+	opening  chan *door
 
 	load    func() (*Config, error) // reads the config again
 	level   *slog.LevelVar
@@ -141,7 +147,7 @@ type daemon struct {
 
 func newDaemon(cfg *Config, log *slog.Logger) *daemon {
 	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1), level: &slog.LevelVar{},
-		reloads: make(chan reloadAsking), kept: make(chan struct{}), load: func() (*Config, error) { return cfg, nil }}
+		arriving: make(chan *endpoint), opening: make(chan *door), reloads: make(chan reloadAsking), kept: make(chan struct{}), load: func() (*Config, error) { return cfg, nil }}
 	d.grace.Store(int64(cfg.Shutdown.Grace))
 	return d
 }
@@ -164,10 +170,20 @@ type links interface {
 	Reconfigure(cfg conn.Config) error
 }
 
-// A door is an upstream's, with who asks there.
+// processors returns the endpoints. The list that it returns does not change.
+func (d *daemon) processors() []*endpoint {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.endpoints[:len(d.endpoints):len(d.endpoints)]
+}
+
+// A door is an upstream's, with who asks there, and where.
 type door struct {
 	*upstream.Door
 	*acquirer.Upstream
+	listener net.Listener
+	gone     context.Context // ended by close, when the upstream is taken out of the config
+	close    context.CancelFunc
 }
 
 // begin builds the parts and starts them. What it built before an error is in the teardown.
@@ -208,21 +224,22 @@ func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
 	}
 	d.start("control socket", func(ctx context.Context) error { return d.serveControl(ctx, control) })
 
-	d.start("links", d.runLinks)
+	endpoints := d.processors()
+	d.start("links", func(ctx context.Context) error { return d.runLinks(ctx, endpoints) })
 	d.start("forwarder", d.desk.Run)
 	d.teardown.add("transactions in flight", nil, func() error { d.desk.Drain(); return nil })
 
 	at.upstreams = map[string]string{}
-	var listeners []net.Listener
-	for _, u := range d.cfg.Upstreams {
+	for i, u := range d.cfg.Upstreams { // the doors are in the order of the config
 		listener, err := d.listen(ctx, "upstream "+u.Name, u.Listen)
 		if err != nil {
 			return at, err
 		}
-		listeners = append(listeners, listener)
+		d.doors[i].listener = listener
 		at.upstreams[u.Name] = listener.Addr().String()
 	}
-	d.start("doors", func(ctx context.Context) error { return d.runDoors(ctx, listeners) })
+	doors := slices.Clone(d.doors)
+	d.start("doors", func(ctx context.Context) error { return d.runDoors(ctx, doors) })
 	d.start("reload", keeper.run) // ends first: nothing changes while the rest stops
 	d.teardown.add("readiness", func() { d.draining.Store(true) }, nil)
 	return at, nil
@@ -277,36 +294,53 @@ func (d *daemon) wire() error {
 		Rate: float64(d.cfg.Reversals.Rate)}}
 	for i := range d.cfg.Endpoints {
 		e := &d.cfg.Endpoints[i]
-		codec, err := loadCodec(e.Dialect)
+		made, err := d.newEndpoint(e)
 		if err != nil {
 			return err
 		}
-		links, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, d.registry)
-		if err != nil {
-			return err
-		}
-		made := &endpoint{links, e.Name, codec}
 		d.endpoints = append(d.endpoints, made)
-		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, codec, made.links))
+		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, made.codec, made.links))
 	}
 	var err error
 	if d.desk, err = acquirer.New(cfg, d.log, d.registry); err != nil {
 		return err
 	}
 	for i := range d.cfg.Upstreams {
-		u := &d.cfg.Upstreams[i]
-		codec, err := loadCodec(u.Dialect)
+		made, err := d.newDoor(&d.cfg.Upstreams[i])
 		if err != nil {
 			return err
 		}
-		asker := &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}
-		made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, d.registry)
-		if err != nil {
-			return fmt.Errorf("upstream %s: %w", u.Name, err)
-		}
-		d.doors = append(d.doors, &door{made, asker})
+		d.doors = append(d.doors, made)
 	}
 	return nil
+}
+
+// newEndpoint makes an endpoint, and starts nothing.
+func (d *daemon) newEndpoint(e *EndpointConfig) (*endpoint, error) {
+	codec, err := loadCodec(e.Dialect)
+	if err != nil {
+		return nil, err
+	}
+	made, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, d.registry)
+	if err != nil {
+		return nil, err
+	}
+	return &endpoint{made, e.Name, codec}, nil
+}
+
+// newDoor makes a door without its listener, and starts nothing.
+func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
+	codec, err := loadCodec(u.Dialect)
+	if err != nil {
+		return nil, err
+	}
+	asker := &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}
+	made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, d.registry)
+	if err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
+	}
+	gone, closed := context.WithCancel(context.Background())
+	return &door{Door: made, Upstream: asker, gone: gone, close: closed}, nil
 }
 
 // routes is this config's routing in the words of the switch.
@@ -366,10 +400,19 @@ func loadCodec(name string) (*messages.Codec, error) {
 	return messages.NewCodec(dialect), nil
 }
 
-func (d *daemon) listen(ctx context.Context, name, address string) (net.Listener, error) {
+func openPort(ctx context.Context, name, address string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening port of %s: %w", name, err)
+	}
+	return listener, nil
+}
+
+// listen opens a port until the teardown.
+func (d *daemon) listen(ctx context.Context, name, address string) (net.Listener, error) {
+	listener, err := openPort(ctx, name, address)
+	if err != nil {
+		return nil, err
 	}
 	d.teardown.add("port of "+name, nil, func() error {
 		if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
@@ -380,30 +423,58 @@ func (d *daemon) listen(ctx context.Context, name, address string) (net.Listener
 	return listener, nil
 }
 
-// runLinks runs all endpoints: at a stop they drain and sign off beside each other.
-func (d *daemon) runLinks(ctx context.Context) error {
+// runLinks runs all endpoints, also those that come later: at a stop they drain and sign off beside each other.
+func (d *daemon) runLinks(ctx context.Context, endpoints []*endpoint) error {
 	var group errgroup.Group
-	for _, e := range d.endpoints {
+	begin := func(e *endpoint) {
 		group.Go(func() error {
-			return e.Run(ctx, func(ctx context.Context, m conn.Unasked) { d.desk.Inbound(ctx, e.name, m) })
+			err := e.Run(ctx, func(ctx context.Context, m conn.Unasked) { d.desk.Inbound(ctx, e.name, m) })
+			if ctx.Err() == nil {
+				d.fail(fmt.Errorf("running links of %s: they ended without being asked: %w", e.name, err))
+			}
+			return err
 		})
 	}
-	return group.Wait()
+	for _, e := range endpoints {
+		begin(e)
+	}
+	for {
+		select {
+		case e := <-d.arriving:
+			begin(e)
+		case <-ctx.Done():
+			return group.Wait()
+		}
+	}
 }
 
-// runDoors runs all doors: at a stop they finish beside each other. The error of one is told at once, not when all have ended.
-func (d *daemon) runDoors(ctx context.Context, listeners []net.Listener) error {
+// runDoors runs all doors, also those that come later: at a stop they finish beside each other. The error of one is told at once, not when
+// all have ended.
+func (d *daemon) runDoors(ctx context.Context, doors []*door) error {
 	var group errgroup.Group
-	for i, door := range d.doors {
+	begin := func(o *door) {
 		group.Go(func() error {
-			err := door.Serve(ctx, listeners[i])
+			ctx, stop := context.WithCancel(ctx)
+			defer stop()
+			defer context.AfterFunc(o.gone, stop)()
+			err := o.Serve(ctx, o.listener)
 			if err != nil {
 				d.fail(err)
 			}
 			return err
 		})
 	}
-	return group.Wait()
+	for _, o := range doors {
+		begin(o)
+	}
+	for {
+		select {
+		case o := <-d.opening:
+			begin(o)
+		case <-ctx.Done():
+			return group.Wait()
+		}
+	}
 }
 
 // announce logs the line by which a person or a script finds this daemon, and what its HSM can promise.
