@@ -101,6 +101,30 @@ func TestLinksTakeManyForms(t *testing.T) {
 	}
 }
 
+func TestAConfigWithEverythingIsShownWhole(t *testing.T) {
+	a := newAuthority(t, "authority")
+	f := newFolder(t)
+	f.fill(a, "acquirer", year, a)
+	path := changed(t, `links: ["127.0.0.1:9001", "127.0.0.1:9002"]`, fmt.Sprintf(`links:
+      - 127.0.0.1:9001
+      - { listen: "0.0.0.0:9000", allow: ["10.0.0.0/8"], links: 2 }
+    tls: { ca_file: %[1]q, cert_file: %[2]q, key_file: %[3]q, server_name: processor, min_version: "1.3" }`, f.file("ca.pem"), f.file("ours.pem"), f.file("ours.key")),
+		"in_flight: 128", fmt.Sprintf(`rate: 50, burst: 100, allow: ["10.0.0.0/8"], peers: [a, b], tls: { client_ca_file: %q, cert_file: %q, key_label: tls-1 }`,
+			f.file("ca.pem"), f.file("ours.pem")))
+	before, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := command(t, "config", "show", "--config", path)
+	after, err := loadConfig(written(t, shown.out))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, shown.out)
+	}
+	if differ := planReload(before, after).changed; len(differ) > 0 || after.Endpoints[0].TLS.MinVersion != "1.3" || after.Upstreams[0].TLS.MinVersion != "1.2" {
+		t.Errorf("%v differ in\n%s", differ, shown.out)
+	}
+}
+
 func TestCountsFollowOneAnother(t *testing.T) {
 	cfg, err := loadConfig(changed(t, "reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: \"300\"", "in_flight: 128", "rate: 50"))
 	if err != nil {
