@@ -59,7 +59,8 @@ type BookReversal struct {
 
 // A BookAdvice is the completion that followed an approval.
 type BookAdvice struct {
-	MTI              messages.MTI `json:"mti"` // of its first message
+	Name             string       `json:"name"` // as that of its request
+	MTI              messages.MTI `json:"mti"`  // of its first message
 	STAN             string       `json:"stan"`
 	TransmissionTime string       `json:"transmission_time"`
 	Amount           int64        `json:"amount"`
@@ -70,6 +71,7 @@ type BookAdvice struct {
 
 // An Entry is one request and what the upstream was told of it. It holds no card number in clear.
 type Entry struct {
+	Name             string        `json:"name"` // class, function and the elements by which the dialect names a request: 010|DE 7|STAN|DE 41, say
 	MTI              messages.MTI  `json:"mti"`
 	STAN             string        `json:"stan"`
 	TransmissionTime string        `json:"transmission_time"`
@@ -82,8 +84,8 @@ type Entry struct {
 	Currency         string        `json:"currency"`
 	WithPIN          bool          `json:"with_pin"`
 	Outcome          Outcome       `json:"outcome"`
-	ResponseCode     string        `json:"response_code,omitempty"`
-	Approved         bool          `json:"approved"` // the dialect calls the code approving
+	ResponseCode     string        `json:"response_code,omitempty"` // of ISO 8583:1987, as everywhere in a book
+	Approved         bool          `json:"approved"`                // the dialect calls the code approving
 	ApprovedAmount   int64         `json:"approved_amount"`
 	AuthorizationID  string        `json:"authorization_id,omitempty"`
 	LateCode         string        `json:"late_code,omitempty"` // of an answer that came after the timeout
@@ -163,19 +165,19 @@ func (b *Book) open(e *Entry) {
 }
 
 // settle enters what became of a pending request and returns a copy.
-func (b *Book) settle(e *Entry, r reply) Entry {
+func (b *Book) settle(e *Entry, r reply, in reader) Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counts.Outcomes[Pending]--
 	b.counts.Outcomes[r.outcome]++
 	e.Outcome, e.Elapsed = r.outcome, r.at.Sub(e.SentAt)
-	e.ResponseCode, e.AuthorizationID = r.code, r.authorizationID
+	e.ResponseCode, e.AuthorizationID = in.iso87(r.code), r.authorizationID
 	if r.rrn != e.RRN {
 		e.AnswerRRN = r.rrn
 	}
 	e.Approved, e.ApprovedAmount = r.approves, r.amount
 	if r.outcome == Answered {
-		b.counts.Codes[r.code]++
+		b.counts.Codes[e.ResponseCode]++
 		if r.approves {
 			b.counts.Approved++
 		}

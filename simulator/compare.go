@@ -17,7 +17,7 @@ type Account struct {
 	STAN              string       `json:"stan"` // at the processor
 	TransmissionTime  string       `json:"transmission_time"`
 	UpstreamSTAN      string       `json:"upstream_stan"`
-	UpstreamKey       string       `json:"upstream_key"` // 010|DE 7|STAN|DE 41: how the upstream names it
+	UpstreamKey       string       `json:"upstream_key"` // how the upstream names it: 010|DE 7|STAN|DE 41, say
 	Terminal          string       `json:"terminal"`
 	Amount            string       `json:"amount"`          // minor units
 	ApprovedAmount    string       `json:"approved_amount"` // "" if it is the amount
@@ -314,7 +314,7 @@ func (c *comparison) unmarked() []any {
 
 // accountOf finds the journal's account of an entry, nil if it has none.
 func (c *comparison) accountOf(e *Entry) *Account {
-	return c.find(e, e.MTI, e.TransmissionTime, e.STAN)
+	return c.find(e, e.Name, e.MTI, e.TransmissionTime, e.STAN)
 }
 
 // adviceOf finds the journal's account of an entry's advice.
@@ -322,11 +322,11 @@ func (c *comparison) adviceOf(e *Entry) *Account {
 	if e.Advice.State == "" {
 		return nil
 	}
-	return c.find(e, e.Advice.MTI, e.Advice.TransmissionTime, e.Advice.STAN)
+	return c.find(e, e.Advice.Name, e.Advice.MTI, e.Advice.TransmissionTime, e.Advice.STAN)
 }
 
-func (c *comparison) find(e *Entry, mti messages.MTI, transmissionTime, stan string) *Account {
-	key := strings.Join([]string{string(mti[:3]), transmissionTime, stan, e.Terminal}, "|")
+func (c *comparison) find(e *Entry, name string, mti messages.MTI, transmissionTime, stan string) *Account {
+	key := byDefault(name, strings.Join([]string{string(mti[:3]), transmissionTime, stan, e.Terminal}, "|"))
 	if a := c.byUpstream[key]; a != nil {
 		return a
 	}

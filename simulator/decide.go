@@ -11,14 +11,14 @@ import (
 
 // decide makes the answer and enters it in the ledger.
 func (l *link) decide(m *messages.Message, do action) *messages.Message {
-	dialect := l.cfg.Codec.Dialect()
+	answers := l.reader.Answers
 	class := m.MTI.Class()
 	if class == messages.Network {
 		return l.manage(m, do)
 	}
 	if !l.signedOn.Load() && !l.cfg.AcceptBeforeSignOn {
 		l.ledger.tally(func(c *Counts) { c.BeforeSignOn++ })
-		return messages.NewAnswer(m, codeBeforeSignOn)
+		return messages.NewAnswer(m, l.reader.code(codeBeforeSignOn))
 	}
 	refusal := do.code // of a reversal or an advice
 	if refusal == codeApproved {
@@ -29,29 +29,41 @@ func (l *link) decide(m *messages.Message, do action) *messages.Message {
 		code, err := l.ledger.reverse(m, refusal, do.effects)
 		if err != nil {
 			l.ledger.tally(func(c *Counts) { c.FormatErrors++ })
-			failing := messages.OriginalData
+			failing := l.reader.originalElement()
 			if errors.Is(err, errReplacement) {
-				failing = messages.ReplacementAmounts
+				failing = l.reader.replacementElement()
 			}
-			return messages.NewFormatError(m, dialect.Answers.FormatError, failing)
+			return l.formatError(m, failing)
 		}
-		return messages.NewAnswer(m, code)
+		return messages.NewAnswer(m, l.reader.settling(code))
 	case isAdvice(m.MTI):
-		return messages.NewAnswer(m, byDefault(l.ledger.advise(m, refusal, do.effects), dialect.Answers.Busy))
+		code := l.ledger.advise(m, refusal, do.effects)
+		if code == "" {
+			return messages.NewAnswer(m, answers.Busy)
+		}
+		return messages.NewAnswer(m, l.reader.settling(code))
 	case (class == messages.Authorization || class == messages.Financial) && m.MTI[2] == '0':
 		return l.authorize(m, do)
 	}
 	l.ledger.tally(func(c *Counts) { c.Unsupported++ })
-	return messages.NewAnswer(m, dialect.Answers.Unsupported)
+	return messages.NewAnswer(m, answers.Unsupported)
+}
+
+// formatError is the answer to a message that does not keep the format. DE 44 is only in it if the dialect has room for that.
+func (l *link) formatError(m *messages.Message, failing messages.Element) *messages.Message {
+	answer := messages.NewFormatError(m, l.reader.Answers.FormatError, failing)
+	if !l.reader.has(answer.MTI, messages.AdditionalResponse) {
+		answer.Delete(messages.AdditionalResponse)
+	}
+	return answer
 }
 
 // authorize decides a request for money.
 func (l *link) authorize(m *messages.Message, do action) *messages.Message {
-	dialect := l.cfg.Codec.Dialect()
 	pan := m.PAN()
 	asked := max(0, amountOf(m))
 	d := decision{code: byDefault(do.code, codeApproved), amount: asked}
-	switch d.approves = dialect.Approves(d.code); {
+	switch d.approves = l.reader.Approves(l.reader.code(d.code)); {
 	case !d.approves:
 	case !pan.LuhnValid():
 		d = decision{code: codeInvalidCard}
@@ -64,11 +76,11 @@ func (l *link) authorize(m *messages.Message, do action) *messages.Message {
 	}
 	entered := l.ledger.request(m, d, do.effects)
 	if entered.full {
-		return messages.NewAnswer(m, dialect.Answers.Busy)
+		return messages.NewAnswer(m, l.reader.Answers.Busy)
 	}
-	answer := messages.NewAnswer(m, entered.code)
-	answer.Set(messages.AuthorizationID, entered.authorizationID)
-	if dialect.ApprovesPartially(entered.code) {
+	answer := messages.NewAnswer(m, l.reader.code(entered.code))
+	l.reader.set(answer, messages.AuthorizationID, entered.authorizationID)
+	if l.reader.ApprovesPartially(answer.Get(messages.ResponseCode)) {
 		answer.Set(messages.Amount, fmt.Sprintf("%012d", entered.amount))
 	}
 	return answer
@@ -99,30 +111,30 @@ func (l *link) verify(m *messages.Message, pan card.PAN) bool {
 	return verdict == pinRight
 }
 
-// manage answers the 0800 dialogue.
+// manage answers what the daemon asks of the link. A rule's code other than 00 refuses it.
 func (l *link) manage(m *messages.Message, do action) *messages.Message {
-	dialect := l.cfg.Codec.Dialect()
-	network := dialect.NetworkManagement
-	code := do.code
-	if code == "" {
-		code = network.Accepted[0]
+	code, accepted := l.reader.NetworkManagement.Accepted[0], true
+	if do.code != "" && do.code != codeApproved {
+		code = l.reader.code(do.code)
+		accepted = slices.Contains(l.reader.NetworkManagement.Accepted, code)
 	}
-	accepted := slices.Contains(network.Accepted, code)
-	switch m.Get(messages.NetworkManagement) {
-	case network.SignOn:
+	switch l.reader.sent(m) {
+	case messages.SignOn:
 		if accepted {
 			l.ledger.tally(func(c *Counts) { c.SignOns++ })
 			answer := messages.NewAnswer(m, code)
 			l.signedOn.Store(true)
 			return answer
 		}
-	case network.SignOff:
+	case messages.SignOff:
 		l.signedOn.Store(false)
 		l.ledger.tally(func(c *Counts) { c.SignOffs++ })
-	case network.Echo:
+	case messages.Echo:
 		l.ledger.tally(func(c *Counts) { c.Echoes++ })
+	case messages.KeyChange, messages.Cutover: // it is the processor that demands these
+		code = l.reader.Answers.Unsupported
 	default:
-		code = dialect.Answers.Unsupported
+		code = l.reader.Answers.Unsupported
 	}
 	return messages.NewAnswer(m, code)
 }

@@ -19,9 +19,9 @@ type DutyConfig struct {
 
 	RepeatShare  float64       // of unanswered tries of a request that are repeated as x1, three times at most; the others are reversed
 	CancelShare  float64       // of approvals that are reversed afterwards, whole; and
-	PartialShare float64       // in part (DE 95); and
-	AdviceShare  float64       // that are followed by an 0220, the completion: these three together are not more than 1
-	RequestShare float64       // of reversals that are sent as 0400 and 0401 instead of 0420 and 0421
+	PartialShare float64       // in part, where the dialect has that; and
+	AdviceShare  float64       // that are followed by an 0220, the completion, where the dialect has that: these three together are not more than 1
+	RequestShare float64       // of reversals that are sent as 0400 and 0401 instead of 0420 and 0421, where the dialect has both
 	ResendShare  float64       // of answered requests that are sent once more anyway, half of them as x1, half unchanged
 	Pause        time.Duration // between two tries of the same message; default 1 s
 }
@@ -43,9 +43,10 @@ const (
 //     no approval, whatever comes late.
 //   - An answer ends a request, the answer to a repeat too; if it does not approve, nothing is owed.
 //   - A request of which nothing was sent owes nothing.
-//   - A reversal is sent again, as a repeat if it may have been sent before, until it is answered 00, or 25: there is no original. An
-//     answer that says "later" (91, 96) is no end. Any other is a refusal, which the book counts as a fault of the daemon.
-//   - An advice is sent again until it is answered 00.
+//   - A reversal is sent again, as a repeat if it may have been sent before, until it is answered by what the dialect says acknowledges it
+//     (00), or that there is no original (25). An answer that says "later" (91, 96) is no end. Any other is a refusal, which the book counts
+//     as a fault of the daemon.
+//   - An advice is sent again until it is acknowledged.
 //
 // So at rest the processor's holds must be exactly what the book believes, which Compare checks. A Duty may be used by many goroutines.
 type Duty struct {
@@ -87,7 +88,7 @@ func (d *Duty) Do(ctx context.Context, r Request) (Entry, error) {
 		return Entry{}, err
 	}
 	defer m.Clear()
-	entry := newEntry(m, r)
+	entry := d.cfg.Upstream.newEntry(m, r)
 	entry.Duty, entry.Open = true, true
 	e := &errand{Upstream: d.cfg.Upstream, pause: d.cfg.Pause, request: m, entry: entry, plan: d.plan(m)}
 	if err := e.run(ctx); err != nil {
@@ -140,6 +141,21 @@ func (d *Duty) plan(m *messages.Message) plan {
 		p.reversal = reversalRequest
 	}
 	p.remaining, p.done = chance.Float64(), .5+chance.Float64()/2
+	return p.within(d.cfg.Upstream.reader, d.cfg.Upstream.cfg.Codec.TakesParts())
+}
+
+// within leaves out of a plan what the dialect does not have.
+func (p plan) within(r reader, parts bool) plan {
+	if p.follow == followPartial && !parts {
+		p.follow = followCancel
+	}
+	if p.follow == followAdvice && !r.takes(completionAdvice) {
+		p.follow = followNothing
+	}
+	if !r.takes(p.reversal) {
+		own, _ := r.OwnMTI(r.Reversal.Type)
+		p.reversal = messages.MTI(own)
+	}
 	return p
 }
 
@@ -159,7 +175,7 @@ func (e *errand) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.book.settle(e.entry, r)
+	e.book.settle(e.entry, r, e.reader)
 	switch {
 	case r.outcome == NotSent:
 		e.believe(BelievesNone, 0)
@@ -226,7 +242,7 @@ func (e *Entry) answered(counts *BookCounts, duplicate bool) {
 
 // resend sends an answered request once more, as a network may. Its answer must be the first one; without one nothing is known more.
 func (e *errand) resend(ctx context.Context, first reply) error {
-	answers := e.cfg.Codec.Dialect().Answers
+	answers := e.reader.Answers
 	if !e.plan.resend || ctx.Err() != nil || first.code == answers.Busy || first.code == answers.Malfunction {
 		return nil // what was refused unread may be taken the next time
 	}
@@ -289,7 +305,7 @@ func (e *errand) reverse(ctx context.Context, approval reply, replacement int64)
 				entry.Reversal.Tries++
 			}
 			if r.outcome == Answered {
-				entry.Reversal.ResponseCode = r.code
+				entry.Reversal.ResponseCode = e.reader.iso87(r.code)
 			}
 		})
 		return state != DebtOpen
@@ -298,14 +314,13 @@ func (e *errand) reverse(ctx context.Context, approval reply, replacement int64)
 
 // reversed is what an answer makes of a reversal.
 func (e *errand) reversed(r, approval reply) DebtState {
-	dialect := e.cfg.Codec.Dialect()
-	answers := dialect.Answers
+	answers := e.reader.Answers
 	switch {
 	case r.outcome != Answered, slices.Contains([]string{answers.Unknown, answers.NotSent, answers.Malfunction, answers.Busy}, r.code):
 		return DebtOpen
-	case slices.Contains(dialect.Reversal.Acknowledged, r.code):
+	case slices.Contains(e.reader.Reversal.Acknowledged, r.code):
 		return DebtAcknowledged
-	case slices.Contains(dialect.Reversal.NotFound, r.code):
+	case slices.Contains(e.reader.Reversal.NotFound, r.code), r.code == answers.OriginalNotFound:
 		if e.believe(BelievesNone, 0); approval.approves {
 			e.fault("the reversal of an approval is answered %s: there is no original", r.code)
 		}
@@ -323,28 +338,30 @@ func (e *errand) advise(ctx context.Context, approval reply) error {
 		messages.AcquirerID, messages.RRN, messages.Terminal, messages.Merchant, messages.Currency} {
 		m.Set(element, e.request.Get(element))
 	}
+	e.reader.set(m, messages.FunctionCode, e.reader.functionCode(m.MTI))
 	m.SetPAN(e.request.PAN())
 	defer m.Clear()
 	amount := max(min(1, approval.amount), int64(e.plan.done*float64(approval.amount)))
 	m.Set(messages.Amount, fmt.Sprintf("%012d", amount))
-	m.Set(messages.TransmissionTime, now.Format("0102150405"))
+	m.Set(messages.TransmissionTime, now.Format(transmissionTime))
 	m.Set(messages.STAN, e.numbers(Request{}, now).STAN)
-	m.Set(messages.LocalTime, now.Format("150405"))
-	m.Set(messages.LocalDate, now.Format("0102"))
-	m.Set(messages.AuthorizationID, approval.authorizationID)
+	time12, date13 := e.reader.localTime(now)
+	e.reader.set(m, messages.LocalTime, time12)
+	e.reader.set(m, messages.LocalDate, date13)
+	e.reader.set(m, messages.AuthorizationID, approval.authorizationID)
 	e.book.change(e.entry, func(entry *Entry, counts *BookCounts) {
-		entry.Advice = BookAdvice{MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), Amount: amount,
-			State: DebtOpen}
+		entry.Advice = BookAdvice{Name: e.reader.name(m), MTI: m.MTI, STAN: m.Get(messages.STAN),
+			TransmissionTime: m.Get(messages.TransmissionTime), Amount: amount, State: DebtOpen}
 		counts.Advices++
 	})
 	return e.insist(ctx, m, func(r reply) bool {
-		taken := r.outcome == Answered && r.code == codeApproved
+		taken := r.outcome == Answered && slices.Contains(e.reader.Reversal.Acknowledged, r.code)
 		e.book.change(e.entry, func(entry *Entry, _ *BookCounts) {
 			if r.outcome != NotSent {
 				entry.Advice.Tries++
 			}
 			if r.outcome == Answered {
-				entry.Advice.ResponseCode = r.code
+				entry.Advice.ResponseCode = e.reader.iso87(r.code)
 			}
 			if taken {
 				entry.Advice.State = DebtAcknowledged

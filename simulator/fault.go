@@ -31,13 +31,15 @@ type Faults struct {
 	OtherLink float64       `json:"other_link"`
 	CutAnswer float64       `json:"cut_answer"` // its answer's frame is written up to some byte, none or all of them, and the link closed
 	Stall     float64       `json:"stall"`      // the link is not read for up to MaxDelay after it
+	Reject    float64       `json:"reject"`     // a request comes back behind a reject header, where the dialect has one
+	Keepalive float64       `json:"keepalive"`  // a frame of no bytes goes before its answer, where the dialect takes one
 }
 
 const defaultMaxDelay = 2 * time.Second
 
 func (f *Faults) probabilities() []*float64 {
 	return []*float64{&f.Lost, &f.Late, &f.Delay, &f.Silence, &f.Drop, &f.Close, &f.Duplicate, &f.Reorder, &f.Garble, &f.NoSTAN, &f.OtherLink,
-		&f.CutAnswer, &f.Stall}
+		&f.CutAnswer, &f.Stall, &f.Reject, &f.Keepalive}
 }
 
 // check returns the faults with their defaults.
@@ -95,6 +97,10 @@ func (f *Faults) draw(m *messages.Message, attempt int64, a *action) {
 		a.cut, a.cutMode = cutAnywhere, at
 	}
 	a.stall += wait(f.Stall)
+	if rejected := hit(f.Reject); rejected && !isAdvice(m.MTI) && m.MTI.Class() != messages.Reversal {
+		a.reject, a.rejectCode = true, rejectedByChance
+	}
+	a.keepalive = hit(f.Keepalive) || a.keepalive
 }
 
 // names lists the faults of an action, for the ledger's counts.
@@ -105,7 +111,8 @@ func (a *action) names() []string {
 		name string
 	}{{a.lost, "lost"}, {a.late > 0, "late"}, {a.delay > 0 || a.delayAmount, "delay"}, {a.silence, "silence"}, {a.drop, "drop"},
 		{a.close, "close"}, {a.duplicate, "duplicate"}, {a.reorder, "reorder"}, {a.garble, "garble"}, {a.noSTAN, "no_stan"},
-		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}, {a.cut != 0, "cut_answer"}, {a.stall > 0, "stall"}} {
+		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}, {a.cut != 0, "cut_answer"}, {a.stall > 0, "stall"},
+		{a.reject, "reject"}, {a.keepalive, "keepalive"}} {
 		if f.is {
 			names = append(names, f.name)
 		}

@@ -2,12 +2,11 @@ package simulator
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,18 +36,19 @@ type Hold struct {
 	MTI              messages.MTI `json:"mti"`
 	STAN             string       `json:"stan"`
 	TransmissionTime string       `json:"transmission_time"`
+	LocalTime        string       `json:"local_time,omitempty"` // where a reversal names its original by DE 12
 	RRN              string       `json:"rrn"`
 	PAN              string       `json:"pan"` // masked
 	Amount           int64        `json:"amount"`
 	ApprovedAmount   int64        `json:"approved_amount"` // less than Amount for a partial approval or reversal, 0 for a decline
 	Currency         string       `json:"currency"`
 	Terminal         string       `json:"terminal"`
-	ResponseCode     string       `json:"response_code"`
+	ResponseCode     string       `json:"response_code"` // of ISO 8583:1987, as everywhere in a ledger
 	AuthorizationID  string       `json:"authorization_id,omitempty"`
 	State            State        `json:"state"`
 	RequestedAt      time.Time    `json:"requested_at"`
 	ReversedAt       time.Time    `json:"reversed_at,omitzero"`
-	Replacement      int64        `json:"replacement,omitempty"` // what a reversal in part left (DE 95)
+	Replacement      int64        `json:"replacement,omitempty"` // what a reversal in part left
 	Advice           bool         `json:"advice,omitempty"`      // it was no request: 0120, 0220 or a repeat. Declined: not taken yet
 
 	ReversalCounts
@@ -71,12 +71,12 @@ type Events struct {
 	MoreEvents int     `json:"more_events,omitempty"` // that are not listed
 }
 
-func (e *Events) note(m *messages.Message, code string, effects []string) {
+func (e *Events) note(r reader, m *messages.Message, code string, effects []string) {
 	if len(e.Events) == maxEvents {
 		e.MoreEvents++
 		return
 	}
-	replacement, _ := replacementOf(m)
+	_, replacement, _ := r.amounts(m)
 	e.Events = append(e.Events, Event{At: time.Now().UTC(), MTI: m.MTI, Code: code, Replacement: replacement, Effects: effects})
 }
 
@@ -125,9 +125,10 @@ func (c *ReversalCounts) add(mti messages.MTI) (unmarked bool) {
 // An UnknownReversal came for a request that had not arrived. It is kept: if its request comes after all, it is refused.
 type UnknownReversal struct {
 	OriginalMTI      messages.MTI `json:"original_mti"`
-	STAN             string       `json:"stan"` // of the original, as DE 90 says
-	TransmissionTime string       `json:"transmission_time"`
-	PAN              string       `json:"pan"` // masked
+	STAN             string       `json:"stan"`                        // of the original, as its data elements say, and
+	TransmissionTime string       `json:"transmission_time,omitempty"` // DE 7, or
+	LocalTime        string       `json:"local_time,omitempty"`        // DE 12
+	PAN              string       `json:"pan"`                         // masked
 	Amount           int64        `json:"amount"`
 	OtherCard        bool         `json:"other_card"` // there is such a request, of another card
 	OriginalCame     bool         `json:"original_came"`
@@ -178,7 +179,8 @@ type Counts struct {
 	SignOns              int64            `json:"sign_ons"`     // 0800 dialogues that were accepted
 	SignOffs             int64            `json:"sign_offs"`    //
 	Echoes               int64            `json:"echoes"`       //
-	Links                int64            `json:"links"`        // connections that were accepted
+	Keepalives           int64            `json:"keepalives"`   // frames of no bytes that were no answers
+	Links                int64            `json:"links"`        // connections that were accepted, or made
 	LostAnswers          int64            `json:"lost_answers"` // made, and no link to send them on
 }
 
@@ -205,6 +207,7 @@ func (s Snapshot) InState(state State) []Hold {
 // gives it to the next one, and holds nothing secret: cards are compared by a hash with a random key of this process.
 type Ledger struct {
 	mu         sync.Mutex
+	reader     reader // of its processors, which all speak one dialect; zero before the first
 	cards      maphash.Seed
 	maxHolds   int
 	holds      []*entry
@@ -215,15 +218,10 @@ type Ledger struct {
 	counts     Counts
 }
 
-// A ledgerKey is what DE 90 says of a request.
-type ledgerKey struct {
-	class                  messages.Class
-	stan, transmissionTime string
-}
-
 type entry struct {
 	Hold
 	card     uint64
+	acquirer string // DE 32 without leading zeros
 	approved int64  // at first: a repeat is told what the request was
 	unmarked bool   // one without the mark of a repeat has come
 	asked    int64  // what the first reversal was to leave
@@ -243,6 +241,17 @@ func NewLedger(maxHolds int) *Ledger {
 	}
 	return &Ledger{cards: maphash.MakeSeed(), maxHolds: maxHolds, index: map[ledgerKey]*entry{}, unknown: map[ledgerKey][]*unknownEntry{},
 		counts: Counts{Effects: map[string]int64{}}}
+}
+
+// read has the ledger read messages of a dialect from now on. What is in it was read in the same one, or it is an error.
+func (l *Ledger) read(r reader) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reader.Dialect != nil && (l.reader.Reversal.Original != r.Reversal.Original || l.reader.Standard != r.Standard) {
+		return fmt.Errorf("its ledger has originals named as in %s", l.reader.Name)
+	}
+	l.reader = r
+	return nil
 }
 
 // A decision is what the rules say about a request, before the ledger has looked at its history.
@@ -270,7 +279,7 @@ func (l *Ledger) request(m *messages.Message, d decision, effects []string) ente
 	defer l.mu.Unlock()
 	if known := l.find(m); known != nil {
 		again := l.again(m, known)
-		known.note(m, again.code, effects)
+		known.note(l.reader, m, again.code, effects)
 		return again
 	}
 	e, reversed := l.enter(m)
@@ -289,13 +298,13 @@ func (l *Ledger) request(m *messages.Message, d decision, effects []string) ente
 		e.State = Declined
 		l.counts.Declined++
 	}
-	e.note(m, e.ResponseCode, effects)
+	e.note(l.reader, m, e.ResponseCode, effects)
 	return e.stored()
 }
 
 // find returns what was entered under the numbers of a request or an advice.
 func (l *Ledger) find(m *messages.Message) *entry {
-	known, terminal := l.index[keyOf(m)], m.Get(messages.Terminal)
+	known, terminal := l.index[l.reader.key(m)], m.Get(messages.Terminal)
 	for known != nil && known.Terminal != terminal {
 		known = known.next
 	}
@@ -308,10 +317,14 @@ func (l *Ledger) enter(m *messages.Message) (e *entry, reversed bool) {
 		l.counts.Full++
 		return nil, false
 	}
-	key, pan := keyOf(m), m.PAN()
-	e = &entry{card: l.hash(pan), next: l.index[key], Hold: Hold{MTI: m.MTI, STAN: key.stan, TransmissionTime: key.transmissionTime,
+	key, pan := l.reader.key(m), m.PAN()
+	e = &entry{card: l.hash(pan), acquirer: strings.TrimLeft(m.Get(messages.AcquirerID), "0"), next: l.index[key], Hold: Hold{MTI: m.MTI,
+		STAN: key.stan, TransmissionTime: m.Get(messages.TransmissionTime),
 		RRN: m.Get(messages.RRN), PAN: pan.Mask(), Amount: max(0, amountOf(m)), Currency: m.Get(messages.Currency),
 		Terminal: m.Get(messages.Terminal), State: Held, RequestedAt: time.Now().UTC(), Advice: isAdvice(m.MTI)}, unmarked: !m.MTI.IsRepeat()}
+	if l.reader.keyTime() != messages.TransmissionTime {
+		e.LocalTime = key.time
+	}
 	for _, u := range l.unknown[key] {
 		if u.card == e.card {
 			u.OriginalCame, reversed = true, true
@@ -322,10 +335,6 @@ func (l *Ledger) enter(m *messages.Message) (e *entry, reversed bool) {
 	l.holds = append(l.holds, e)
 	l.index[key] = e
 	return e, reversed
-}
-
-func keyOf(m *messages.Message) ledgerKey {
-	return ledgerKey{m.MTI.Class(), m.Get(messages.STAN), m.Get(messages.TransmissionTime)}
 }
 
 // same reports whether a message of known numbers says what the first one said.
@@ -373,7 +382,7 @@ func (l *Ledger) advise(m *messages.Message, refusal string, effects []string) (
 	} else if !known.Advice {
 		return l.again(m, known).code
 	}
-	defer func() { known.note(m, code, effects) }()
+	defer func() { known.note(l.reader, m, code, effects) }()
 	if known.AdviceCounts.add(m.MTI) {
 		l.counts.UnmarkedAdvices++
 	}
@@ -407,33 +416,18 @@ func (l *Ledger) lost(m *messages.Message, effects []string) {
 	defer l.mu.Unlock()
 	known := l.find(m)
 	if m.MTI.Class() == messages.Reversal {
-		key, err := originalOf(m)
+		of, err := l.reader.original(m)
 		if err != nil {
 			return
 		}
-		known = l.original(key, l.hash(m.PAN()))
+		known = l.original(of.ledgerKey, l.hash(m.PAN()))
 	}
 	if known != nil {
-		known.note(m, "", effects)
+		known.note(l.reader, m, "", effects)
 	}
 }
 
-// The errors of a reversal that cannot be read.
-var (
-	errOriginalData = errors.New("DE 90 does not name an original")
-	errReplacement  = errors.New("DE 95 does not begin with an amount")
-)
-
-// originalOf reads DE 90. A reversal may have numbers of its own; only those of DE 90 say what it is about.
-func originalOf(m *messages.Message) (ledgerKey, error) {
-	original := m.Get(messages.OriginalData)
-	if len(original) < 20 {
-		return ledgerKey{}, errOriginalData
-	}
-	return ledgerKey{messages.MTI(original[:4]).Class(), original[4:10], original[10:20]}, nil
-}
-
-// original finds what DE 90 and the card name.
+// original finds what a reversal and its card name.
 func (l *Ledger) original(key ledgerKey, hashed uint64) *entry {
 	known := l.index[key]
 	for known != nil && known.card != hashed {
@@ -442,49 +436,36 @@ func (l *Ledger) original(key ledgerKey, hashed uint64) *entry {
 	return known
 }
 
-const amountDigits = 12
-
-// replacementOf reads from DE 95 what a reversal leaves, 0 for a whole one.
-func replacementOf(m *messages.Message) (int64, error) {
-	text := m.Get(messages.ReplacementAmounts)
-	if text == "" {
-		return 0, nil
-	}
-	if len(text) < amountDigits || !digitsOnly(text[:amountDigits]) {
-		return 0, errReplacement
-	}
-	return strconv.ParseInt(text[:amountDigits], 10, 64)
-}
-
-// reverse undoes the hold that DE 90 and the card name, or lowers it to the amount of DE 95, and returns the code of the answer. With a
+// reverse undoes the hold that a reversal and its card name, or lowers it to what the reversal leaves, and returns the code of the answer. With a
 // refusal other than "", the message is counted and answered so, and nothing is undone.
 //
 // A hold that is reversed already is answered 00 again: the answer to the first reversal may have been lost, and its sender must hear
 // that the debt is paid. A reversal of an unknown request is answered 25 and remembered, see request.
 func (l *Ledger) reverse(m *messages.Message, refusal string, effects []string) (code string, err error) {
-	key, err := originalOf(m)
-	if err != nil {
-		return "", err
-	}
-	replacement, err := replacementOf(m)
-	if err != nil {
-		return "", err
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	of, err := l.reader.original(m)
+	if err != nil {
+		return "", err
+	}
+	amount, replacement, err := l.reader.amounts(m)
+	if err != nil {
+		return "", err
+	}
 	l.counts.Reversals++
 	if m.MTI.IsRepeat() {
 		l.counts.ReversalRepeats++
 	}
-	known := l.original(key, l.hash(m.PAN()))
+	known := l.original(of.ledgerKey, l.hash(m.PAN()))
 	if known == nil {
-		return l.reverseUnknown(m, key, refusal, effects), nil
+		return l.reverseUnknown(m, of, refusal, effects), nil
 	}
-	defer func() { known.note(m, code, effects) }()
+	defer func() { known.note(l.reader, m, code, effects) }()
 	first := known.Reversals == 0
 	l.count(known.ReversalCounts.add(m.MTI))
-	if m.Has(messages.Amount) && amountOf(m) != known.Amount || differs(m, messages.Currency, known.Currency) ||
-		differs(m, messages.Terminal, known.Terminal) || replacement > known.Amount || !first && replacement != known.asked {
+	if amount >= 0 && amount != known.Amount || differs(m, messages.Currency, known.Currency) ||
+		differs(m, messages.Terminal, known.Terminal) || replacement > known.Amount || !first && replacement != known.asked ||
+		of.mti.First() != known.MTI.First() || of.acquirer != "" && of.acquirer != known.acquirer {
 		l.counts.DisagreeingReversals++
 	}
 	if first {
@@ -510,8 +491,8 @@ func (l *Ledger) reverse(m *messages.Message, refusal string, effects []string) 
 	return codeApproved, nil
 }
 
-func (l *Ledger) reverseUnknown(m *messages.Message, key ledgerKey, refusal string, effects []string) (code string) {
-	pan := m.PAN()
+func (l *Ledger) reverseUnknown(m *messages.Message, of original, refusal string, effects []string) (code string) {
+	key, pan := of.ledgerKey, m.PAN()
 	hashed := l.hash(pan)
 	var known *unknownEntry
 	for _, u := range l.unknown[key] {
@@ -520,13 +501,14 @@ func (l *Ledger) reverseUnknown(m *messages.Message, key ledgerKey, refusal stri
 		}
 	}
 	if known == nil {
-		known = &unknownEntry{card: hashed, UnknownReversal: UnknownReversal{OriginalMTI: messages.MTI(m.Get(messages.OriginalData)[:4]),
-			STAN: key.stan, TransmissionTime: key.transmissionTime, PAN: pan.Mask(), Amount: max(0, amountOf(m)), OtherCard: l.index[key] != nil,
-			FirstAt: time.Now().UTC()}}
+		amount, _, _ := l.reader.amounts(m) // reverse has read them
+		known = &unknownEntry{card: hashed, UnknownReversal: UnknownReversal{OriginalMTI: of.mti, STAN: key.stan, PAN: pan.Mask(),
+			Amount: max(0, amount), OtherCard: l.index[key] != nil, FirstAt: time.Now().UTC()}}
+		*map[messages.Element]*string{messages.TransmissionTime: &known.TransmissionTime, messages.LocalTime: &known.LocalTime}[l.reader.keyTime()] = key.time
 		l.unknown[key] = append(l.unknown[key], known)
 		l.order = append(l.order, known)
 	}
-	defer func() { known.note(m, code, effects) }()
+	defer func() { known.note(l.reader, m, code, effects) }()
 	l.count(known.add(m.MTI))
 	if refusal != "" {
 		return refusal

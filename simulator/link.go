@@ -2,22 +2,39 @@ package simulator
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
-// A link is one connection of the daemon.
+// A link is one connection of the daemon, or to it.
 type link struct {
 	*service
 	*wire
 	name     string
 	signedOn atomic.Bool
+}
+
+// begin makes a link of a connection, which its caller runs and serves.
+func (s *service) begin(conn net.Conn) *link {
+	l := &link{service: s, wire: newWire(conn, s.cfg.WriteTimeout)}
+	s.mu.Lock()
+	s.linkID++
+	l.name = "link " + strconv.Itoa(s.linkID)
+	s.links = append(s.links, l)
+	s.mu.Unlock()
+	s.ledger.tally(func(c *Counts) { c.Links++ })
+	return l
 }
 
 // serve reads and handles messages until the link is closed.
@@ -31,7 +48,12 @@ func (l *link) serve() {
 		l.links = slices.DeleteFunc(l.links, func(other *link) bool { return other == l })
 		l.mu.Unlock()
 	}()
+	if err := l.shake(l.ctx); err != nil {
+		l.cfg.Log.Warn("link closed", "link", l.name, "cause", err.Error())
+		return
+	}
 	l.cfg.Log.Info("link connected", "link", l.name)
+	l.signedOn.Store(l.reader.NetworkManagement.SignOn == "") // then there is nothing to wait for
 	reader := bufio.NewReaderSize(l.conn, readBuffer)
 	for {
 		body, err := l.cfg.Codec.ReadFrame(reader)
@@ -39,9 +61,15 @@ func (l *link) serve() {
 			l.cfg.Log.Info("link closed", "link", l.name, "cause", err.Error())
 			return
 		}
+		if len(body) == 0 {
+			if l.beaten(l.reader) {
+				l.ledger.tally(func(c *Counts) { c.Keepalives++ })
+			}
+			continue
+		}
 		m, err := l.cfg.Codec.Decode(body)
 		if m != nil {
-			l.trace(Received, m, len(body)+l.cfg.Codec.Dialect().Framing.Size(), "")
+			l.trace(Received, m, l.reader.framed(body), "")
 		}
 		if err == nil {
 			err = l.cfg.Codec.Validate(m)
@@ -59,7 +87,6 @@ func (l *link) serve() {
 // refuse answers what does not keep the format. It is false if not even that can be done.
 func (l *link) refuse(m *messages.Message, fault error) bool {
 	l.cfg.Log.Warn("message refused", "link", l.name, "error", fault)
-	answers := l.cfg.Codec.Dialect().Answers
 	var format *messages.FormatError
 	isFormat := errors.As(fault, &format)
 	l.ledger.tally(func(c *Counts) {
@@ -73,9 +100,9 @@ func (l *link) refuse(m *messages.Message, fault error) bool {
 	case m == nil || !m.MTI.IsRequest() || !m.Has(messages.STAN):
 		return false
 	case isFormat:
-		l.answer(messages.NewFormatError(m, answers.FormatError, format.Element), action{})
+		l.answer(l.formatError(m, format.Element), action{})
 	default:
-		l.answer(messages.NewAnswer(m, answers.Unsupported), action{})
+		l.answer(messages.NewAnswer(m, l.reader.Answers.Unsupported), action{})
 	}
 	return true
 }
@@ -96,13 +123,24 @@ func (l *link) handle(m *messages.Message) {
 	}
 	l.later(do.late, func() {
 		var answer *messages.Message
-		if do.lost {
+		var rejection []byte
+		switch {
+		case do.lost:
 			l.ledger.lost(m, do.effects)
-		} else {
+		case do.reject:
+			l.ledger.lost(m, do.effects)
+			rejection = l.rejection(m, do)
+		default:
 			answer = l.decide(m, do)
 		}
 		m.Clear()
+		if do.keepalive {
+			l.beat(l.reader)
+		}
 		switch {
+		case rejection != nil:
+			l.later(do.delay, func() { l.deliver(m, rejection, outgoing{frame: rejection}, "rejected") })
+			return
 		case do.drop:
 			l.close()
 			l.trace(Sent, answer, 0, "link dropped")
@@ -118,6 +156,29 @@ func (l *link) handle(m *messages.Message) {
 		l.later(do.delay, func() { l.answer(answer, do) })
 	})
 	l.stall(do.stall)
+}
+
+// The reject header of a BASE I-like network: 26 bytes, own length first, length of the whole message behind a flag and a text format,
+// both stations, status fields, and the code last, in front of the message with its own header.
+const (
+	rejectHeader = 26
+	rejectLength = 3
+	rejectCode   = 24
+)
+
+// rejection is the frame in which a network returns a message that it does not pass on: the same bytes behind a reject header.
+func (l *link) rejection(m *messages.Message, do action) []byte {
+	body, err := l.cfg.Codec.Encode(m) // which are the bytes that it came with
+	if err != nil || len(body) < rejectHeader || rejectHeader+len(body) > l.reader.Framing.Max {
+		l.cfg.Log.Error("message cannot be rejected", "link", l.name, "mti", string(m.MTI), "error", err)
+		return nil
+	}
+	rejected := append(make([]byte, rejectHeader, rejectHeader+len(body)), body...)
+	copy(rejected, body[:rejectCode-2]) // the stations, and what else it came with
+	rejected[0] = rejectHeader
+	binary.BigEndian.PutUint16(rejected[rejectLength:], uint16(len(rejected))) //nolint:gosec // checked above
+	binary.BigEndian.PutUint16(rejected[rejectCode:], do.rejectCode)
+	return l.reader.Framing.Append(nil, rejected)
 }
 
 // stall keeps the link from being read.
@@ -234,26 +295,42 @@ func cutFrame(frame []byte, do action) []byte {
 	return frame[:min(do.cut-1, int64(len(frame)))]
 }
 
-// garble spoils a frame, of which the length header stays right, so that it cannot be decoded: its end is cut off, or its MTI or bit
+// garble spoils a frame so that it cannot be decoded, while its length and its header stay right: its end is cut off, or its MTI or bit
 // map overwritten. A message without a MAC cannot be protected against a change that leaves it well formed, so none is made.
 func garble(codec *messages.Codec, frame []byte, mode uint64) []byte {
-	framing := &codec.Dialect().Framing
-	body := slices.Clone(frame[framing.Size() : len(frame)-len(framing.Trailer)])
-	mtiBytes := codec.Dialect().Fields[0].WireLength(4)
+	dialect := codec.Dialect()
+	framing := &dialect.Framing
+	header, message, _, err := dialect.Header.Split(slices.Clone(frame[framing.Size() : len(frame)-len(framing.Trailer)]))
+	if err != nil {
+		return frame // it is ours: never
+	}
+	framed := func() []byte {
+		body := dialect.Header.Join(header, message)
+		if framing.Length == specs.LengthNone && bytes.Contains(body, framing.Trailer) {
+			return nil // it would be two
+		}
+		return body
+	}
+	mtiBytes := dialect.Fields[0].WireLength(4)
 	switch mode % 3 {
 	case 0:
 		for i := mtiBytes; i < mtiBytes+8; i++ {
-			body[i] = 0xFF
+			message[i] = 0xFF
 		}
 	case 1:
 		for i := range mtiBytes {
-			body[i] = 0xFF
+			message[i] = 0xFF
 		}
 	case 2:
-		body = body[:len(body)-1-int(mode>>32%8)]
+		message = message[:len(message)-1-int(mode>>32%8)]
 	}
-	if _, err := codec.Decode(slices.Clone(body)); err == nil {
-		body = body[:len(body)-1]
+	for body := framed(); len(message) > 1; body = framed() {
+		if body != nil {
+			if _, err := codec.Decode(slices.Clone(body)); err != nil {
+				return framing.Append(nil, body)
+			}
+		}
+		message = message[:len(message)-1]
 	}
-	return framing.Append(nil, body)
+	return frame[:len(frame)-1-len(framing.Trailer)]
 }

@@ -2,12 +2,12 @@ package simulator
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -25,6 +25,7 @@ type ProcessorConfig struct {
 	Cards  []Card          // nil: TestCards. Any other card with a right check digit is taken too
 	ZPK    *Key            // the zone PIN key; nil: PINs are not checked
 	Ledger *Ledger         // nil: a new one
+	TLS    *tls.Config     // of links, as server of those that it takes, and as client of those that it makes; nil: without TLS
 
 	AcceptBeforeSignOn bool             // take transactions on a link that has not signed on; else they are answered 91
 	MaxWaiting         int              // default DefaultMaxWaiting
@@ -39,6 +40,7 @@ type ProcessorConfig struct {
 // request in its ledger, and answers, in whatever way the action breaks that.
 type Processor struct {
 	cfg    ProcessorConfig
+	reader reader
 	cards  map[string]PIN // by number
 	base   []Rule
 	ledger *Ledger
@@ -81,8 +83,11 @@ func NewProcessor(cfg ProcessorConfig) (*Processor, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Processor{cfg: cfg, cards: map[string]PIN{}, ledger: cfg.Ledger, wait: make(chan struct{}, cfg.MaxWaiting),
+	p := &Processor{cfg: cfg, reader: readerOf(cfg.Codec), cards: map[string]PIN{}, ledger: cfg.Ledger, wait: make(chan struct{}, cfg.MaxWaiting),
 		attempts: map[attemptKey]int64{}}
+	if err := cfg.Ledger.read(p.reader); err != nil {
+		return nil, fmt.Errorf("processor: %w", err)
+	}
 	for _, c := range cfg.Cards {
 		p.cards[c.PAN.Reveal()] = c.PIN
 	}
@@ -102,8 +107,11 @@ func (p *Processor) SetRules(rules ...Rule) error {
 		if r.used == nil {
 			return errors.New("processor: a rule was not made by ParseRule")
 		}
-		if r.do.declinesOnly && p.cfg.Codec.Dialect().Approves(r.do.code) {
+		if r.do.declinesOnly && p.reader.Approves(p.reader.code(r.do.code)) {
 			return fmt.Errorf("processor: rule %q: this dialect takes %s for an approval; use answer=%s", r, r.do.code, r.do.code)
+		}
+		if r.do.reject && !p.reader.rejects() {
+			return fmt.Errorf("processor: rule %q: this dialect has no reject header", r)
 		}
 	}
 	p.mu.Lock()
@@ -185,13 +193,10 @@ func (s *service) accept(listener net.Listener) error {
 			}
 			return fmt.Errorf("accepting links: %w", err)
 		}
-		l := &link{service: s, wire: newWire(conn, s.cfg.WriteTimeout)}
-		s.mu.Lock()
-		s.linkID++
-		l.name = "link " + strconv.Itoa(s.linkID)
-		s.links = append(s.links, l)
-		s.mu.Unlock()
-		s.ledger.tally(func(c *Counts) { c.Links++ })
+		if s.cfg.TLS != nil {
+			conn = tls.Server(conn, s.cfg.TLS)
+		}
+		l := s.begin(conn)
 		s.running.Go(l.run)
 		s.running.Go(l.serve)
 	}
@@ -226,10 +231,14 @@ func (p *Processor) plan(m *messages.Message) action {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var do action
-	pan, amount, attempt := m.PAN().Reveal(), amountOf(m), int64(0)
+	pan, attempt := m.PAN().Reveal(), int64(0)
+	amount, _, err := p.reader.amounts(m)
+	if err != nil {
+		amount = amountOf(m)
+	}
 	count := func() int64 {
 		if attempt == 0 {
-			of := byDefault(m.Get(messages.OriginalData), m.Get(messages.STAN)+m.Get(messages.TransmissionTime))
+			of := byDefault(m.Get(p.reader.originalElement()), m.Get(messages.STAN)+m.Get(messages.TransmissionTime))
 			key := attemptKey{m.MTI.Class(), of, m.Get(messages.Terminal)}
 			p.attempts[key]++
 			attempt = p.attempts[key]
@@ -258,5 +267,7 @@ func (p *Processor) plan(m *messages.Message) action {
 	if faults.any() || do.cut == cutAnywhere {
 		faults.draw(m, count(), &do)
 	}
+	do.reject = do.reject && p.reader.rejects()
+	do.keepalive = do.keepalive && p.reader.takesKeepalives()
 	return do
 }

@@ -7,6 +7,7 @@ import (
 
 	"acquirerd/card"
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // A Request describes what an upstream asks for. It prints itself masked.
@@ -31,7 +32,7 @@ type Request struct {
 	// elements are then those of that request.
 	OriginalMTI messages.MTI
 
-	// Replacement is for a reversal in part: the amount that remains (DE 95); Amount stays that of the request. 0: it is whole.
+	// Replacement is for a reversal in part: the amount that remains; Amount stays that of the request. 0: it is whole.
 	Replacement int64
 	// AuthorizationID is DE 38, for an advice or a reversal of what was approved.
 	AuthorizationID string
@@ -43,7 +44,7 @@ func (r Request) Again(first Entry) Request {
 	return r
 }
 
-// build makes the message.
+// build makes the message, of the elements that the dialect has.
 func (u *Upstream) build(r Request) (*messages.Message, error) {
 	if r.MTI == "" {
 		r.MTI = messages.AuthorizationRequest
@@ -66,32 +67,16 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	}
 	now := time.Now().UTC()
 	numbers := u.numbers(r, now)
-	m := messages.New(r.MTI)
-	m.SetPAN(r.PAN)
-	m.Set(messages.ProcessingCode, byDefault(r.ProcessingCode, "000000"))
-	m.Set(messages.Amount, fmt.Sprintf("%012d", r.Amount))
-	m.Set(messages.TransmissionTime, byDefault(r.TransmissionTime, now.Format("0102150405")))
-	m.Set(messages.STAN, numbers.STAN)
-	// Made again, a request has the time of its first sending.
-	sent := m.Get(messages.TransmissionTime)
-	m.Set(messages.LocalTime, sent[4:])
-	m.Set(messages.LocalDate, sent[:4])
-	m.SetSensitive(messages.Expiry, r.Expiry.Reveal())
-	m.Set(messages.MerchantType, "5999")
-	m.Set(messages.POSEntryMode, entryMode(r))
-	m.Set(messages.POSConditionCode, "00")
-	m.Set(messages.AcquirerID, u.cfg.AcquirerID)
-	m.SetSensitive(messages.Track2, r.Track2.Reveal())
-	m.Set(messages.RRN, numbers.RRN)
-	m.Set(messages.Terminal, fmt.Sprintf("%-8s", byDefault(r.Terminal, u.cfg.Terminal)))
-	m.Set(messages.Merchant, fmt.Sprintf("%-15s", byDefault(r.Merchant, u.cfg.Merchant)))
-	m.Set(messages.Currency, byDefault(r.Currency, "978"))
-	m.SetSensitive(messages.ChipData, string(r.Chip))
+	r.STAN, r.RRN = numbers.STAN, numbers.RRN
+	r.Terminal, r.Merchant = byDefault(r.Terminal, u.cfg.Terminal), byDefault(r.Merchant, u.cfg.Merchant)
+	m := u.reader.compose(r, now)
+	u.reader.set(m, messages.AcquirerID, u.cfg.AcquirerID)
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
+		u.reader.set(m, messages.FunctionCode, u.reader.functionCode(m.MTI))
 		return newReversal(u.cfg.Codec, m, r), nil
 	}
-	m.Set(messages.AuthorizationID, r.AuthorizationID)
+	u.reader.set(m, messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
 		block, err := u.cfg.ZPK.PINBlock(r.PIN, pan)
 		if err != nil {
@@ -103,6 +88,45 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	return m, nil
 }
 
+// compose makes a message of what is asked for, with numbers that are there already.
+func (r reader) compose(asked Request, now time.Time) *messages.Message {
+	m := messages.New(asked.MTI)
+	m.SetPAN(asked.PAN)
+	sent := byDefault(asked.TransmissionTime, now.Format(transmissionTime))
+	time12, date13 := r.localTime(lastOn(sent, now)) // made again, a request has the time of its first sending
+	for _, e := range []struct {
+		element messages.Element
+		value   string
+	}{
+		{messages.ProcessingCode, byDefault(asked.ProcessingCode, "000000")}, {messages.Amount, fmt.Sprintf("%012d", asked.Amount)},
+		{messages.TransmissionTime, sent}, {messages.STAN, asked.STAN}, {messages.LocalTime, time12}, {messages.LocalDate, date13},
+		{messages.Expiry, asked.Expiry.Reveal()}, {messages.MerchantType, "5999"}, {messages.POSEntryMode, r.entryMode(asked)},
+		{messages.FunctionCode, r.functionCode(asked.MTI)}, {messages.Track2, asked.Track2.Reveal()}, {messages.RRN, asked.RRN},
+		{messages.Terminal, asked.Terminal}, {messages.Merchant, asked.Merchant}, {messages.Currency, byDefault(asked.Currency, "978")},
+		{messages.ChipData, string(asked.Chip)},
+	} {
+		r.set(m, e.element, e.value)
+	}
+	if r.Standard == specs.ISO87 {
+		r.set(m, messages.POSConditionCode, "00") // another element in 1993
+	}
+	return m
+}
+
+// transmissionTime is DE 7, MMDDhhmmss.
+const transmissionTime = "0102150405"
+
+// lastOn is the last time before now, or within a day after it, that DE 7 can mean.
+func lastOn(sent string, now time.Time) time.Time {
+	for year := now.Year() + 1; year > now.Year()-8; year-- { // 29 February
+		at, err := time.Parse("2006"+transmissionTime, fmt.Sprintf("%04d", year)+sent)
+		if err == nil && at.Before(now.AddDate(0, 0, 1)) {
+			return at
+		}
+	}
+	return now
+}
+
 // newReversal undoes a request, whole, or so that the replacement remains.
 func newReversal(codec *messages.Codec, request *messages.Message, r Request) *messages.Message {
 	replacement := ""
@@ -111,6 +135,9 @@ func newReversal(codec *messages.Codec, request *messages.Message, r Request) *m
 	}
 	reversal := codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
 	reversal.MTI = r.MTI
+	if in := readerOf(codec); reversal.Get(messages.FunctionCode) != function93Part {
+		in.set(reversal, messages.FunctionCode, in.functionCode(r.MTI))
+	}
 	return reversal
 }
 
@@ -128,19 +155,34 @@ func (u *Upstream) numbers(r Request, now time.Time) messages.Numbers {
 
 const lastSTAN = 999_999
 
-// entryMode is DE 22: how the card was read, and whether a PIN can be entered (1) or not (2).
-func entryMode(r Request) string {
-	mode := "01" // by hand
+// entryMode is DE 22: how the card was read, and whether a PIN can be entered (1) or not (2); with twelve places, the point of service data
+// code of ISO 8583:1993.
+func (r reader) entryMode(asked Request) string {
+	mode := "1" // by hand
 	switch {
-	case len(r.Chip) > 0:
-		mode = "05"
-	case !r.Track2.IsZero():
-		mode = "02"
+	case len(asked.Chip) > 0:
+		mode = "5"
+	case !asked.Track2.IsZero():
+		mode = "2"
 	}
-	if r.PIN.IsZero() {
-		return mode + "2"
+	entry := "2"
+	if !asked.PIN.IsZero() {
+		entry = "1"
 	}
-	return mode + "1"
+	f, _ := r.Field(r.WireMTI(string(asked.MTI)), int(messages.POSEntryMode))
+	switch f.Length {
+	case 12:
+		// It reads chips, takes PINs, keeps no cards; attended, on the premises; cardholder and card are there; then how the card was read,
+		// how and by whom the cardholder was authenticated, what the terminal can write and show, and how long a PIN can be.
+		authenticated := "00"
+		if entry == "1" {
+			authenticated = "13"
+		}
+		return "510101" + mode + authenticated + "14C"
+	case 4: // three digits in two bytes
+		return "00" + mode + entry
+	}
+	return "0" + mode + entry
 }
 
 func byDefault(value, otherwise string) string {

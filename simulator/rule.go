@@ -12,9 +12,10 @@ import (
 	"acquirerd/messages"
 )
 
-// Response codes (ISO 8583:1987, DE 39) that the simulated processor gives. What of them approves, the dialect says.
+// Response codes (ISO 8583:1987, DE 39) that the simulated processor gives, in the words of its dialect. What of them approves, that says.
 const (
 	codeApproved           = "00"
+	codeDeclined           = "05" // do not honour
 	codePartial            = "10"
 	codeInvalidCard        = "14"
 	codeNoAction           = "21" // no action taken: the request was undone before it came
@@ -60,7 +61,13 @@ var DefaultRules = []struct{ Rule, Meaning string }{
 // ruleWords says what a rule is made of.
 const ruleWords = `amount, card, currency, terminal, mti, pin, attempt, times (what it applies to); ` +
 	`approve, decline, answer, partial, delay, late, silence, lost, drop, close, duplicate, reorder, garble, no-stan, other-link, wrong-amount, ` +
-	`cut, stall (what happens)`
+	`cut, stall, reject, keepalive (what happens)`
+
+// defaultReject is a reject code, four hexadecimal digits.
+const (
+	defaultReject    = "0101"
+	rejectedByChance = 0x0101
+)
 
 // A Rule says what happens to the messages that it matches. ParseRule makes one from text.
 type Rule struct {
@@ -106,8 +113,11 @@ type action struct {
 	cut          int64 // the answer is written up to this byte and the link closed: cutAnywhere, or the bytes and one; 0: whole
 	cutMode      uint64
 	stall        time.Duration // the link is not read so long after the message
-	declinesOnly bool          // the code was given as a decline
-	effects      []string      // names of all that breaks
+	reject       bool          // the message is returned behind a reject header, and nothing is decided
+	rejectCode   uint16
+	keepalive    bool     // a frame of no bytes goes before the answer
+	declinesOnly bool     // the code was given as a decline
+	effects      []string // names of all that breaks
 }
 
 // ParseRule reads a rule: words separated by blanks, first to last in any order. What it applies to:
@@ -133,6 +143,10 @@ type action struct {
 //	other-link      answered on another link         wrong-amount   the answer names another amount
 //	cut             the link is closed in the midst of the answer, at a byte that chance chooses; cut=N: after N bytes
 //	stall=2s        the link is not read for so long after the message
+//	reject          the network returns the message behind a reject header, if the dialect has one; reject=0104: with that code
+//	keepalive       a frame of no bytes goes before the answer, if the dialect takes one
+//
+// Codes are those of ISO 8583:1987, whatever the dialect's own are.
 //
 // For a reversal, an answer other than 00 means that it is not done, and for an advice (mti=012, mti=022), that it is not taken. The error
 // quotes no value.
@@ -169,7 +183,7 @@ var (
 func (r *Rule) parse(name, value string, hasValue bool) error {
 	flags := map[string]*bool{"silence": &r.do.silence, "lost": &r.do.lost, "drop": &r.do.drop, "close": &r.do.close,
 		"duplicate": &r.do.duplicate, "reorder": &r.do.reorder, "garble": &r.do.garble, "no-stan": &r.do.noSTAN,
-		"other-link": &r.do.otherLink, "wrong-amount": &r.do.wrongAmount}
+		"other-link": &r.do.otherLink, "wrong-amount": &r.do.wrongAmount, "keepalive": &r.do.keepalive}
 	if flag, known := flags[name]; known {
 		*flag = true
 		if hasValue {
@@ -217,6 +231,12 @@ func (r *Rule) parse(name, value string, hasValue bool) error {
 		return r.parseWait(name, value)
 	case "cut":
 		return r.parseCut(value, hasValue)
+	case "reject":
+		code, err := strconv.ParseUint(byDefault(value, defaultReject), 16, 16)
+		if err != nil || hasValue && len(value) != len(defaultReject) {
+			return errRuleValue
+		}
+		r.do.reject, r.do.rejectCode = true, uint16(code)
 	default:
 		return errRuleWord
 	}
@@ -329,7 +349,7 @@ func (a amountRange) holds(amount int64) bool {
 	return amount >= a.low && amount <= a.high
 }
 
-// amountOf reads DE 4, -1 if it is absent.
+// amountOf reads DE 4, -1 if it is absent. Of a reversal, see reader.amounts.
 func amountOf(m *messages.Message) int64 {
 	amount, err := strconv.ParseInt(m.Get(messages.Amount), 10, 64)
 	if err != nil {

@@ -47,8 +47,10 @@ func (t *transcript) lines(c *comparison) []string {
 			shown = shown || h == t.hold
 		}
 		for i := range c.ledger.UnknownReversals {
-			if u := &c.ledger.UnknownReversals[i]; u.STAN == a.STAN && u.TransmissionTime == a.TransmissionTime {
-				lines = append(lines, fmt.Sprintf("processor: reversals of an unknown %s %s at %s", u.OriginalMTI, u.STAN, u.TransmissionTime))
+			u := &c.ledger.UnknownReversals[i]
+			if u.STAN == a.STAN && (u.TransmissionTime == a.TransmissionTime || u.LocalTime != "") { // the journal does not list DE 12
+				lines = append(lines, fmt.Sprintf("processor: reversals of an unknown %s %s at %s", u.OriginalMTI, u.STAN,
+					byDefault(u.TransmissionTime, u.LocalTime)))
 				lines = append(lines, u.lines()...)
 			}
 		}

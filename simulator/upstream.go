@@ -3,6 +3,7 @@ package simulator
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,18 +24,21 @@ type UpstreamConfig struct {
 	Dial        func(context.Context) (net.Conn, error) // how to connect
 	Connections int                                     // default 1
 	ZPK         *Key                                    // the zone PIN key of this upstream; nil: it cannot send PINs
+	TLS         *tls.Config                             // of a client; nil: without TLS
 
 	ConnectTimeout time.Duration // of a connection, sign-on included; default 5 s
 	RetryDelay     time.Duration // after a lost connection or one that failed; default 200 ms
 	ReplyTimeout   time.Duration // of one request; default 30 s
 	WriteTimeout   time.Duration // of one write; default 5 s
 
-	NoSignOn   bool   // do not sign on with 0800
+	NoSignOn   bool   // do not sign on; nor is that done where the dialect has no sign-on
 	Terminal   string // default SIM00001
 	Merchant   string // default SIMULATOR
 	AcquirerID string // DE 32, default none
 	FirstSTAN  int64  // default 1
-	Book       *Book  // nil: a new one
+	// Keepalives is how often an idle connection sends a frame of no bytes, where the dialect takes one; 0: never.
+	Keepalives time.Duration
+	Book       *Book // nil: a new one
 
 	Trace func(TraceEvent) // called for each message, by several goroutines; nil: none
 	Log   *slog.Logger     // nil: none
@@ -43,10 +47,11 @@ type UpstreamConfig struct {
 // An Upstream is a client switch: it keeps connections to the daemon's door, sends requests, many at once, and writes down what it is
 // told. It tries a lost connection again, but never a request: what it does about those is its owner's decision.
 type Upstream struct {
-	cfg  UpstreamConfig
-	book *Book
-	stan atomic.Int64
-	next atomic.Uint64 // which connection's turn it is
+	cfg    UpstreamConfig
+	reader reader
+	book   *Book
+	stan   atomic.Int64
+	next   atomic.Uint64 // which connection's turn it is
 
 	mu      sync.Mutex
 	ready   []*connection
@@ -62,6 +67,9 @@ func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 	if cfg.Dial == nil {
 		var dialer net.Dialer
 		cfg.Dial = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", cfg.Address) }
+	}
+	if cfg.TLS != nil && cfg.Address != "" {
+		cfg.TLS = clientConfig(cfg.TLS, cfg.Address)
 	}
 	defaults := []struct {
 		value     *time.Duration
@@ -82,8 +90,8 @@ func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 	if cfg.FirstSTAN == 0 {
 		cfg.FirstSTAN = 1
 	}
-	if cfg.Connections < 0 || cfg.FirstSTAN < 1 || cfg.FirstSTAN > lastSTAN {
-		return nil, errors.New("upstream: connections must be positive and the first STAN within 1 to 999999")
+	if cfg.Keepalives < 0 || cfg.Connections < 0 || cfg.FirstSTAN < 1 || cfg.FirstSTAN > lastSTAN {
+		return nil, errors.New("upstream: connections must be positive, keep-alives not negative, and the first STAN within 1 to 999999")
 	}
 	cfg.Terminal, cfg.Merchant = byDefault(cfg.Terminal, "SIM00001"), byDefault(cfg.Merchant, "SIMULATOR")
 	if cfg.Book == nil {
@@ -92,7 +100,7 @@ func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Upstream{cfg: cfg, book: cfg.Book, changed: make(chan struct{})}
+	u := &Upstream{cfg: cfg, reader: readerOf(cfg.Codec), book: cfg.Book, changed: make(chan struct{})}
 	u.stan.Store(cfg.FirstSTAN - 1)
 	return u, nil
 }
@@ -150,15 +158,23 @@ func (u *Upstream) keep(ctx context.Context, name string) {
 		u.change(func() { u.fault = fmt.Errorf("connecting: %w", err) })
 		return
 	}
+	if u.cfg.TLS != nil {
+		conn = tls.Client(conn, u.cfg.TLS)
+	}
 	c := &connection{Upstream: u, wire: newWire(conn, u.cfg.WriteTimeout), name: name, pending: map[messages.Key]*exchange{}}
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer c.close()
 	defer context.AfterFunc(ctx, c.close)()
+	if err := c.shake(connecting); err != nil {
+		u.change(func() { u.fault = err })
+		return
+	}
 	running.Go(c.run)
 	running.Go(c.read)
-	if !u.cfg.NoSignOn {
-		if err := c.manage(connecting, u.cfg.Codec.Dialect().NetworkManagement.SignOn); err != nil {
+	running.Go(c.keepalive)
+	if !u.cfg.NoSignOn && u.demands(messages.SignOn) {
+		if err := c.manage(connecting, messages.SignOn); err != nil {
 			u.change(func() { u.fault = fmt.Errorf("signing on: %w", err) })
 			return
 		}
@@ -207,7 +223,7 @@ func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	entry := newEntry(m, r)
+	entry := u.newEntry(m, r)
 	x, err := u.newExchange(m, func(code string) { u.book.late(entry, code) })
 	if err != nil {
 		return Entry{}, err
@@ -218,12 +234,12 @@ func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
 	}
 	u.book.open(entry)
 	u.carry(ctx, c, x)
-	return u.book.settle(entry, x.reply), nil
+	return u.book.settle(entry, x.reply, u.reader), nil
 }
 
 // newEntry is what the book says of a request before it is sent.
-func newEntry(m *messages.Message, r Request) *Entry {
-	return &Entry{MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), RRN: m.Get(messages.RRN),
+func (u *Upstream) newEntry(m *messages.Message, r Request) *Entry {
+	return &Entry{Name: u.reader.name(m), MTI: m.MTI, STAN: m.Get(messages.STAN), TransmissionTime: m.Get(messages.TransmissionTime), RRN: m.Get(messages.RRN),
 		AcquirerID: m.Get(messages.AcquirerID), Terminal: m.Get(messages.Terminal), PAN: m.PAN().Mask(), Amount: r.Amount,
 		Currency: m.Get(messages.Currency), WithPIN: m.Has(messages.PINData), Outcome: Pending, SentAt: time.Now().UTC()}
 }
@@ -263,24 +279,32 @@ func (u *Upstream) carry(ctx context.Context, c *connection, x *exchange) {
 	c.wait(ctx, x)
 }
 
-// Echo sends an 0800 echo on one connection and waits for its answer.
-func (u *Upstream) Echo(ctx context.Context) error {
-	return u.network(ctx, u.cfg.Codec.Dialect().NetworkManagement.Echo)
+// Echo sends an echo on one connection and waits for its answer.
+func (u *Upstream) Echo(ctx context.Context) error { return u.network(ctx, messages.Echo) }
+
+// SignOn sends a sign-on on one connection, beside the one that each connection begins with.
+func (u *Upstream) SignOn(ctx context.Context) error { return u.network(ctx, messages.SignOn) }
+
+// SignOff sends a sign-off on one connection. What the door does then is the door's.
+func (u *Upstream) SignOff(ctx context.Context) error { return u.network(ctx, messages.SignOff) }
+
+// demands reports whether the dialect has a part of the dialogue that an upstream sends.
+func (u *Upstream) demands(part messages.Dialogue) bool {
+	demanded := u.reader.NetworkManagement.Demanded()
+	return partsOf(&demanded)[part] != ""
 }
 
-// SignOn sends an 0800 sign-on on one connection, beside the one that each connection begins with.
-func (u *Upstream) SignOn(ctx context.Context) error {
-	return u.network(ctx, u.cfg.Codec.Dialect().NetworkManagement.SignOn)
-}
-
-func (u *Upstream) network(ctx context.Context, code string) error {
+func (u *Upstream) network(ctx context.Context, part messages.Dialogue) error {
+	if !u.demands(part) {
+		return fmt.Errorf("sending %s: the dialect has none", part)
+	}
 	c := u.choose()
 	if c == nil {
-		return errors.New("sending 0800: there is no connection")
+		return fmt.Errorf("sending %s: there is no connection", part)
 	}
 	ctx, release := context.WithTimeout(ctx, u.cfg.ReplyTimeout)
 	defer release()
-	return c.manage(ctx, code)
+	return c.manage(ctx, part)
 }
 
 // A connection is one connection to the daemon.
@@ -300,7 +324,7 @@ type exchange struct {
 	request *messages.Message
 	frame   []byte
 	key     messages.Key
-	noted   func(code string) // nil for 0800: no answer is waited for after the timeout
+	noted   func(code string) // nil for the dialogue of a connection: no answer is waited for after the timeout
 	late    bool              // guarded by connection.mu
 	twice   bool              // it replaced one that may be answered, too; guarded by connection.mu
 	reply   reply             // set before done is closed
@@ -311,7 +335,7 @@ type exchange struct {
 type reply struct {
 	outcome         Outcome
 	at              time.Time
-	code            string // of the answer, as all that follows
+	code            string // of the answer, as all that follows; in the dialect's own terms
 	authorizationID string
 	rrn             string
 	approves        bool
@@ -399,12 +423,16 @@ func (c *connection) read() {
 		if err != nil {
 			return
 		}
+		if len(body) == 0 {
+			c.beaten(c.reader)
+			continue
+		}
 		m, err := c.cfg.Codec.Decode(body)
 		if err != nil {
 			c.book.tally(func(counts *BookCounts) { counts.Undecodable++ })
 			return
 		}
-		c.trace(Received, m, len(body)+c.cfg.Codec.Dialect().Framing.Size())
+		c.trace(Received, m, c.reader.framed(body))
 		c.deliver(m)
 	}
 }
@@ -428,7 +456,7 @@ func (c *connection) deliver(m *messages.Message) {
 	defer x.request.Clear()
 	code := m.Get(messages.ResponseCode)
 	if x.late {
-		x.noted(code)
+		x.noted(c.reader.iso87(code))
 		return
 	}
 	r := reply{outcome: Answered, code: code, authorizationID: m.Get(messages.AuthorizationID), rrn: m.Get(messages.RRN)}
@@ -436,43 +464,67 @@ func (c *connection) deliver(m *messages.Message) {
 		c.cfg.Log.Warn("answer is not for its request", "stan", x.request.Get(messages.STAN), "error", err)
 		r.outcome = Mismatch
 	}
-	dialect := c.cfg.Codec.Dialect()
-	if r.outcome == Answered && dialect.Approves(code) {
+	if r.outcome == Answered && c.reader.Approves(code) {
 		r.approves, r.amount = true, max(0, amountOf(x.request))
-		if dialect.ApprovesPartially(code) {
+		if c.reader.ApprovesPartially(code) {
 			r.amount = max(0, amountOf(m))
 		}
 	}
 	x.finish(r)
 }
 
-// manage sends an 0800 and waits for an answer that accepts it.
-func (c *connection) manage(ctx context.Context, code string) error {
+// keepalive sends one now and then, whether the connection is idle or not.
+func (c *connection) keepalive() {
+	if c.cfg.Keepalives == 0 || !c.reader.takesKeepalives() {
+		return
+	}
+	tick := time.NewTicker(c.cfg.Keepalives)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			c.beat(c.reader)
+		case <-c.closed:
+			return
+		}
+	}
+}
+
+// demand builds a part of the dialogue that a party of this dialect sends of its own accord.
+func demand(codec *messages.Codec, part messages.Dialogue, at time.Time, stan string) *messages.Message {
+	m := codec.NewDialogue(part, at, stan)
+	n := &codec.Dialect().NetworkManagement
+	demanded := n.Demanded()
+	m.SetSensitive(messages.Element(n.Element), partsOf(&demanded)[part])
+	return m
+}
+
+// manage sends a part of the dialogue and waits for an answer that accepts it.
+func (c *connection) manage(ctx context.Context, part messages.Dialogue) error {
 	now := time.Now().UTC()
-	numbers := c.numbers(Request{}, now)
-	m := messages.NewNetworkManagement(code, now.Format("0102150405"), numbers.STAN)
+	m := demand(c.cfg.Codec, part, now, c.numbers(Request{}, now).STAN)
 	x, err := c.newExchange(m, nil)
 	if err != nil {
 		return err
 	}
 	if !c.register(x) {
-		return errors.New("sending 0800: its key is in flight already")
+		return fmt.Errorf("sending %s: its key is in flight already", part)
 	}
 	c.trace(Sent, m, len(x.frame))
 	if !c.send(outgoing{frame: x.frame}) {
-		return errors.New("sending 0800: the connection is closed")
+		return fmt.Errorf("sending %s: the connection is closed", part)
 	}
 	select {
 	case <-x.done:
 	case <-ctx.Done():
 		c.giveUp(x, TimedOut)
-		return fmt.Errorf("waiting for 0810: %w", ctx.Err())
+		return fmt.Errorf("waiting for the answer to %s: %w", part, ctx.Err())
 	}
 	if x.reply.code == "" {
-		return errors.New("waiting for 0810: the connection was closed")
+		return fmt.Errorf("waiting for the answer to %s: the connection was closed", part)
 	}
-	if !slices.Contains(c.cfg.Codec.Dialect().NetworkManagement.Accepted, x.reply.code) {
-		return fmt.Errorf("0800 with code %s is answered %s", code, x.reply.code)
+	if !slices.Contains(c.reader.NetworkManagement.Accepted, x.reply.code) {
+		return fmt.Errorf("%s is answered %s", part, x.reply.code)
 	}
 	return nil
 }

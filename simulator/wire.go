@@ -1,11 +1,16 @@
 package simulator
 
 import (
+	"context"
+	"crypto/tls"
+	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // Limits of one connection.
@@ -44,6 +49,7 @@ type wire struct {
 	queue   chan outgoing
 	closed  chan struct{}
 	once    sync.Once
+	beats   atomic.Int64 // keep-alives of ours that are to be answered
 }
 
 type outgoing struct {
@@ -55,6 +61,54 @@ type outgoing struct {
 
 func newWire(conn net.Conn, timeout time.Duration) *wire {
 	return &wire{conn: conn, timeout: timeout, queue: make(chan outgoing, queuedFrames), closed: make(chan struct{})}
+}
+
+// framed is the length of a message's frame.
+func (r reader) framed(body []byte) int { return r.Framing.Size() + len(body) + len(r.Framing.Trailer) }
+
+// takesKeepalives reports whether a frame of no bytes is one of the dialect's.
+func (r reader) takesKeepalives() bool {
+	return r.Framing.Keepalive == specs.KeepaliveIgnored || r.Framing.Keepalive == specs.KeepaliveAnswered
+}
+
+// beat sends a keep-alive of our own, if the dialect takes any.
+func (w *wire) beat(r reader) {
+	if !r.takesKeepalives() {
+		return
+	}
+	if r.Framing.Keepalive == specs.KeepaliveAnswered {
+		w.beats.Add(1)
+	}
+	w.send(outgoing{frame: r.Framing.Append(nil, nil)})
+}
+
+// beaten takes a keep-alive. It is false if it only answers one of ours; the peer's own is answered, where the dialect wants that. Two
+// parties that answered answers would never end.
+func (w *wire) beaten(r reader) (own bool) {
+	if r.Framing.Keepalive != specs.KeepaliveAnswered {
+		return true
+	}
+	for n := w.beats.Load(); n > 0; n = w.beats.Load() {
+		if w.beats.CompareAndSwap(n, n-1) {
+			return false
+		}
+	}
+	w.send(outgoing{frame: r.Framing.Append(nil, nil)})
+	return true
+}
+
+// shake does the TLS handshake of a connection that has one.
+func (w *wire) shake(ctx context.Context) error {
+	secured, is := w.conn.(*tls.Conn)
+	if !is {
+		return nil
+	}
+	ctx, release := context.WithTimeout(ctx, w.timeout)
+	defer release()
+	if err := secured.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("shaking hands: %w", err)
+	}
+	return nil
 }
 
 // send queues a frame. It is false if the connection is closed, and then nothing of the frame was or will be written.
