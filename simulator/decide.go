@@ -35,13 +35,13 @@ func (l *link) decide(m *messages.Message, do action) *messages.Message {
 			}
 			return l.formatError(m, failing)
 		}
-		return messages.NewAnswer(m, l.reader.settling(code))
+		return messages.NewAnswer(m, l.reader.settling(m.MTI, code))
 	case isAdvice(m.MTI):
 		code := l.ledger.advise(m, refusal, do.effects)
 		if code == "" {
 			return messages.NewAnswer(m, answers.Busy)
 		}
-		return messages.NewAnswer(m, l.reader.settling(code))
+		return messages.NewAnswer(m, l.reader.settling(m.MTI, code))
 	case (class == messages.Authorization || class == messages.Financial) && m.MTI[2] == '0':
 		return l.authorize(m, do)
 	}

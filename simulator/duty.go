@@ -295,7 +295,7 @@ func (e *errand) reverse(ctx context.Context, approval reply, replacement int64)
 	if e.believe(BelievesNone, 0); replacement > 0 {
 		e.believe(BelievesApproved, replacement)
 	}
-	m := newReversal(e.cfg.Codec, e.request, Request{MTI: e.plan.reversal, AuthorizationID: approval.authorizationID, Replacement: replacement})
+	m := e.reversal(e.request, Request{MTI: e.plan.reversal, AuthorizationID: approval.authorizationID, Replacement: replacement}, time.Now().UTC())
 	defer m.Clear()
 	return e.insist(ctx, m, func(r reply) bool {
 		state := e.reversed(r, approval)

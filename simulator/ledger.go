@@ -12,6 +12,7 @@ import (
 
 	"acquirerd/card"
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // The limits of a ledger.
@@ -465,6 +466,7 @@ func (l *Ledger) reverse(m *messages.Message, refusal string, effects []string) 
 	l.count(known.ReversalCounts.add(m.MTI))
 	if amount >= 0 && amount != known.Amount || differs(m, messages.Currency, known.Currency) ||
 		differs(m, messages.Terminal, known.Terminal) || replacement > known.Amount || !first && replacement != known.asked ||
+		l.reader.Reversal.Numbers == specs.NewNumbers && m.Get(messages.STAN) == known.STAN && m.Get(messages.TransmissionTime) == known.TransmissionTime ||
 		of.mti.First() != known.MTI.First() || of.acquirer != "" && of.acquirer != known.acquirer {
 		l.counts.DisagreeingReversals++
 	}

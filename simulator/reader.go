@@ -60,25 +60,26 @@ func (r reader) code(iso87 string) string {
 
 // iso87 is what a code of the dialect says in ISO 8583:1987, or the code itself if that has no word for it.
 func (r reader) iso87(own string) string {
-	if said, known := r.ISO87Code(own); known {
+	said, known := r.ISO87Code(own)
+	switch {
+	case known:
 		return said
+	case slices.Contains(r.Reversal.Acknowledged, own):
+		return codeApproved
+	case slices.Contains(r.Reversal.NotFound, own):
+		return codeNotFound
 	}
 	return own
 }
 
-// settling is the code of an answer to a reversal or an advice, whose words are in lists of their own.
-func (r reader) settling(iso87 string) string {
-	for _, list := range []struct {
-		is    string
-		words []string
-	}{{codeApproved, r.Reversal.Acknowledged}, {codeNotFound, r.Reversal.NotFound}} {
-		if iso87 != list.is || len(list.words) == 0 {
-			continue
-		}
-		if own, has := r.Code(iso87); has && slices.Contains(list.words, own) {
-			return own
-		}
-		return list.words[0]
+// settling is the code of an answer to a reversal or an advice, for which a dialect may have words of its own.
+func (r reader) settling(mti messages.MTI, iso87 string) string {
+	own, has := r.Code(iso87)
+	switch words := r.Reversal.Acknowledged; {
+	case iso87 == codeApproved && (mti.Class() == messages.Reversal || !has || !slices.Contains(words, own)):
+		return words[0]
+	case iso87 == codeNotFound && len(r.Reversal.NotFound) > 0:
+		return r.Reversal.NotFound[0]
 	}
 	return r.code(iso87)
 }

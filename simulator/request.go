@@ -74,7 +74,7 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
 		u.reader.set(m, messages.FunctionCode, u.reader.functionCode(m.MTI))
-		return newReversal(u.cfg.Codec, m, r), nil
+		return u.reversal(m, r, now), nil
 	}
 	u.reader.set(m, messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
@@ -127,16 +127,20 @@ func lastOn(sent string, now time.Time) time.Time {
 	return now
 }
 
-// newReversal undoes a request, whole, or so that the replacement remains.
-func newReversal(codec *messages.Codec, request *messages.Message, r Request) *messages.Message {
+// reversal undoes a request, whole, or so that the replacement remains.
+func (u *Upstream) reversal(request *messages.Message, r Request, now time.Time) *messages.Message {
 	replacement := ""
 	if r.Replacement > 0 {
 		replacement = fmt.Sprintf("%012d", r.Replacement)
 	}
-	reversal := codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
+	reversal := u.cfg.Codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
 	reversal.MTI = r.MTI
-	if in := readerOf(codec); reversal.Get(messages.FunctionCode) != function93Part {
-		in.set(reversal, messages.FunctionCode, in.functionCode(r.MTI))
+	if reversal.Get(messages.FunctionCode) != function93Part {
+		u.reader.set(reversal, messages.FunctionCode, u.reader.functionCode(r.MTI))
+	}
+	if u.reader.Reversal.Numbers == specs.NewNumbers {
+		reversal.Set(messages.STAN, u.numbers(Request{}, now).STAN)
+		reversal.Set(messages.TransmissionTime, now.Format(transmissionTime))
 	}
 	return reversal
 }
