@@ -295,6 +295,9 @@ func (c *comparison) sentOnce() {
 		{counts.DisagreeingReversals, "reversals disagree with their originals"},
 		{counts.UnmarkedAdvices, "advices were sent again without the mark of a repeat"},
 		{counts.DisagreeingAdvices, "advices disagree with their first sending"},
+		{counts.DemandsOpen, "advices of the processor's own are not answered"},
+		{counts.DemandsTwice, "what the processor demanded was answered more often than it was sent"},
+		{counts.DemandsImproper, "what the processor demanded was answered by what is not for it"},
 	} {
 		if fault.n > 0 {
 			c.mismatch(fault.what, append([]any{fault.n}, c.unmarked()...)...)

@@ -2,7 +2,9 @@ package simulator_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,58 +94,102 @@ func TestPartiesTalkInEveryDialect(t *testing.T) {
 // its duty and a processor that breaks what it can break in that dialect. At rest the ledger and the book must agree.
 func TestADutyIsDoneInEveryDialect(t *testing.T) {
 	for _, name := range specs.Names() {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				c := codec(t, name)
-				p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: c, AcceptBeforeSignOn: true, Faults: simulator.Faults{Seed: 1,
-					Lost: .05, Late: .05, Delay: .1, MaxDelay: 20 * time.Second, Silence: .05, Drop: .03, Close: .03, Duplicate: .05, Reorder: .05,
-					Garble: .05, NoSTAN: .03, OtherLink: .05, CutAnswer: .03, Stall: .02, Keepalive: .1}})
-				defer stopProcessor()
-				u, stop := run(t, simulator.UpstreamConfig{Codec: c, ReplyTimeout: 10 * time.Second, Connections: 3, Keepalives: 7 * time.Second}, listener)
-				defer stop()
-				ready(t, u)
-				duty := newDuty(t, simulator.DutyConfig{Upstream: u, Seed: 1, RepeatShare: .5, CancelShare: .2, PartialShare: .2, AdviceShare: .2,
-					RequestShare: .5})
-				done := make(chan struct{})
-				const transactions = 120
-				for n := range transactions {
-					go func() {
-						defer func() { done <- struct{}{} }()
-						time.Sleep(time.Duration(n) * 50 * time.Millisecond)
-						r := simulator.Request{PAN: pan(t, visa), Amount: int64(1000 + n), Terminal: fmt.Sprintf("T%07d", n)}
-						if n%3 == 0 {
-							r.MTI = messages.FinancialRequest
-						}
-						if _, err := duty.Do(t.Context(), r); err != nil {
-							t.Error(err)
-						}
-					}()
-				}
-				for range transactions {
-					<-done
-				}
-				synctest.Wait()
-				snapshot, book := p.Ledger().Snapshot(), u.Book().Snapshot()
-				journal := accountsOf(snapshot)
-				for i, h := range snapshot.Holds { // as the dialect names its requests
-					name := string(h.MTI[:3])
-					for _, number := range c.Dialect().Identity {
-						name += "|" + map[int]string{7: h.TransmissionTime, 11: h.STAN, 12: h.LocalTime, 41: h.Terminal}[number]
-					}
-					journal[i].UpstreamKey = name
-				}
-				verdict := simulator.Compare(journal, snapshot, book)
-				for _, disagreement := range verdict.Disagreements {
-					t.Error(disagreement)
-				}
-				for _, line := range verdict.Transcript() {
-					t.Log(line)
-				}
-				counts := snapshot.Counts
-				if len(counts.Effects) < 13 || counts.Reversed == 0 || counts.PartialReversals == 0 || counts.Advices == 0 || book.Counts.Repeats == 0 {
-					t.Errorf("the faults have not met what they are for: %+v", counts)
-				}
-			})
+		t.Run(name, func(t *testing.T) { dutyIsDone(t, codec(t, name)) })
+	}
+}
+
+// TestADutyIsDoneInEveryFraming is the same over framings and headers that no built-in dialect has.
+func TestADutyIsDoneInEveryFraming(t *testing.T) {
+	text, err := os.ReadFile("../specs/iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const was = "framing: { length: ascii-4, max: 4096 }"
+	if !strings.Contains(string(text), was) {
+		t.Fatal("the dialect's framing is another one")
+	}
+	for _, framing := range []string{
+		"framing: { length: hex-4, max: 4096 }",
+		"framing: { length: bcd-2, keepalive: ignored, max: 4096 }",
+		"framing: { length: binary-2, inclusive: true, keepalive: answered, max: 4096 }",
+		"framing: { length: binary-4, little_endian: true, keepalive: answered, max: 4096 }",
+		"framing: { length: vmlh, max: 4096 }",
+		"framing: { length: none, trailer: \"03\", max: 4096 }",
+		"framing: { length: ascii-4, trailer: \"0D0A\", trailer_counted: true, keepalive: answered, max: 4096 }",
+		"framing: { length: binary-2, max: 4096 }\nheader: { form: literal, value: \"49534F303131303030303030\" }",
+		"framing: { length: binary-2, keepalive: ignored, max: 4096 }\nheader: { form: echoed, value: \"0102030405\" }",
+		"framing: { length: binary-2, max: 4096 }\nheader: { form: tpdu, value: \"6000010002\" }",
+		"framing: { length: bcd-2, max: 4096 }\nheader: { form: base1, value: \"16010200000000000000000000000000000000000000\" }",
+	} {
+		t.Run(framing, func(t *testing.T) {
+			changed := strings.Replace(string(text), was, framing, 1)
+			if strings.Contains(framing, "length: none") { // nothing may hold the trailer
+				changed = strings.ReplaceAll(changed, "enc: Binary,", "enc: HexText,")
+			}
+			dialect, err := specs.Parse([]byte(changed))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dutyIsDone(t, messages.NewCodec(dialect))
 		})
 	}
+}
+
+func dutyIsDone(t *testing.T, c *messages.Codec) {
+	bubble(t, func(t *testing.T) {
+		p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: c, AcceptBeforeSignOn: true, Faults: simulator.Faults{Seed: 1,
+			Lost: .05, Late: .05, Delay: .1, MaxDelay: 20 * time.Second, Silence: .05, Drop: .03, Close: .03, Duplicate: .05, Reorder: .05,
+			Garble: .05, NoSTAN: .03, OtherLink: .05, CutAnswer: .03, Stall: .02, Keepalive: .1}})
+		defer stopProcessor()
+		u, stop := run(t, simulator.UpstreamConfig{Codec: c, ReplyTimeout: 10 * time.Second, Connections: 3, Keepalives: 7 * time.Second}, listener)
+		defer stop()
+		ready(t, u)
+		duty := newDuty(t, simulator.DutyConfig{Upstream: u, Seed: 1, RepeatShare: .5, CancelShare: .2, PartialShare: .2, AdviceShare: .2,
+			RequestShare: .5})
+		done := make(chan struct{})
+		const transactions = 120
+		for n := range transactions {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				time.Sleep(time.Duration(n) * 50 * time.Millisecond)
+				r := simulator.Request{PAN: pan(t, visa), Amount: int64(1000 + n), Terminal: fmt.Sprintf("T%07d", n)}
+				if n%3 == 0 {
+					r.MTI = messages.FinancialRequest
+				}
+				if _, err := duty.Do(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		for range transactions {
+			<-done
+		}
+		synctest.Wait()
+		snapshot, book := p.Ledger().Snapshot(), u.Book().Snapshot()
+		journal := accountsOf(snapshot)
+		for i, h := range snapshot.Holds { // as the dialect names its requests
+			name := string(h.MTI[:3])
+			for _, number := range c.Dialect().Identity {
+				name += "|" + map[int]string{7: h.TransmissionTime, 11: h.STAN, 12: h.LocalTime, 41: h.Terminal}[number]
+			}
+			journal[i].UpstreamKey = name
+		}
+		verdict := simulator.Compare(journal, snapshot, book)
+		for _, disagreement := range verdict.Disagreements {
+			t.Error(disagreement)
+		}
+		for _, line := range verdict.Transcript() {
+			t.Log(line)
+		}
+		counts, effects := snapshot.Counts, 13
+		framing := c.Dialect().Framing
+		if framing.Keepalive == specs.KeepaliveAnswered || framing.Keepalive == specs.KeepaliveIgnored {
+			if effects++; counts.Keepalives == 0 {
+				t.Error("the upstream sent no keep-alive")
+			}
+		}
+		if len(counts.Effects) < effects || counts.Reversed == 0 || counts.PartialReversals == 0 || counts.Advices == 0 || book.Counts.Repeats == 0 {
+			t.Errorf("the faults have not met what they are for: %+v", counts)
+		}
+	})
 }

@@ -33,13 +33,14 @@ type Faults struct {
 	Stall     float64       `json:"stall"`      // the link is not read for up to MaxDelay after it
 	Reject    float64       `json:"reject"`     // a request comes back behind a reject header, where the dialect has one
 	Keepalive float64       `json:"keepalive"`  // a frame of no bytes goes before its answer, where the dialect takes one
+	Demand    float64       `json:"demand"`     // the processor demands something of its own, an echo mostly, of what the dialect has
 }
 
 const defaultMaxDelay = 2 * time.Second
 
 func (f *Faults) probabilities() []*float64 {
 	return []*float64{&f.Lost, &f.Late, &f.Delay, &f.Silence, &f.Drop, &f.Close, &f.Duplicate, &f.Reorder, &f.Garble, &f.NoSTAN, &f.OtherLink,
-		&f.CutAnswer, &f.Stall, &f.Reject, &f.Keepalive}
+		&f.CutAnswer, &f.Stall, &f.Reject, &f.Keepalive, &f.Demand}
 }
 
 // check returns the faults with their defaults.
@@ -68,7 +69,7 @@ func (f *Faults) any() bool {
 }
 
 // draw adds to an action what chance does to the attempt-th message of a transaction.
-func (f *Faults) draw(m *messages.Message, attempt int64, a *action) {
+func (f *Faults) draw(m *messages.Message, attempt int64, a *action, demand func(*rand.Rand) Demand) {
 	hash := fnv.New64a()
 	_, _ = fmt.Fprintf(hash, "%c|%s|%s|%d", m.MTI.Class(), m.Get(messages.STAN), m.Get(messages.Terminal), attempt)
 	chance := rand.New(rand.NewPCG(f.Seed, hash.Sum64())) //nolint:gosec // it must be repeatable
@@ -101,6 +102,9 @@ func (f *Faults) draw(m *messages.Message, attempt int64, a *action) {
 		a.reject, a.rejectCode = true, rejectedByChance
 	}
 	a.keepalive = hit(f.Keepalive) || a.keepalive
+	if hit(f.Demand) && a.demand == "" {
+		a.demand = demand(chance)
+	}
 }
 
 // names lists the faults of an action, for the ledger's counts.
@@ -112,7 +116,7 @@ func (a *action) names() []string {
 	}{{a.lost, "lost"}, {a.late > 0, "late"}, {a.delay > 0 || a.delayAmount, "delay"}, {a.silence, "silence"}, {a.drop, "drop"},
 		{a.close, "close"}, {a.duplicate, "duplicate"}, {a.reorder, "reorder"}, {a.garble, "garble"}, {a.noSTAN, "no_stan"},
 		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}, {a.cut != 0, "cut_answer"}, {a.stall > 0, "stall"},
-		{a.reject, "reject"}, {a.keepalive, "keepalive"}} {
+		{a.reject, "reject"}, {a.keepalive, "keepalive"}, {a.demand != "", "demand"}} {
 		if f.is {
 			names = append(names, f.name)
 		}

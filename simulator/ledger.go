@@ -175,14 +175,22 @@ type Counts struct {
 	WrongPINs            int64            `json:"wrong_pins"`
 	MalformedPINBlocks   int64            `json:"malformed_pin_blocks"` // no format 0 block of that card under this zone's key
 	RightPINs            int64            `json:"right_pins"`
-	Full                 int64            `json:"full"`         // requests refused at the ledger's limit
-	Effects              map[string]int64 `json:"effects"`      // faults and scripted effects that messages met, by name
-	SignOns              int64            `json:"sign_ons"`     // 0800 dialogues that were accepted
-	SignOffs             int64            `json:"sign_offs"`    //
-	Echoes               int64            `json:"echoes"`       //
-	Keepalives           int64            `json:"keepalives"`   // frames of no bytes that were no answers
-	Links                int64            `json:"links"`        // connections that were accepted, or made
-	LostAnswers          int64            `json:"lost_answers"` // made, and no link to send them on
+	Full                 int64            `json:"full"`               // requests refused at the ledger's limit
+	Effects              map[string]int64 `json:"effects"`            // faults and scripted effects that messages met, by name
+	SignOns              int64            `json:"sign_ons"`           // 0800 dialogues that were accepted
+	SignOffs             int64            `json:"sign_offs"`          //
+	Echoes               int64            `json:"echoes"`             //
+	Keepalives           int64            `json:"keepalives"`         // frames of no bytes that were no answers
+	Demands              int64            `json:"demands"`            // messages of the processor's own, without their repeats
+	DemandsAnswered      int64            `json:"demands_answered"`   // as they should be
+	DemandsRefused       int64            `json:"demands_refused"`    // by another code
+	DemandsUnanswered    int64            `json:"demands_unanswered"` // in time, of those that are sent once
+	DemandsLost          int64            `json:"demands_lost"`       // because their link, or the processor's service, ended
+	DemandsOpen          int64            `json:"demands_open"`       // advices that are still sent again and again
+	DemandsTwice         int64            `json:"demands_twice"`      // answers beyond one for each sending
+	DemandsImproper      int64            `json:"demands_improper"`   // answers that disagree with what they answer
+	Links                int64            `json:"links"`              // connections that were accepted, or made
+	LostAnswers          int64            `json:"lost_answers"`       // made, and no link to send them on
 }
 
 // A Snapshot is a ledger at one moment. It shares nothing with it.

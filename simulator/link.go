@@ -110,7 +110,9 @@ func (l *link) refuse(m *messages.Message, fault error) bool {
 // handle takes one well-formed message through rules and chance.
 func (l *link) handle(m *messages.Message) {
 	if !m.MTI.IsRequest() {
-		l.ledger.tally(func(c *Counts) { c.Unasked++ })
+		if !l.answered(m) {
+			l.ledger.tally(func(c *Counts) { c.Unasked++ })
+		}
 		return
 	}
 	do := l.plan(m)
@@ -155,6 +157,9 @@ func (l *link) handle(m *messages.Message) {
 		}
 		l.later(do.delay, func() { l.answer(answer, do) })
 	})
+	if do.demand != "" {
+		l.running.Go(func() { _ = l.demand(l.ctx, do.demand) }) // what became of it is in the counts
+	}
 	l.stall(do.stall)
 }
 

@@ -28,6 +28,8 @@ type ProcessorConfig struct {
 	TLS    *tls.Config     // of links, as server of those that it takes, and as client of those that it makes; nil: without TLS
 
 	AcceptBeforeSignOn bool             // take transactions on a link that has not signed on; else they are answered 91
+	NewKey             messages.NewKey  // that a demanded key change brings
+	DemandTimeout      time.Duration    // for how long an answer to a demand is waited for; default 5 s
 	MaxWaiting         int              // default DefaultMaxWaiting
 	WriteTimeout       time.Duration    // of one write; default 5 s
 	Trace              func(TraceEvent) // called for each message, by several goroutines; nil: none
@@ -53,6 +55,11 @@ type Processor struct {
 	links    []*link              // open ones, oldest first
 	stray    [][]byte             // answers for the next link that signs on
 	linkID   int
+
+	demands    map[messages.Key]*demanded // that were made, answered or not
+	demandKeys []messages.Key             // of them, oldest first
+	demandSTAN int
+	demandTurn int // which link's turn it is
 }
 
 type attemptKey struct {
@@ -74,7 +81,10 @@ func NewProcessor(cfg ProcessorConfig) (*Processor, error) {
 	if cfg.WriteTimeout == 0 {
 		cfg.WriteTimeout = defaultTimeout
 	}
-	if cfg.MaxWaiting < 0 || cfg.WriteTimeout < 0 {
+	if cfg.DemandTimeout == 0 {
+		cfg.DemandTimeout = defaultDemandTimeout
+	}
+	if cfg.MaxWaiting < 0 || cfg.WriteTimeout < 0 || cfg.DemandTimeout < 0 {
 		return nil, errors.New("processor: a limit is negative")
 	}
 	if cfg.Ledger == nil {
@@ -84,7 +94,7 @@ func NewProcessor(cfg ProcessorConfig) (*Processor, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Processor{cfg: cfg, reader: readerOf(cfg.Codec), cards: map[string]PIN{}, ledger: cfg.Ledger, wait: make(chan struct{}, cfg.MaxWaiting),
-		attempts: map[attemptKey]int64{}}
+		attempts: map[attemptKey]int64{}, demands: map[messages.Key]*demanded{}}
 	if err := cfg.Ledger.read(p.reader); err != nil {
 		return nil, fmt.Errorf("processor: %w", err)
 	}
@@ -112,6 +122,11 @@ func (p *Processor) SetRules(rules ...Rule) error {
 		}
 		if r.do.reject && !p.reader.rejects() {
 			return fmt.Errorf("processor: rule %q: this dialect has no reject header", r)
+		}
+		if r.do.demand != "" {
+			if err := p.can(r.do.demand); err != nil {
+				return fmt.Errorf("processor: rule %q: %w", r, err)
+			}
 		}
 	}
 	p.mu.Lock()
@@ -265,7 +280,7 @@ func (p *Processor) plan(m *messages.Message) action {
 		faults = Faults{Seed: p.faults.Seed, MaxDelay: p.faults.MaxDelay}
 	}
 	if faults.any() || do.cut == cutAnywhere {
-		faults.draw(m, count(), &do)
+		faults.draw(m, count(), &do, p.chosen)
 	}
 	do.reject = do.reject && p.reader.rejects()
 	do.keepalive = do.keepalive && p.reader.takesKeepalives()

@@ -61,7 +61,7 @@ var DefaultRules = []struct{ Rule, Meaning string }{
 // ruleWords says what a rule is made of.
 const ruleWords = `amount, card, currency, terminal, mti, pin, attempt, times (what it applies to); ` +
 	`approve, decline, answer, partial, delay, late, silence, lost, drop, close, duplicate, reorder, garble, no-stan, other-link, wrong-amount, ` +
-	`cut, stall, reject, keepalive (what happens)`
+	`cut, stall, reject, keepalive, demand (what happens)`
 
 // defaultReject is a reject code, four hexadecimal digits.
 const (
@@ -116,6 +116,7 @@ type action struct {
 	reject       bool          // the message is returned behind a reject header, and nothing is decided
 	rejectCode   uint16
 	keepalive    bool     // a frame of no bytes goes before the answer
+	demand       Demand   // that the processor makes after the message, on its link
 	declinesOnly bool     // the code was given as a decline
 	effects      []string // names of all that breaks
 }
@@ -144,6 +145,7 @@ type action struct {
 //	cut             the link is closed in the midst of the answer, at a byte that chance chooses; cut=N: after N bytes
 //	stall=2s        the link is not read for so long after the message
 //	reject          the network returns the message behind a reject header, if the dialect has one; reject=0104: with that code
+//	demand=echo     the processor demands an echo on the link; or sign-on, sign-off, cutover, key-change, advice (0120), reversal (0420)
 //	keepalive       a frame of no bytes goes before the answer, if the dialect takes one
 //
 // Codes are those of ISO 8583:1987, whatever the dialect's own are.
@@ -227,6 +229,10 @@ func (r *Rule) parse(name, value string, hasValue bool) error {
 			return errRuleLength
 		}
 		r.do.code, r.do.declinesOnly = value, name == "decline"
+	case "demand":
+		if r.do.demand = Demand(value); !slices.Contains(Demands, r.do.demand) {
+			return errRuleValue
+		}
 	case "delay", "late", "stall":
 		return r.parseWait(name, value)
 	case "cut":
