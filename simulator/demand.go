@@ -55,6 +55,7 @@ var (
 
 // A demanded is one demand under way, or one that is over.
 type demanded struct {
+	demand   Demand
 	message  *messages.Message
 	sendings int         // guarded by Processor.mu
 	answers  int         // guarded by Processor.mu
@@ -138,9 +139,9 @@ func (l *link) demand(ctx context.Context, d Demand) (err error) {
 		})
 	}()
 	if advice {
-		return l.insist(ctx, m)
+		return l.insist(ctx, d, m)
 	}
-	asked := &demanded{message: m, answer: make(chan string, 1)}
+	asked := &demanded{demand: d, message: m, answer: make(chan string, 1)}
 	code, err := l.put(ctx, asked)
 	if err != nil {
 		return err
@@ -148,22 +149,15 @@ func (l *link) demand(ctx context.Context, d Demand) (err error) {
 	if !slices.Contains(l.reader.NetworkManagement.Accepted, code) {
 		return fmt.Errorf("%w with %s", errDemandRefused, code)
 	}
-	switch d {
-	case DemandSignOn:
-		l.signedOn.Store(true)
-	case DemandSignOff:
-		l.signedOn.Store(false)
-		if pause(ctx, signOnAfter) && !isClosed(l.closed) {
-			return l.demand(ctx, DemandSignOn)
-		}
-	case DemandEcho, DemandCutover, DemandKeyChange, DemandAdvice, DemandReversal:
+	if d == DemandSignOff && pause(ctx, signOnAfter) && !isClosed(l.closed) {
+		return l.demand(ctx, DemandSignOn)
 	}
 	return nil
 }
 
 // insist sends an advice until it is taken.
-func (l *link) insist(ctx context.Context, m *messages.Message) error {
-	asked := &demanded{message: m, answer: make(chan string, 1)}
+func (l *link) insist(ctx context.Context, d Demand, m *messages.Message) error {
+	asked := &demanded{demand: d, message: m, answer: make(chan string, 1)}
 	for on := l; ; on = l.chooseLink(true) {
 		if on != nil {
 			code, err := on.put(ctx, asked)
@@ -262,6 +256,15 @@ func (l *link) answered(m *messages.Message) bool {
 			c.DemandsImproper++
 		}
 	})
+	if code := m.Get(messages.ResponseCode); slices.Contains(l.reader.NetworkManagement.Accepted, code) {
+		switch asked.demand { // before the next message is read
+		case DemandSignOn:
+			l.signedOn.Store(true)
+		case DemandSignOff:
+			l.signedOn.Store(false)
+		case DemandEcho, DemandCutover, DemandKeyChange, DemandAdvice, DemandReversal:
+		}
+	}
 	select {
 	case asked.answer <- m.Get(messages.ResponseCode):
 	default: // it is a second one

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"acquirerd/messages"
@@ -212,6 +213,7 @@ func TestARuleDemands(t *testing.T) {
 		if got := link.code(link.request(visa, 100)); got != "00" {
 			t.Errorf("signed on again, it answers %s", got)
 		}
+		synctest.Wait() // until the demands are counted
 		if counts := p.Ledger().Counts(); counts.DemandsAnswered != 3 || counts.Effects["demand"] != 2 {
 			t.Errorf("the ledger counts %+v", counts)
 		}

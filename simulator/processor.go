@@ -166,8 +166,9 @@ func (p *Processor) SignedOn() int {
 // DropLinks closes all links, as a crash of the processor's host would. Listeners stay open.
 func (p *Processor) DropLinks() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, l := range p.links {
+	links := slices.Clone(p.links)
+	p.mu.Unlock()
+	for _, l := range links {
 		l.close()
 	}
 }

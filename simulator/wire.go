@@ -128,10 +128,14 @@ func (w *wire) send(o outgoing) bool {
 
 // close ends the connection, and run with it.
 func (w *wire) close() {
+	first := false
 	w.once.Do(func() {
 		close(w.closed)
-		_ = w.conn.Close()
+		first = true
 	})
+	if first {
+		_ = w.conn.Close() // TLS says goodbye, which may take a while
+	}
 }
 
 // run writes until the connection is closed or a write fails.
