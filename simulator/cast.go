@@ -14,7 +14,7 @@ import (
 )
 
 // A Cast is a whole play on a stage: the real daemon between a simulated processor with two links and a simulated upstream. The daemon
-// converts every transaction: the upstream speaks iso87-binary, the processor iso87-ascii.
+// converts every transaction: unless the configuration has other dialects, the upstream speaks iso87-binary, the processor iso87-ascii.
 type Cast struct {
 	Stage     *Stage
 	Processor *Processor
@@ -39,8 +39,11 @@ type CastConfig struct {
 	Stage     StageConfig
 	Processor ProcessorConfig
 	Upstream  UpstreamConfig
-	Proxied   bool   // with proxies before the processor's links and the daemon's door
-	Seed      uint64 // of the proxies
+
+	UpstreamDialect, ProcessorDialect string // built-in ones or paths
+
+	Proxied bool   // with proxies before the processor's links and the daemon's door
+	Seed    uint64 // of the proxies
 }
 
 // NewCast makes the stage and starts processor, daemon and upstream. It returns when both links and the upstream have signed on.
@@ -55,23 +58,27 @@ func NewCast(ctx context.Context, cfg CastConfig) (*Cast, error) {
 }
 
 func (c *Cast) begin(ctx context.Context, cfg CastConfig) (err error) {
-	links, err := c.listen(ctx, "127.0.0.1:9001", "127.0.0.1:9002")
+	wanted := []string{anyPort, anyPort}
+	if cfg.Stage.KnownPorts {
+		wanted = []string{"127.0.0.1:9001", "127.0.0.1:9002"}
+	}
+	links, err := c.listen(ctx, wanted...)
 	if err != nil {
 		return err
 	}
 	c.Links = addressesOf(links)
-	cfg.Stage.Links = c.Links
+	cfg.Stage.Links, cfg.Stage.UpstreamDialect, cfg.Stage.ProcessorDialect = c.Links, cfg.UpstreamDialect, cfg.ProcessorDialect
 	if c.Stage, err = NewStage(ctx, cfg.Stage); err != nil {
 		return err
 	}
-	if cfg.Processor.Codec, err = builtinCodec("iso87-ascii"); err != nil {
+	if cfg.Processor.Codec, err = loadedCodec(byDefault(cfg.ProcessorDialect, linkDialect)); err != nil {
 		return err
 	}
 	cfg.Processor.ZPK = c.Stage.EndpointZPK
 	if c.Processor, err = NewProcessor(cfg.Processor); err != nil {
 		return err
 	}
-	if cfg.Upstream.Codec, err = builtinCodec("iso87-binary"); err != nil {
+	if cfg.Upstream.Codec, err = loadedCodec(byDefault(cfg.UpstreamDialect, doorDialect)); err != nil {
 		return err
 	}
 	cfg.Upstream.Address, cfg.Upstream.ZPK = c.Stage.Upstream, c.Stage.UpstreamZPK
@@ -204,7 +211,7 @@ func addressesOf(listeners []net.Listener) (addresses []string) {
 	return addresses
 }
 
-func builtinCodec(name string) (*messages.Codec, error) {
+func loadedCodec(name string) (*messages.Codec, error) {
 	dialect, err := specs.Load(name)
 	if err != nil {
 		return nil, err

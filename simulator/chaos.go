@@ -163,7 +163,7 @@ func (c *chaos) run(ctx context.Context) error {
 	if err := reported(c.failed); err != nil {
 		return err
 	}
-	if err := awaitNothingOwed(ctx, c.cast.Stage); err != nil {
+	if err := c.cast.Stage.AwaitNothingOwed(ctx); err != nil {
 		return err
 	}
 	return c.cast.Stage.Stop()
@@ -434,7 +434,7 @@ func (c *chaos) tell(format string, args ...any) {
 
 // compare puts the three accounts beside each other.
 func (c *chaos) compare(ctx context.Context) error {
-	accounts, err := readJournal(ctx, c.cast.Stage)
+	accounts, err := c.cast.Stage.Accounts(ctx)
 	if err != nil {
 		return err
 	}
@@ -480,12 +480,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// awaitNothingOwed waits until the daemon has paid all reversals.
-func awaitNothingOwed(ctx context.Context, stage *Stage) error {
+// AwaitNothingOwed waits until the daemon has paid all reversals and advices.
+func (s *Stage) AwaitNothingOwed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, chaosRest)
 	defer cancel()
 	for {
-		out, err := stage.Command(ctx, "journal", "owed", "--state", "owed", "--limit", "1", "--output", "json")
+		out, err := s.Command(ctx, "journal", "owed", "--state", "owed", "--limit", "1", "--output", "json")
 		if err != nil {
 			return err
 		}
@@ -502,12 +502,12 @@ func awaitNothingOwed(ctx context.Context, stage *Stage) error {
 	}
 }
 
-// readJournal reads all transactions by the daemon's own command, page by page.
-func readJournal(ctx context.Context, stage *Stage) ([]Account, error) {
+// Accounts reads all transactions by the daemon's own command, page by page.
+func (s *Stage) Accounts(ctx context.Context) ([]Account, error) {
 	var all []Account
 	before := int64(0)
 	for {
-		out, err := stage.Command(ctx, "journal", "list", "--limit", "50000", "--before", strconv.FormatInt(before, 10), "--output", "json")
+		out, err := s.Command(ctx, "journal", "list", "--limit", "50000", "--before", strconv.FormatInt(before, 10), "--output", "json")
 		if err != nil {
 			return nil, err
 		}

@@ -41,7 +41,7 @@ func Demo(ctx context.Context, cfg DemoConfig) (err error) {
 	d := &demo{cfg: cfg}
 	d.title("A throw-away station in " + cfg.Dir)
 	d.cast, err = NewCast(ctx, CastConfig{Stage: StageConfig{Dir: cfg.Dir, Daemon: cfg.Daemon, ReplyTimeout: demoReplyTimeout,
-		RetryMin: time.Second, RetryMax: 5 * time.Second, InFlight: 256},
+		RetryMin: time.Second, RetryMax: 5 * time.Second, InFlight: 256, KnownPorts: true},
 		Processor: ProcessorConfig{Trace: d.trace("processor")},
 		Upstream:  UpstreamConfig{ReplyTimeout: 5 * demoReplyTimeout, Trace: d.trace("upstream")}})
 	if err != nil {
@@ -187,7 +187,7 @@ func (d *demo) unanswered(ctx context.Context) error {
 		}
 	}
 	d.expect(title, "reversed", "reversed")
-	return awaitNothingOwed(ctx, d.cast.Stage)
+	return d.cast.Stage.AwaitNothingOwed(ctx)
 }
 
 // expect prints how a step ended, and remembers it if that is not as it should be.

@@ -53,6 +53,10 @@ type StageConfig struct {
 	Daemon string   // path of the acquirerd binary
 	Links  []string // addresses of the processor
 
+	UpstreamDialect  string // a built-in one or a path; default iso87-binary
+	ProcessorDialect string // default iso87-ascii
+	KnownPorts       bool   // take 8583 and 9090, for a person who looks there, unless somebody has them; else the system chooses
+
 	ReplyTimeout time.Duration // how long the daemon waits for the processor
 	RetryMin     time.Duration // between the attempts at a reversal
 	RetryMax     time.Duration
@@ -69,6 +73,8 @@ const (
 	stopTimeout   = 90 * time.Second
 	upstreamZone  = "zpk-pos"
 	processorZone = "zpk-processor-a"
+	doorDialect   = "iso87-binary" // unless the configuration has another
+	linkDialect   = "iso87-ascii"
 	sealLabel     = "pan-seal-1"
 	tokenLabel    = "pan-token-1"
 	journalFile   = "journal.db"
@@ -100,10 +106,17 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if cfg.EchoInterval == 0 {
 		cfg.EchoInterval = defaultEchoInterval
 	}
-	if s.Upstream, err = freeAddress("127.0.0.1:8583"); err != nil {
+	if cfg.UpstreamDialect, err = dialectPath(cfg.UpstreamDialect, doorDialect); err != nil {
 		return nil, err
 	}
-	if s.Operations, err = freeAddress("127.0.0.1:9090"); err != nil {
+	if cfg.ProcessorDialect, err = dialectPath(cfg.ProcessorDialect, linkDialect); err != nil {
+		return nil, err
+	}
+	known := []string{anyPort, anyPort}
+	if cfg.KnownPorts {
+		known = []string{"127.0.0.1:8583", "127.0.0.1:9090"}
+	}
+	if err = s.chooseAddresses(known[0], known[1]); err != nil {
 		return nil, err
 	}
 	module, err := s.makeToken(ctx)
@@ -147,16 +160,31 @@ func emptyDir(dir string) (string, error) {
 	return path, os.WriteFile(filepath.Join(path, stageMarker), nil, 0o600)
 }
 
-// freeAddress is the address that was asked for, or another port of the same host if somebody has that one.
-func freeAddress(wanted string) (string, error) {
-	listener, err := net.Listen("tcp", wanted)
-	if err != nil {
-		if listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return "", err
+// chooseAddresses takes the addresses that are wanted, or other ports of the same host where somebody has those.
+func (s *Stage) chooseAddresses(upstream, operations string) error {
+	for _, address := range []struct {
+		wanted string
+		is     *string
+	}{{upstream, &s.Upstream}, {operations, &s.Operations}} {
+		listener, err := net.Listen("tcp", address.wanted)
+		if err != nil {
+			if listener, err = net.Listen("tcp", anyPort); err != nil {
+				return err
+			}
 		}
+		defer func() { _ = listener.Close() }() // both are held until both are chosen
+		*address.is = listener.Addr().String()
 	}
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().String(), nil
+	return nil
+}
+
+// dialectPath is a dialect as the daemon's config has it: a file's path is absolute, as the daemon may begin elsewhere.
+func dialectPath(dialect, otherwise string) (string, error) {
+	dialect = byDefault(dialect, otherwise)
+	if !strings.ContainsRune(dialect, filepath.Separator) && !strings.HasSuffix(dialect, ".yaml") {
+		return dialect, nil
+	}
+	return filepath.Abs(dialect)
 }
 
 // makeToken makes a SoftHSM token in the folder and returns the module's path.
@@ -238,10 +266,10 @@ hsm:
   token_key: {{.TokenKey}}
 {{- end}}
 upstreams:
-  - { name: pos-switch, dialect: iso87-binary, listen: "{{.Upstream}}", pin_key: {{.PINIn}}, in_flight: {{.InFlight}}, budget: {{.Budget}} }
+  - { name: pos-switch, dialect: {{.UpstreamDialect}}, listen: "{{.Upstream}}", pin_key: {{.PINIn}}, in_flight: {{.InFlight}}, budget: {{.Budget}} }
 endpoints:
   - name: processor-a
-    dialect: iso87-ascii
+    dialect: {{.ProcessorDialect}}
     links: [{{range $i, $l := .Links}}{{if $i}}, {{end}}"{{$l}}"{{end}}]
     pin_key: {{.PINOut}}
     in_flight: {{.InFlight}}
@@ -263,7 +291,7 @@ func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) err
 	var text bytes.Buffer
 	if err := stageConfigFile.Execute(&text, map[string]any{
 		"Station": stageStation, "Dir": s.Dir, "Journal": s.Journal, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
-		"Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
+		"UpstreamDialect": cfg.UpstreamDialect, "ProcessorDialect": cfg.ProcessorDialect, "Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
 		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval, "Grace": time.Minute + 4*cfg.ReplyTimeout,
 		"Parallel": min(16, max(1, cfg.InFlight/2)), "NotFoundFinal": cfg.NotFound, "RetryMin": cfg.RetryMin, "RetryMax": cfg.RetryMax,
@@ -336,7 +364,8 @@ func (s *Stage) awaitHealth(ctx context.Context, ready bool) error {
 		path = "/health/ready"
 	}
 	for {
-		if s.healthy(ctx, path) {
+		// Another process may have the port, and be well.
+		if s.healthy(ctx, path) && listens(p.Process.Pid, s.Operations) && !isClosed(p.ended) {
 			return nil
 		}
 		select {
@@ -348,6 +377,38 @@ func (s *Stage) awaitHealth(ctx context.Context, ready bool) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// listening is a state in the kernel's list of TCP sockets.
+const listening = "0A"
+
+// listens reports whether a process has the socket that listens at an IPv4 address. Where the kernel has no /proc to say so, it is believed.
+func listens(pid int, address string) bool {
+	of := fmt.Sprintf("/proc/%d", pid)
+	list, err := os.ReadFile(of + "/net/tcp") //nolint:gosec // the kernel's
+	if err != nil {
+		_, err = os.Stat("/proc/net/tcp")
+		return err != nil
+	}
+	at, err := net.ResolveTCPAddr("tcp4", address)
+	if err != nil {
+		return false
+	}
+	ip := at.IP.To4()
+	local := fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], at.Port) // bytes in the order of the machine
+	for line := range strings.Lines(string(list)) {
+		fields := strings.Fields(line) // number, local and remote address, state, …, inode in the tenth place
+		if len(fields) < 10 || fields[1] != local || fields[3] != listening {
+			continue
+		}
+		files, _ := filepath.Glob(of + "/fd/*")
+		for _, file := range files {
+			if to, err := os.Readlink(file); err == nil && to == "socket:["+fields[9]+"]" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (s *Stage) healthy(ctx context.Context, path string) bool {
