@@ -19,6 +19,13 @@ type Dialling struct {
 	RetryMin, RetryMax time.Duration // the pause after an attempt that failed, or a link that ended: doubled each time; defaults 100 ms and 5 s
 }
 
+// Check says what is wrong with it, as Connect would.
+func (d Dialling) Check() error {
+	_, err := d.check()
+	return err
+}
+
+// check returns it with its defaults.
 func (d Dialling) check() (Dialling, error) {
 	if d.Dial == nil {
 		var dialer net.Dialer

@@ -25,6 +25,8 @@ import (
 type connectFlags struct {
 	address, dialect, zpkFile, terminal, merchant, acquirer string
 	connectTimeout, replyTimeout                            time.Duration
+	keepalives                                              time.Duration
+	tls                                                     tlsFlags
 	noSignOn                                                bool
 	firstSTAN                                               int64
 }
@@ -39,7 +41,9 @@ func (f *connectFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.acquirer, "acquirer", "", "DE 32, none by default")
 	flags.DurationVar(&f.connectTimeout, "connect-timeout", 5*time.Second, "longest wait for a connection that has signed on")
 	flags.DurationVar(&f.replyTimeout, "reply-timeout", 30*time.Second, "longest wait for an answer")
-	flags.BoolVar(&f.noSignOn, "no-sign-on", false, "do not sign on with 0800")
+	flags.BoolVar(&f.noSignOn, "no-sign-on", false, "do not sign on")
+	flags.DurationVar(&f.keepalives, "keepalives", 0, "how often a frame of no bytes is sent, where the dialect takes one; never by default")
+	f.tls.add(command)
 	flags.Int64Var(&f.firstSTAN, "first-stan", 0, "the first system trace audit number, 1 to 999999 (default from the clock, so that two runs in one second differ)")
 }
 
@@ -60,7 +64,10 @@ func (c *cli) newUpstream(f connectFlags, cfg simulator.UpstreamConfig) (*simula
 	}
 	cfg.Codec, cfg.ZPK, cfg.Address, cfg.NoSignOn, cfg.FirstSTAN = codec, zpk, f.address, f.noSignOn, f.firstSTAN
 	cfg.Terminal, cfg.Merchant, cfg.AcquirerID = f.terminal, f.merchant, f.acquirer
-	cfg.ConnectTimeout, cfg.ReplyTimeout = f.connectTimeout, f.replyTimeout
+	cfg.ConnectTimeout, cfg.ReplyTimeout, cfg.Keepalives = f.connectTimeout, f.replyTimeout, f.keepalives
+	if cfg.TLS, err = f.tls.config(); err != nil {
+		return nil, err
+	}
 	u, err := simulator.NewUpstream(cfg)
 	return u, usage(err)
 }
@@ -95,6 +102,7 @@ type step struct {
 	Merchant       string `yaml:"merchant"`
 	Chip           string `yaml:"chip"`
 	OriginalMTI    string `yaml:"original_mti"`
+	Replacement    int64  `yaml:"replacement"`
 	Again          string `yaml:"again"`
 	Expect         string `yaml:"expect"`
 }
@@ -109,7 +117,7 @@ func (c *cli) upstreamCommand() *cobra.Command {
 			"masked, and fails if an answer is not the expected one: a response code, or timeout, connection_lost, not_sent, mismatch.\n\n"+
 			"A script is a YAML list. An item has the keys name, mti, card, track2, expiry, pin, amount, currency, processing_code, terminal,\n"+
 			"merchant, chip, expect, and: again, the name of an earlier item whose numbers it takes, so that it is the same request once more\n"+
-			"or, with an mti of 04xx (and original_mti, if that was not 0100), its reversal. Everything else is the item's own: one that leaves\n"+
+			"or, with an mti of 04xx (and original_mti, if that was not 0100, and replacement, for what is to stand), its reversal. Everything else is the item's own: one that leaves\n"+
 			"out the PIN of the first, say, is another request. A reversal by --mti alone has new numbers, and finds no original.\n\n"+
 			"  - { name: first, card: \"4111111111111111\", amount: 1250, pin: \"1234\", expect: \"00\" }\n"+
 			"  - { name: the same, again: first, card: \"4111111111111111\", amount: 1250, pin: \"1234\", expect: \"00\" }\n"+
@@ -184,7 +192,7 @@ func readScript(path string) ([]step, error) {
 // request reads the step. Its errors quote no card data.
 func (s step) request(earlier map[string]simulator.Entry) (simulator.Request, error) {
 	r := simulator.Request{MTI: messages.MTI(s.MTI), Amount: s.Amount, Currency: s.Currency, ProcessingCode: s.ProcessingCode, Terminal: s.Terminal,
-		Merchant: s.Merchant, OriginalMTI: messages.MTI(s.OriginalMTI)}
+		Merchant: s.Merchant, OriginalMTI: messages.MTI(s.OriginalMTI), Replacement: s.Replacement}
 	var err error
 	fault := func(what string, cause error) (simulator.Request, error) { return r, usagef("%s: %w", what, cause) }
 	if s.Card != "" {
