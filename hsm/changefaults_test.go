@@ -486,6 +486,14 @@ func TestARecordedKeyChangeIsNotPlayedAgain(t *testing.T) {
 		if got := f.labels("out"); !slices.Equal(got, []string{"out#3"}) {
 			t.Errorf("keys %q", got)
 		}
+		if err := changeTo("out", zoneKey("4")).ask(t.Context(), h); err != nil {
+			t.Error(err)
+		}
+		for _, key := range []string{"3", "2"} {
+			if err := changeTo("out", zoneKey(key)).ask(t.Context(), h); !errors.Is(err, ErrKeyChange) {
+				t.Errorf("%s after 4: %v", key, err)
+			}
+		}
 		want := map[string]float64{keyChanged: 2, keyRepeated: 2, keyReused: 3}
 		for _, result := range keyResults {
 			if got := gauge(t, reg, "acquirerd_hsm_key_changes_total", "result", result); got != want[result] {
