@@ -15,18 +15,48 @@ import (
 	"acquirerd/specs"
 )
 
-// FuzzDecode reads messages of every built-in dialect: what is taken is written again as the same bytes, nothing may follow it, and no error
-// is anything but a *FormatError.
+// FuzzDecode reads messages of every built-in dialect and behind every form of header: what is taken is written again as the same bytes,
+// nothing may follow it, and no error is anything but a *FormatError.
 func FuzzDecode(f *testing.F) {
 	names := specs.Names()
+	codecs := make([]*messages.Codec, 0, len(names)+3)
+	for _, name := range names {
+		codecs = append(codecs, codec(f, name))
+	}
 	for _, path := range []string{"../testdata/messages.jsonl", "../testdata/bad.jsonl"} {
 		for _, line := range readLines(f, path) {
 			f.Add(byte(slices.Index(names, line.Dialect)), unhex(f, line.Hex))
 		}
 	}
+	for _, header := range []string{"form: tpdu, value: \"6000030000603100\"", "form: echoed, value: \"49534F303235\"", "form: literal, value: \"49534F303235\""} {
+		codecs = append(codecs, changed(f, "iso87-binary", "framing: { length: binary-2, max: 4096 }\n", "framing: { length: binary-2, max: 4096 }\nheader: { "+header+" }\n"))
+		f.Add(byte(len(codecs)-1), slices.Concat([]byte(codecs[len(codecs)-1].Dialect().Header.Value),
+			unhex(f, "0800822000000000000004000000000000001123120059000042"+"0301")))
+	}
 	f.Fuzz(func(t *testing.T, dialect byte, body []byte) {
-		decodes(t, codec(t, names[int(dialect)%len(names)]), body)
+		decodes(t, codecs[int(dialect)%len(codecs)], body)
 	})
+}
+
+// changed is the codec of a built-in dialect with a change of its text.
+func changed(t testing.TB, name string, changes ...string) *messages.Codec {
+	t.Helper()
+	text, err := os.ReadFile("../specs/" + name + ".yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := string(text)
+	for i := 0; i < len(changes); i += 2 {
+		if !strings.Contains(own, changes[i]) {
+			t.Fatalf("%s does not have %q", name, changes[i])
+		}
+		own = strings.Replace(own, changes[i], changes[i+1], 1)
+	}
+	dialect, err := specs.Parse([]byte(own))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return messages.NewCodec(dialect)
 }
 
 // decodes checks what is true of every message of every dialect.
@@ -71,10 +101,6 @@ func decodes(t *testing.T, c *messages.Codec, body []byte) {
 // framings are all ways in which messages follow each other, in a dialect that any of them can have.
 func framings(t testing.TB) []*messages.Codec {
 	t.Helper()
-	text, err := os.ReadFile("../specs/iso87-ascii.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var list []*messages.Codec
 	for _, framing := range []string{
 		"length: ascii-4", "length: ascii-4, inclusive: true, keepalive: answered", "length: hex-4", "length: bcd-2, keepalive: ignored",
@@ -83,18 +109,11 @@ func framings(t testing.TB) []*messages.Codec {
 		"length: binary-4, little_endian: true, inclusive: true", "length: vmlh", "length: ascii-4, trailer: \"03\"",
 		"length: ascii-4, trailer: \"03\", trailer_counted: true", "length: none, trailer: \"03\"", "length: none, trailer: \"0D0A\"",
 	} {
-		own := strings.Replace(string(text), "framing: { length: ascii-4, max: 4096 }", "framing: { "+framing+", max: 300 }", 1)
-		if own == string(text) {
-			t.Fatal("the dialect has another framing")
-		}
+		changes := []string{"framing: { length: ascii-4, max: 4096 }", "framing: { " + framing + ", max: 300 }"}
 		if strings.Contains(framing, "none") { // bytes could hold the trailer
-			own = strings.Replace(own, "enc: Binary, prefix: ASCII.LLL", "enc: HexText, prefix: ASCII.LLL", 1)
+			changes = append(changes, "enc: Binary, prefix: ASCII.LLL", "enc: HexText, prefix: ASCII.LLL")
 		}
-		dialect, err := specs.Parse([]byte(own))
-		if err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, messages.NewCodec(dialect))
+		list = append(list, changed(t, "iso87-ascii", changes...))
 	}
 	for _, name := range specs.Names() {
 		list = append(list, codec(t, name))
