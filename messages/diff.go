@@ -3,6 +3,7 @@ package messages
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -96,7 +97,7 @@ func (p Passage) Losses() Losses {
 	l := Losses{From: p.from.Name, To: p.to.Name}
 	types := p.types()
 	for number := 2; number <= mostElements; number++ {
-		if _, has := p.from.Fields[number]; has && slices.Contains(p.to.Dropped, number) {
+		if _, has := p.from.Fields[number]; has && p.from.Name != p.to.Name && slices.Contains(p.to.Dropped, number) {
 			l.Dropped = append(l.Dropped, Element(number))
 			continue
 		}
@@ -195,24 +196,31 @@ func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 	case p.isTime(e):
 		return p.lossOfTime(e, f)
 	}
+	if p.hasValues(e) && !p.sameWords(e) && p.barred(mti, e, f.Length) == "" {
+		return p.lossOfValues(mti, e)
+	}
 	loss := Loss{Element: e}
-	carries := false
-	for n := f.Least; n <= f.Length; n++ {
-		if f.Takes(f.Sample(n)) != nil || f.IsFixed() && n != f.Length {
+	carries, m := false, New(mti)
+	first := f.Least
+	if f.IsFixed() {
+		first = f.Length
+	}
+	own, there := f.Sample(f.Length), to.Sample(f.Length)
+	for n := first; n <= f.Length; n++ {
+		if f.Takes(own[:n]) != nil {
 			continue // From has none of that length
 		}
 		if why := p.barred(mti, e, n); why != "" {
 			loss.Why = why
 			continue
 		}
-		sample := to.Sample(n)
-		_, can := p.value(New(mti), e, string(sample))
+		_, can := p.value(m, e, string(there[:n]))
 		if carries = carries || can; can {
 			continue
 		}
 		if n > to.Length { // spaces at its end are filling
-			copy(sample[to.Length:], bytes.Repeat([]byte{' '}, n-to.Length))
-			_, can = p.value(New(mti), e, string(sample))
+			sample := append(to.Sample(to.Length), bytes.Repeat([]byte{' '}, n-to.Length)...)
+			_, can = p.value(m, e, string(sample))
 			carries = carries || can && f.Takes(sample) == nil
 		}
 		if last := len(loss.Lengths) - 1; last >= 0 && loss.Lengths[last].Last == n-1 {
@@ -226,6 +234,30 @@ func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 	}
 	loss.Always = !carries || loss.Characters != "" && f.Characters().Apart(to.Characters())
 	return loss, loss.Always || loss.Why != "" || len(loss.Lengths) > 0 || loss.Characters != ""
+}
+
+// lossOfValues is how an element is lost whose values at least one side gives in words of ISO 8583:1987.
+func (p Passage) lossOfValues(mti MTI, e Element) (Loss, bool) {
+	named := slices.Collect(maps.Keys(p.from.Values[int(e)]))
+	if len(named) == 0 { // From's values are those words
+		named = slices.Collect(maps.Values(p.to.Values[int(e)]))
+	}
+	slices.Sort(named)
+	named = slices.Compact(named)
+	var lost []string
+	for _, value := range named {
+		if _, can := p.value(New(mti), e, value); !can {
+			lost = append(lost, value)
+		}
+	}
+	why := "it may have a value that has no word there"
+	if len(lost) > 0 {
+		why += ": " + strings.Join(lost, ", ") + " or one of no table"
+	}
+	if len(lost) == len(named) {
+		return Loss{Element: e, Always: true, Why: "none of its values has a word there"}, true
+	}
+	return Loss{Element: e, Why: why}, true
 }
 
 // lossOfTime is how a part of the local time is lost on its way into the other edition.

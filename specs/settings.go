@@ -26,6 +26,9 @@ func (d *Dialect) Settings() ([]Setting, error) {
 	return w.list, nil
 }
 
+// messageType is the path of what a message type must carry.
+var messageType = regexp.MustCompile(`^messages\.[0-9]+`)
+
 // A Difference is a setting that two dialects do not have alike; "" is none.
 type Difference struct{ Path, A, B string }
 
@@ -39,24 +42,33 @@ func Differences(a, b *Dialect) ([]Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	inB := make(map[string]string, len(ofB))
-	for _, s := range ofB {
-		inB[s.Path] = s.Value
-	}
+	inA, inB := byPath(ofA), byPath(ofB)
 	var differences []Difference
-	known := make(map[string]bool, len(ofA))
+	add := func(d Difference) {
+		// Of a message type that only one has, no more than that is said.
+		if mti := messageType.FindString(d.Path); mti == d.Path || inA[mti] == inB[mti] {
+			differences = append(differences, d)
+		}
+	}
 	for _, s := range ofA {
-		known[s.Path] = true
 		if inB[s.Path] != s.Value {
-			differences = append(differences, Difference{s.Path, s.Value, inB[s.Path]})
+			add(Difference{s.Path, s.Value, inB[s.Path]})
 		}
 	}
 	for _, s := range ofB {
-		if !known[s.Path] {
-			differences = append(differences, Difference{s.Path, "", s.Value})
+		if _, has := inA[s.Path]; !has {
+			add(Difference{s.Path, "", s.Value})
 		}
 	}
 	return differences, nil
+}
+
+func byPath(list []Setting) map[string]string {
+	values := make(map[string]string, len(list))
+	for _, s := range list {
+		values[s.Path] = s.Value
+	}
+	return values
 }
 
 // settings collects what a tree of YAML says.
@@ -81,15 +93,15 @@ func (w *settings) walk(path string, node *yaml.Node) {
 	}
 	switch node.Kind {
 	case yaml.MappingNode:
+		if strings.HasPrefix(path, "messages.") && strings.Count(path, ".") == 1 {
+			w.add(path, "known") // also of one that demands nothing
+		}
 		for i := 0; i+1 < len(node.Content); i += 2 {
 			key := node.Content[i].Value
 			if own, ours := w.dialect.OwnMTI(key); ours && path == "messages" {
 				key = own
 			}
 			w.walk(strings.TrimPrefix(path+"."+key, "."), node.Content[i+1])
-		}
-		if path != "" && strings.Count(path, ".") == 1 && strings.HasPrefix(path, "messages.") {
-			w.add(path, "known") // also of one that demands nothing
 		}
 	case yaml.SequenceNode:
 		var values []string

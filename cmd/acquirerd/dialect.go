@@ -41,7 +41,7 @@ func (c *cli) dialectCommands() *cobra.Command {
 		arguments("two dialects, each by its name or the path of its file", 2), c.dialectDiff)
 	diff.Long = "Diff says what of one party's messages cannot be carried to the other, in both directions, as the conversion between them does it:\n" +
 		"elements that have no field there or mean something else, lengths and characters that do not fit, message types, rules, response\n" +
-		"codes without a word for the same. Before that, it lists the keys in which the two differ. Elements that a dialect lists as dropped\n" +
+		"codes without a word for the same. After that, it lists the keys in which the two differ. Elements that a dialect lists as dropped\n" +
 		"are named, and are no loss.\n\nExit code 0 if nothing is lost in either direction, 1 if something is, 2 if a dialect cannot be read."
 
 	var e explaining
@@ -205,6 +205,11 @@ type lostElement struct {
 	Why         string           `json:"why"`
 }
 
+// follows reports whether the same is said of an element as of the one before it.
+func (l lostElement) follows(before lostElement) bool {
+	return l.Element == before.Element+1 && l.Always == before.Always && l.Why == before.Why && slices.Equal(l.Messages, before.Messages)
+}
+
 type brokenRule struct {
 	Message string           `json:"message"`
 	Element messages.Element `json:"element"`
@@ -271,22 +276,19 @@ func (c *cli) dialectDiff(_ context.Context, args []string) error {
 }
 
 func (c *cli) printDiff(a, b *specs.Dialect, differences []specs.Difference, directions []direction) error {
-	if len(differences) > 0 {
-		table := c.table("KEY", plain(a.Name), plain(b.Name))
-		for _, d := range differences {
-			table.row(d.Path, plain(d.A), plain(d.B))
-		}
-		if err := table.Flush(); err != nil {
-			return err
-		}
-		_, _ = fmt.Fprintln(c.out) // the next line tells
-	}
 	for _, d := range directions {
 		if err := c.printDirection(d); err != nil {
 			return err
 		}
 	}
-	return nil
+	if len(differences) == 0 {
+		return nil
+	}
+	table := c.table("KEY", plain(a.Name), plain(b.Name))
+	for _, d := range differences {
+		table.row(d.Path, plain(d.A), plain(d.B))
+	}
+	return table.Flush()
 }
 
 func (c *cli) printDirection(d direction) error {
@@ -300,12 +302,21 @@ func (c *cli) printDirection(d direction) error {
 	table := c.table("WHAT", "IN", "LOST", "WHY")
 	rows := 0
 	row := func(cells ...any) { rows++; table.row(cells...) }
-	for _, lost := range d.Elements {
+	for i := 0; i < len(d.Elements); {
+		lost, end := d.Elements[i], i+1
+		for end < len(d.Elements) && d.Elements[end].follows(d.Elements[end-1]) {
+			end++
+		}
+		what := fmt.Sprintf("DE %d %s", lost.Element, plain(lost.Description))
+		if end-i >= 3 {
+			what, i = fmt.Sprintf("DE %d to %d", lost.Element, d.Elements[end-1].Element), end-1
+		}
+		i++
 		when := "maybe"
 		if lost.Always {
 			when = "always"
 		}
-		row(fmt.Sprintf("DE %d %s", lost.Element, plain(lost.Description)), strings.Join(lost.Messages, ", "), when, lost.Why)
+		row(what, strings.Join(lost.Messages, ", "), when, lost.Why)
 	}
 	for _, mti := range d.Messages {
 		row("message "+mti, "", "always", "its type is not known there")
@@ -313,8 +324,14 @@ func (c *cli) printDirection(d direction) error {
 	for _, rule := range d.Rules {
 		row(rule.Element, rule.Message, "always", "it "+rule.Rule)
 	}
+	become := map[string][]string{}
 	for _, code := range d.ResponseCodes {
-		row("response code "+code.Code, "", "always", "it has no word there, and becomes "+code.Becomes)
+		become[code.Becomes] = append(become[code.Becomes], code.Code)
+	}
+	for _, becomes := range slices.Sorted(maps.Keys(become)) {
+		for codes := range slices.Chunk(become[becomes], 12) { // so that a row is not too long
+			row("response code "+strings.Join(codes, ", "), "", "always", "it has no word there, and becomes "+becomes)
+		}
 	}
 	if d.PartialReversals {
 		row("partial reversals", "", "always", "they are not taken there: the whole is reversed or refused")

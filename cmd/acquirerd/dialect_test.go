@@ -147,7 +147,7 @@ func TestWhatDialectsCannotCarryIsNamed(t *testing.T) {
 		"iso87-ascii to small: something cannot be carried",
 		"DE 59 reserved, national - maybe it may have a length of 0..2, which does not fit there",
 		"message 0220 - always its type is not known there",
-		"response code 51 - always it has no word there, and becomes 05",
+		"response code 01, 02, 03, 04, 06, 07, 09, 12, 13, 14, 15, 16 - always it has no word there, and becomes 05",
 		"partial reversals - always they are not taken there: the whole is reversed or refused",
 		"left out, as the dialect of small says: 63",
 		"small to iso87-ascii: something cannot be carried",
