@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/moov-io/iso8583"
 	fielderrors "github.com/moov-io/iso8583/errors"
@@ -57,7 +58,7 @@ func (c *Codec) Decode(body []byte) (m *Message, err error) {
 		}
 	}()
 	wireMTI, err := c.dialect.ReadMTI(wireMessage)
-	if err != nil || len(wireMTI) != 4 {
+	if err != nil || len(wireMTI) != 4 || strings.Trim(wireMTI, "0123456789") != "" {
 		return nil, &FormatError{0, "is not four digits"}
 	}
 	mti, ours := c.dialect.OwnMTI(wireMTI)

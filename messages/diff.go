@@ -17,7 +17,7 @@ type Losses struct {
 	From, To string
 
 	Elements []Loss       // that cannot be carried, or not whatever they hold
-	Types    []MTI        // of messages that only From has, but those of links, which are not carried
+	Types    []MTI        // of messages that go to the other party and that only From has
 	Broken   []Broken     // rules of To that a message of From cannot keep
 	Codes    []Substitute // response codes of From that To has no word for
 	Parts    bool         // From sends partial reversals, To takes none
@@ -104,6 +104,9 @@ func (p Passage) Losses() Losses {
 		l.Elements = append(l.Elements, p.lossesOf(Element(number), types)...)
 	}
 	for _, mti := range types {
+		if !p.passes(mti) {
+			continue
+		}
 		if _, known := p.to.Messages[p.to.WireMTI(string(mti.First()))]; !known {
 			l.Types = append(l.Types, mti)
 		} else {
@@ -139,6 +142,18 @@ func (p Passage) types() []MTI {
 	}
 	slices.Sort(types)
 	return types
+}
+
+// passes reports whether messages of a type go from one party to the other. Answers to advices and to reversals are acquirerd's own; a
+// reversal is built anew from the record, unless From's dialect has those forwarded whose original is not there.
+func (p Passage) passes(mti MTI) bool {
+	switch {
+	case mti.IsAnswer():
+		return mti.IsResponse() && mti.Class() != Reversal
+	case mti.Class() == Reversal:
+		return p.from.Reversal.UnknownOriginal == specs.ForwardUnknown
+	}
+	return true
 }
 
 // lossesOf are those of an element, one for each way in which it is lost and the types of messages in which it is so.

@@ -326,3 +326,54 @@ func TestResponseCodesWithoutAWordAreNamed(t *testing.T) {
 		t.Errorf("back: got %v", back.Codes)
 	}
 }
+
+func TestOnlyTypesThatAreCarriedCanBeMissing(t *testing.T) {
+	wide := codec(t, "iso87-ascii")
+	tight := parsed(t, replaced(t, "name: iso87-ascii", "name: tight", `  "0400": {`, `  #"0400": {`, `  "0401": {`, `  #"0401": {`, `  "0410": {`, `  #"0410": {`,
+		`  "0130": {`, `  #"0130": {`, `  "0210": {`, `  #"0210": {`))
+	if got := messages.NewPassage(wide, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0210"}) {
+		t.Errorf("reversals are built anew: got %v", got)
+	}
+	forwards := parsed(t, replaced(t, "unknown_original: answer", "unknown_original: forward"))
+	if got := messages.NewPassage(forwards, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0210", "0400", "0401"}) {
+		t.Errorf("reversals may be forwarded: got %v", got)
+	}
+}
+
+func TestRulesThatNoMessageCanKeepAreNamed(t *testing.T) {
+	wide := parsed(t, replaced(t, "  18: {", "  #18: {", "  26: {", "  #26: {"))
+	strict := parsed(t, replaced(t, "name: iso87-ascii", "name: strict\ndropped: [32]",
+		`"0100": { mandatory: [3, 4, 7, 11, 41, 49], one_of: [2, 35] }`, `"0100": { mandatory: [3, 4, 7, 11, 37, 41, 49, 18, 52, 32], one_of: [26, 18], forbidden: [48, 59] }`,
+		`"0110": { mandatory: [7, 11, 39] }`, `"0110": { mandatory: [7, 11, 39, 41, 18] }`))
+	var got []string
+	for _, broken := range messages.NewPassage(wide, strict).Losses().Broken {
+		got = append(got, fmt.Sprintf("%s %v %s", broken.MTI, broken.Element, broken.Rule))
+	}
+	const missing = "is mandatory there, and nothing here is carried into it"
+	want := []string{"0100 DE 18 " + missing, "0100 DE 32 " + missing, "0100 DE 26 is mandatory there or another one, and nothing here is carried into any",
+		"0100 DE 48 is not allowed there", "0100 DE 59 is not allowed there"}
+	if len(got) < 6 || !slices.Equal(got[:5], want) || !slices.Contains(got, "0110 DE 18 "+missing) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestValuesWithoutAWordAreNamed(t *testing.T) {
+	a := parsed(t, replaced(t, "echoed:", "values: { 22: { \"051\": \"051\", \"901\": \"021\", \"999\": \"010\" } }\nechoed:"))
+	b := parsed(t, replaced(t, "name: iso87-ascii", "name: b", "echoed:", "values: { 22: { \"551\": \"051\", \"222\": \"021\" } }\nechoed:"))
+	for _, test := range []struct {
+		from, to *messages.Codec
+		want     string
+	}{
+		{a, b, "22 false it may have a value that has no word there: 999 or one of no table"},
+		{b, a, "22 false it may have a value that has no word there"},
+		{codec(t, "iso87-ascii"), b, "22 false it may have a value that has no word there"},
+	} {
+		var got []string
+		for _, loss := range messages.NewPassage(test.from, test.to).Losses().Elements {
+			got = append(got, fmt.Sprintf("%d %v %s", loss.Element, loss.Always, loss.String()))
+		}
+		if !slices.Equal(got, []string{test.want}) {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}

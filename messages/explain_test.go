@@ -41,6 +41,8 @@ func TestAMessageIsExplained(t *testing.T) {
 			[]string{"MTI does not stand behind the dialect's header, at byte 0: expected a header (tpdu) of 5 bytes that begins with 60"}},
 		{"no MTI", tpdu, "\x60\x00\x01\x00\x0208X0", false,
 			[]string{"MTI is not four digits, at byte 5: expected an MTI that begins with 0: 4 digits in Digits"}},
+		{"an MTI of other characters", strings.Replace(tlv, "  0: { type: String, length: 4, enc: Digits,", "  0: { type: String, length: 4, enc: ASCII7,", 1), "0\x1b[m" + echo[4:], false,
+			[]string{"MTI is not four digits, at byte 0: expected an MTI that begins with 0: 4 ASCII with control characters in ASCII7"}},
 		{"another edition", tlv, "1" + echo[1:], false,
 			[]string{"MTI is of another edition than the dialect's, at byte 0: expected an MTI that begins with 0: 4 digits in Digits"}},
 		{"a short bit map", tlv, echo[:15], false, []string{"bit map has less content than its length says, at byte 4: expected a bit map of 8 bytes in HexText",

@@ -19,7 +19,7 @@ func (f *Fault) Error() string { return f.Path + ": " + f.Text }
 
 // Faults returns those that an error of Parse holds; of another error, one without a path.
 func Faults(err error) []*Fault {
-	joined, many := err.(interface{ Unwrap() []error }) //nolint:errorlint // Parse does not wrap what it joins
+	joined, many := err.(interface{ Unwrap() []error }) // Parse does not wrap what it joins
 	if !many {
 		if err == nil {
 			return nil

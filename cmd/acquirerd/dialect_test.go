@@ -259,3 +259,27 @@ func TestOtherFramingsAreTried(t *testing.T) {
 		t.Errorf("its own: got %+v", got)
 	}
 }
+
+func TestTheOtherEditionAndARejectHeaderAreShown(t *testing.T) {
+	body, err := codecOf(t, "iso93-binary").Encode(authorization("000001", testPIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := command(t, "decode", "--dialect", "iso93-binary", hex.EncodeToString(body)); got.code != 0 || !strings.Contains(got.out, "0   mti                1100\n") {
+		t.Errorf("got %+v", got)
+	}
+	if body, err = codecOf(t, "visa-like").Encode(authorization("000001", testPIN)); err != nil {
+		t.Fatal(err)
+	}
+	size := 26 + len(body)
+	header := append([]byte{26, 1, 2, byte(size >> 8), byte(size)}, make([]byte, 19)...)
+	rejected := append(append(header, 0x05, 0x11), body...)
+	got := command(t, "decode", "--dialect", "visa-like", hex.EncodeToString(rejected))
+	text := strings.Join(strings.Fields(got.out), " ")
+	if got.code != 0 || !strings.Contains(text, "header reject_code x'0511'") || !strings.Contains(text, "- header length x'16'") {
+		t.Errorf("got %+v", got)
+	}
+	if got := command(t, "decode", "--dialect", "visa-like", "-o", "json", hex.EncodeToString(rejected)); !strings.Contains(got.out, `"rejected": "0511"`) {
+		t.Errorf("got %+v", got)
+	}
+}
