@@ -177,8 +177,7 @@ func (d *daemon) newKeeper() (*keeper, error) {
 	d.registry.MustRegister(k.reloaded, k.successful, k.since)
 	k.reloaded.WithLabelValues(reloadApplied)
 	k.reloaded.WithLabelValues(reloadRefused)
-	keys, _ := any(d.vault).(keyring) // else the token gives no keys for TLS
-	d.certificates = newCertificates(keys, d.log, d.registry)
+	d.certificates = newCertificates(d.vault, d.log, d.registry)
 	readings, err := d.certificates.readAll(d.cfg)
 	if err != nil {
 		return nil, err

@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -485,6 +489,49 @@ func TestUpstreamsComeAndGoAndEndpointsCome(t *testing.T) {
 	}
 	if got := daemon.dial().ask(authorization("000003", testPIN)).Get(messages.ResponseCode); got != "00" {
 		t.Errorf("after a refusal: got %q, want 00", got)
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+}
+
+// From the key pair in the token to a transaction over a link that shows its certificate.
+func TestALinkSignsInTheToken(t *testing.T) {
+	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
+	processor := newProcessorTLS(t, approveRightPIN, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{theirs.shown("127.0.0.1")},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ours.pool()})
+	site := newSite(t, processor)
+	if got := command(t, "keys", "generate", "--label", "tls-1", "--type", "ec-p256", "--config", site.config()); got.code != 0 {
+		t.Fatalf("got %+v", got)
+	}
+	asked := command(t, "keys", "csr", "--label", "tls-1", "--name", "acq01.example", "--config", site.config())
+	block, _ := pem.Decode([]byte(asked.out))
+	if block == nil {
+		t.Fatalf("got %+v", asked)
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(4711), Subject: request.Subject, DNSNames: request.DNSNames,
+		NotAfter: time.Now().Add(year), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ours.certificate, request.PublicKey, ours.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFolder(t)
+	f.write("ours.pem", &pem.Block{Type: "CERTIFICATE", Bytes: der})
+	f.write("ca.pem", certificateBlock(theirs.certificate))
+	site.change("backoff_min: 10ms", fmt.Sprintf("tls: { ca_file: %q, cert_file: %q, key_label: tls-1 }, backoff_min: 10ms", f.file("ca.pem"), f.file("ours.pem")))
+	site.create()
+	daemon := site.start()
+	daemon.inService(1)
+	if got := daemon.dial().ask(authorization("000001", testPIN)).Get(messages.ResponseCode); got != "00" {
+		t.Errorf("got %q, want 00", got)
+	}
+	daemon.rewrite("key_label: tls-1", "key_label: tls-2")
+	if got := command(t, "config", "reload", "--config", daemon.config); got.code != 1 || !strings.HasPrefix(got.err, "endpoints[0].tls.key_label: ") {
+		t.Errorf("a key that is not there: got %+v", got)
 	}
 	daemon.stop()
 	if code := daemon.exit(); code != 0 {

@@ -320,7 +320,7 @@ func (p *party) serving(minVersion uint16) *tls.Config {
 
 // certificates keep the parties' files: they look at them again and tell when they end. They are owned by one goroutine.
 type certificates struct {
-	keys    keyring // nil: no key is in the token
+	keys    keyring
 	log     *slog.Logger
 	parties map[string]*party // by name
 
@@ -358,9 +358,6 @@ func (c *certificates) read(name string, files tlsFiles) (reading, error) {
 	var faults []fault
 	if r.material, faults = files.read(time.Now(), c.keys); len(faults) > 0 {
 		return r, &configError{faults}
-	}
-	if files.keyLabel != "" && r.certificate != nil && r.certificate.PrivateKey == nil {
-		return r, &configError{[]fault{{"key_label", "the token gives no keys for TLS"}}}
 	}
 	return r, nil
 }

@@ -448,7 +448,6 @@ func TestAKeyInTheToken(t *testing.T) {
 		{"the right one", token{"tls-1", key}, ""},
 		{"another one", token{"tls-1", otherKey}, "key_label: is not the key of the certificate in cert_file"},
 		{"none of the label", token{"tls-2", key}, `key_label: no key pair "tls-1"`},
-		{"no keys for TLS", nil, "key_label: the token gives no keys for TLS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			certificates := newCertificates(c.keys, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
