@@ -235,6 +235,9 @@ func (s *Switch) changeKey(ctx context.Context, d *demand) served {
 		err = ctx.Err()
 	}
 	about := []any{"key", label, "kcv", checkValue}
+	if errors.Is(err, hsm.ErrFixedKey) {
+		return served{result: demandRefused, err: err, answer: messages.NewAnswer(d.Message, dialect.Answers.Unsupported)}
+	}
 	if err != nil {
 		return served{result: demandFailed, err: fmt.Errorf("changing key: %w", err), about: about,
 			alarm: alarmKeyChange, answer: messages.NewAnswer(d.Message, dialect.Answers.Malfunction)}

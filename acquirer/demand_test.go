@@ -744,6 +744,17 @@ func TestWithoutAKeyChangerKeyChangesAreRefused(t *testing.T) {
 	})
 }
 
+func TestAKeyThatNoMessageChangesIsNoAlarm(t *testing.T) {
+	inLoggedWorld(t, func(t *testing.T, w *world, log func() string) {
+		w.stop()
+		w.keys = &keyring{t: t, err: fmt.Errorf("changing: %w", hsm.ErrFixedKey)}
+		w.start()
+		if answer := w.demand(keyChange(newKey+"012345", "700001")); codeOf(answer) != "12" || strings.Contains(log(), "alarm=") {
+			t.Errorf("answered %v, logged %s", answer, log())
+		}
+	})
+}
+
 // Without a link to answer on, what was said is on record none the less.
 func TestADemandThatCannotBeAnsweredIsRecorded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -38,6 +38,9 @@ func (r *refusal) Error() string { return ErrKeyChange.Error() + ": " + r.reason
 
 func (r *refusal) Unwrap() error { return ErrKeyChange }
 
+// Is makes the refusal of a key that cannot be changed an ErrFixedKey too.
+func (r *refusal) Is(target error) bool { return target == ErrFixedKey && r.result == keyUnknown }
+
 func refuse(result, format string, args ...any) error {
 	return &refusal{result, fmt.Sprintf(format, args...)}
 }

@@ -191,6 +191,9 @@ func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {
 			if !errors.Is(err, hsm.ErrKeyChange) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
+			if fixed := c.says == "not a key that has"; errors.Is(err, hsm.ErrFixedKey) != fixed {
+				t.Errorf("a key that no message changes: %v, want %v", !fixed, fixed)
+			}
 			if got, err := pin(t, h, hsmtest.UpstreamZPK, hsmtest.ProcessorZPK, false); got != "1234" {
 				t.Errorf("the old keys: %v", err)
 			}

@@ -32,6 +32,8 @@ var (
 	ErrKeyExists = errors.New("token has a key of that label already")
 	// ErrKeyChange: a key change is refused for what it carries; asking again will not help. The old key stays in use.
 	ErrKeyChange = errors.New("key change refused")
+	// ErrFixedKey: the key has no zone master key under which it could be changed. It is an ErrKeyChange too.
+	ErrFixedKey = errors.New("no key to be changed by a message")
 	// ErrNoPreviousKey: there is no key from before a change, or the time of the overlap is over.
 	ErrNoPreviousKey = errors.New("no previous key")
 	// ErrSigner: there is no private key of that label in the token that is fit to sign.
