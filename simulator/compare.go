@@ -13,6 +13,7 @@ import (
 // nothing else of the daemon.
 type Account struct {
 	ID                int64        `json:"id"`
+	Endpoint          string       `json:"endpoint"` // the processor's name; its numbers are its own
 	MTI               messages.MTI `json:"mti"`
 	STAN              string       `json:"stan"` // at the processor
 	TransmissionTime  string       `json:"transmission_time"`
@@ -70,7 +71,7 @@ type comparison struct {
 	journal    []Account
 	ledger     *Snapshot
 	book       *BookSnapshot
-	byNumbers  map[string]*Account // the processor's STAN and DE 7
+	byNumbers  map[string]*Account // the processor's STAN and DE 7, and its name where the ledger is of several
 	byUpstream map[string]*Account // the upstream's key
 	bySTAN     map[string]*Account // the upstream's STAN and terminal, where the journal has no such key
 	holds      map[*Account][]*Hold
@@ -162,7 +163,7 @@ func (c *comparison) mismatch(what string, evidence ...any) {
 // enter counts one transaction of the journal and makes it known by its numbers.
 func (c *comparison) enter(a *Account) {
 	c.Transactions++
-	if numbers := a.STAN + a.TransmissionTime; a.STAN != "" { // the mark of a reversal without its original may have none
+	if numbers := c.numbers(a.Endpoint, a.STAN, a.TransmissionTime); a.STAN != "" { // the mark of a reversal without its original may have none
 		if c.byNumbers[numbers] != nil {
 			c.mismatch("the journal used a STAN twice", a)
 		}
@@ -213,11 +214,23 @@ func (c *comparison) enter(a *Account) {
 	}
 }
 
+func (c *comparison) numbers(endpoint, stan, transmissionTime string) string {
+	if !c.ledger.merged {
+		endpoint = ""
+	}
+	return endpoint + "|" + stan + transmissionTime
+}
+
+// accountFor finds the journal's account of a hold, nil if it has none.
+func (c *comparison) accountFor(h *Hold) *Account {
+	return c.byNumbers[c.numbers(h.Endpoint, h.STAN, h.TransmissionTime)]
+}
+
 // assign gives each hold to its account and returns those that have none.
 func (c *comparison) assign() (unknown []*Hold) {
 	for i := range c.ledger.Holds {
 		h := &c.ledger.Holds[i]
-		if a := c.byNumbers[h.STAN+h.TransmissionTime]; a != nil {
+		if a := c.accountFor(h); a != nil {
 			c.holds[a] = append(c.holds[a], h)
 		} else {
 			unknown = append(unknown, h)
@@ -414,7 +427,7 @@ func (c *comparison) exact() bool {
 func (c *comparison) unclaimed() {
 	for i := range c.ledger.Holds {
 		h := &c.ledger.Holds[i]
-		a := c.byNumbers[h.STAN+h.TransmissionTime]
+		a := c.accountFor(h)
 		if h.State == Held && a != nil && c.entries[a] == nil && !a.parked() {
 			c.mismatch("the processor holds what the upstream never asked for", h, a)
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +36,7 @@ const (
 
 // A Hold is one request, or one advice, as the processor saw it. It holds no card number in clear.
 type Hold struct {
+	Endpoint         string       `json:"endpoint,omitempty"` // whose ledger it is from, see Merge
 	MTI              messages.MTI `json:"mti"`
 	STAN             string       `json:"stan"`
 	TransmissionTime string       `json:"transmission_time"`
@@ -199,6 +202,33 @@ type Snapshot struct {
 	Holds             []Hold            `json:"holds"` // in the order of their arrival
 	UnknownReversals  []UnknownReversal `json:"unknown_reversals"`
 	DuplicateRequests []RequestKey      `json:"duplicate_requests"`
+
+	merged bool
+}
+
+// Merge puts the ledgers of several processors together, by the names that the daemon has for them, for one comparison with its journal.
+func Merge(ledgers map[string]Snapshot) Snapshot {
+	all := Snapshot{Counts: Counts{Effects: map[string]int64{}}, merged: true}
+	to := reflect.ValueOf(&all.Counts).Elem()
+	for _, name := range slices.Sorted(maps.Keys(ledgers)) {
+		one := ledgers[name]
+		from := reflect.ValueOf(one.Counts)
+		for i := range from.NumField() {
+			if from.Field(i).Kind() == reflect.Int64 {
+				to.Field(i).SetInt(to.Field(i).Int() + from.Field(i).Int())
+			}
+		}
+		for effect, n := range one.Counts.Effects {
+			all.Counts.Effects[effect] += n
+		}
+		for _, h := range one.Holds {
+			h.Endpoint = name
+			all.Holds = append(all.Holds, h)
+		}
+		all.UnknownReversals = append(all.UnknownReversals, one.UnknownReversals...)
+		all.DuplicateRequests = append(all.DuplicateRequests, one.DuplicateRequests...)
+	}
+	return all
 }
 
 // InState returns the holds in one state.

@@ -71,6 +71,9 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	r.Terminal, r.Merchant = byDefault(r.Terminal, u.cfg.Terminal), byDefault(r.Merchant, u.cfg.Merchant)
 	m := u.reader.compose(r, now)
 	u.reader.set(m, messages.AcquirerID, u.cfg.AcquirerID)
+	for _, e := range u.cfg.Omits {
+		m.Delete(e)
+	}
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
 		u.reader.set(m, messages.FunctionCode, u.reader.functionCode(m.MTI))

@@ -20,7 +20,7 @@ func (v Verdict) Transcript() []string { return v.transcript }
 // lines finds what its maker did not know, and writes all of it.
 func (t *transcript) lines(c *comparison) []string {
 	if t.account == nil && t.hold != nil {
-		t.account = c.byNumbers[t.hold.STAN+t.hold.TransmissionTime]
+		t.account = c.accountFor(t.hold)
 	}
 	if t.account == nil && t.entry != nil {
 		t.account = c.accountOf(t.entry)

@@ -31,11 +31,12 @@ type UpstreamConfig struct {
 	ReplyTimeout   time.Duration // of one request; default 30 s
 	WriteTimeout   time.Duration // of one write; default 5 s
 
-	NoSignOn   bool   // do not sign on; nor is that done where the dialect has no sign-on
-	Terminal   string // default SIM00001
-	Merchant   string // default SIMULATOR
-	AcquirerID string // DE 32, default none
-	FirstSTAN  int64  // default 1
+	NoSignOn   bool               // do not sign on; nor is that done where the dialect has no sign-on
+	Terminal   string             // default SIM00001
+	Merchant   string             // default SIMULATOR
+	AcquirerID string             // DE 32, default none
+	FirstSTAN  int64              // default 1
+	Omits      []messages.Element // that it never sends: what a processor's dialect has no words for, say
 	// Keepalives is how often an idle connection sends a frame of no bytes, where the dialect takes one; 0: never.
 	Keepalives time.Duration
 	Book       *Book // nil: a new one
