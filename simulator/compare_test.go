@@ -187,6 +187,9 @@ func TestWhatDoesNotAgreeIsFound(t *testing.T) {
 		}, "advices were sent again without"},
 		{"a reversal of something else", func(p *play) { p.ledger.Counts.DisagreeingReversals = 1 }, "reversals disagree"},
 		{"an advice of something else", func(p *play) { p.ledger.Counts.DisagreeingAdvices = 1 }, "advices disagree"},
+		{"an advice of the processor's that is not answered", func(p *play) { p.ledger.Counts.DemandsOpen = 1 }, "advices of the processor's own"},
+		{"a demand that was answered twice", func(p *play) { p.ledger.Counts.DemandsTwice = 1 }, "answered more often"},
+		{"a demand that was answered by something else", func(p *play) { p.ledger.Counts.DemandsImproper = 1 }, "by what is not for it"},
 		{"a reversal that is still owed", func(p *play) { p.account(cancelled).Owed = "owed" }, "reversal that is still owed"},
 		{"an unknown outcome that owes nothing", func(p *play) { p.account(unanswered).Owed = "" }, "for which nothing is owed"},
 		{"a transaction without an outcome", func(p *play) { p.account(declined).Outcome = "" }, "without an outcome"},
@@ -329,5 +332,39 @@ func checkLines(t *testing.T, got, want []string) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("got nothing, want\n%s", strings.Join(want, "\n"))
+	}
+}
+
+// TestLedgersOfSeveralProcessorsAreCompared has two processors whose numbers are the same: each daemon's endpoint counts from the beginning.
+func TestLedgersOfSeveralProcessorsAreCompared(t *testing.T) {
+	p := played(t)
+	other := p.ledger
+	other.Holds = slices.Clone(p.ledger.Holds)
+	accounts := slices.Clone(p.journal)
+	for i := range p.journal {
+		p.journal[i].Endpoint, accounts[i].Endpoint = "a", "b"
+		// The other processor's are another upstream's.
+		accounts[i].UpstreamKey = strings.ReplaceAll(accounts[i].UpstreamKey, accounts[i].Terminal, "OTHER001")
+		accounts[i].Terminal = "OTHER001"
+	}
+	book := p.book
+	for _, e := range p.book.Entries {
+		e.Name, e.Advice.Name = strings.ReplaceAll(e.Name, e.Terminal, "OTHER001"), strings.ReplaceAll(e.Advice.Name, e.Terminal, "OTHER001")
+		e.Terminal = "OTHER001"
+		book.Entries = append(book.Entries, e)
+	}
+	journal := append(slices.Clone(p.journal), accounts...)
+	merged := simulator.Merge(map[string]simulator.Snapshot{"a": p.ledger, "b": other})
+	if verdict := simulator.Compare(journal, merged, book); verdict.Mismatches != 0 || verdict.Transactions != 2*len(p.journal) {
+		t.Errorf("%+v: %q", verdict, verdict.Disagreements)
+	}
+	if got, want := merged.Counts.Requests, 2*p.ledger.Counts.Requests; got != want || merged.Counts.Effects["silence"] != 2*p.ledger.Counts.Effects["silence"] {
+		t.Errorf("together they have %d requests, want %d, and the effects %v", got, want, merged.Counts.Effects)
+	}
+	// A hold of the one is none of the other's.
+	other.Holds = slices.Delete(other.Holds, 0, 1)
+	verdict := simulator.Compare(journal, simulator.Merge(map[string]simulator.Snapshot{"a": p.ledger, "b": other}), book)
+	if verdict.Mismatches == 0 || !strings.Contains(verdict.Disagreements[0], "without a hold") || !strings.Contains(verdict.Disagreements[0], `"endpoint":"b"`) {
+		t.Errorf("%+v: %q", verdict, verdict.Disagreements)
 	}
 }

@@ -254,7 +254,7 @@ func (p *Processor) plan(m *messages.Message) action {
 	}
 	count := func() int64 {
 		if attempt == 0 {
-			of := byDefault(m.Get(p.reader.originalElement()), m.Get(messages.STAN)+m.Get(messages.TransmissionTime))
+			of := byDefault(m.Reveal(p.reader.originalElement()), m.Get(messages.STAN)+m.Get(messages.TransmissionTime))
 			key := attemptKey{m.MTI.Class(), of, m.Get(messages.Terminal)}
 			p.attempts[key]++
 			attempt = p.attempts[key]

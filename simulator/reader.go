@@ -206,7 +206,7 @@ var (
 
 // original reads the original data elements. A reversal may have numbers of its own; only these say what it is about.
 func (r reader) original(m *messages.Message) (o original, err error) {
-	data := m.Get(r.originalElement())
+	data := m.Reveal(r.originalElement())
 	var acquirer string
 	switch r.Reversal.Original {
 	case specs.OriginalISO93: // MTI, STAN, DE 12, and DE 32 behind its length in two digits
