@@ -62,9 +62,12 @@ func (s *Switch) take(ctx context.Context, v *Visit, started time.Time) (Result,
 	}
 
 	a := acceptance{endpoint: endpoint, pan: pan, started: started}
-	if e := s.endpoint(original.Endpoint); completes && e != nil && original.MaskedPAN == pan.Mask() &&
-		original.Original.Get(messages.Currency) == v.Message.Get(messages.Currency) {
-		a.endpoint, a.original = e, &original.Original
+	if e := s.endpoint(original.Endpoint); completes && e != nil && original.MaskedPAN == pan.Mask() {
+		said, _ := messages.NewPassage(v.Upstream.Codec, e.Codec).Carry(v.Message, started) // the record has the processor's words
+		defer said.Clear()
+		if said.Get(messages.Currency) == original.Original.Get(messages.Currency) {
+			a.endpoint, a.original = e, &original.Original
+		}
 	}
 	return s.accept(ctx, v, a)
 }
@@ -143,7 +146,7 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	}
 
 	// Record: the advice, its answer and the debt. After this line it is ours, whatever becomes of the answer.
-	answer := messages.NewAnswer(v.Message, dialect.Reversal.Acknowledged[0])
+	answer := messages.NewAnswer(v.Message, acceptedCode(v))
 	id, err := s.journal.Accept(ctx, journal.Intent{
 		Upstream: v.Upstream.Name, UpstreamKey: v.Key,
 		UpstreamSTAN: v.Message.Get(messages.STAN), UpstreamRRN: v.Message.Get(messages.RRN),
@@ -164,9 +167,18 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 	return Result{Answer: answer, Outcome: journal.Accepted}, nil
 }
 
+// acceptedCode is what says that an advice, or a reversal, is taken.
+func acceptedCode(v *Visit) string {
+	dialect := v.Upstream.Codec.Dialect()
+	if v.Message.MTI.Class() == messages.Reversal {
+		return dialect.Reversal.Acknowledged[0]
+	}
+	return dialect.Answers.Accepted
+}
+
 // fits reports what of an advice has no room in the endpoint's dialect.
 func (e *Endpoint) fits(plain messages.Original, pan card.PAN, rest []byte) error {
-	advice, err := messages.NewAdvice(plain, pan, rest)
+	advice, err := e.Codec.NewAdvice(plain, pan, rest)
 	if err != nil {
 		return err
 	}

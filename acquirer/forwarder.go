@@ -55,6 +55,7 @@ type Forwarder struct {
 	came     chan struct{}            // capacity 1: there are unserved ones
 
 	waiting map[journal.OwedID][]chan struct{} // who waits for the end of the next attempt; guarded by mu
+	paying  map[journal.OwedID]bool            // what is being attempted, or about to be; guarded by mu
 }
 
 func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, error) {
@@ -62,7 +63,7 @@ func newForwarder(cfg Forwarding, owner *Switch, log *slog.Logger) (*Forwarder, 
 		return nil, errors.New("forwarding: pauses, ages, poll and rate must be positive, retry_max at least retry_min, parallel at least 1")
 	}
 	f := &Forwarder{cfg: cfg, owner: owner, log: log, wake: map[string]chan struct{}{}, random: rand.Float64, absences: map[string]*absences{},
-		waiting: map[journal.OwedID][]chan struct{}{}, came: make(chan struct{}, 1), sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
+		waiting: map[journal.OwedID][]chan struct{}{}, paying: map[journal.OwedID]bool{}, came: make(chan struct{}, 1), sometimes: rate.Sometimes{First: 1, Interval: 10 * time.Second}}
 	f.setPace(cfg.Rate)
 	for _, endpoint := range owner.table.Load().endpoints {
 		f.adopt(endpoint)
@@ -254,6 +255,9 @@ func (c *counter) take(p payment) error {
 // pay makes one attempt at one reversal or advice, and returns when the next one is to be: the zero turn if it is not owed any more. Its
 // error, but for errHeld, is fatal: the journal did not take a record.
 func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.OwedID) (turn, error) {
+	attempted := false
+	f.begins(id)
+	defer func() { f.ends(id, attempted) }()
 	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), id)
 	if err != nil {
 		return turn{}, fmt.Errorf("reading what is owed to %s: %w", endpoint.Name, err)
@@ -265,6 +269,9 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 	switch {
 	case errors.Is(err, hsm.ErrSealedPAN):
 		return f.setAside(ctx, endpoint, owed, err)
+	case errors.As(err, new(*messages.FormatError)): // a part, and the dialect has come to have none since
+		attempted = true
+		return f.giveUp(ctx, owed, err)
 	case err != nil:
 		f.sometimes.Do(func() { f.log.Warn("reversals and advices are held", "endpoint", endpoint.Name, "error", err) })
 		return turn{}, errHeld
@@ -300,7 +307,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 		return turn{}, fmt.Errorf("recording settlement of %s %d: %w", owed.Kind, owed.ID, err)
 	}
 	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: message.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
-	f.tell(owed.ID)
+	attempted = true
 	attempts := ticket.Attempt()
 	if settlement.Unsent() {
 		attempts--
@@ -324,7 +331,7 @@ func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journa
 			}
 			defer clear(rest)
 		}
-		advice, err := messages.NewAdvice(owed.Original, pan, rest)
+		advice, err := endpoint.Codec.NewAdvice(owed.Original, pan, rest)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", hsm.ErrSealedPAN, err)
 		}
@@ -334,7 +341,7 @@ func (f *Forwarder) message(ctx context.Context, endpoint *Endpoint, owed journa
 	if authorizationID == "" {
 		authorizationID = owed.Original.Get(messages.AuthorizationID) // an advice bears it itself
 	}
-	return endpoint.Codec.NewReversal(owed.Original, pan, authorizationID, owed.Replacement), nil
+	return endpoint.Codec.NewReversal(owed.Original, pan, authorizationID, owed.Replacement)
 }
 
 // numbers reserves numbers for a reversal that is to have some of its own, by the dialect or because another one of its original went before
@@ -376,7 +383,7 @@ func (f *Forwarder) await(ctx context.Context, id journal.OwedID) {
 	defer f.forsake(id, settled)
 	// It may have been sent before somebody waited.
 	owed, err := f.owner.journal.Owing(context.WithoutCancel(ctx), id)
-	if err != nil || owed.State != journal.StateOwed || owed.Attempts > 0 {
+	if err != nil || owed.State != journal.StateOwed || owed.Attempts > 0 && !f.isPaying(id) {
 		return
 	}
 	if deadline, has := ctx.Deadline(); has {
@@ -393,14 +400,31 @@ const (
 	longestAnswering = time.Second
 )
 
-// tell ends the waits for an attempt.
-func (f *Forwarder) tell(id journal.OwedID) {
+// begins notes that an attempt goes on.
+func (f *Forwarder) begins(id journal.OwedID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.paying[id] = true
+}
+
+// ends notes that none goes on any more. If one was made, the waits for it end at the same moment, so that nobody waits for one that is over.
+func (f *Forwarder) ends(id journal.OwedID, attempted bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.paying, id)
+	if !attempted {
+		return
+	}
 	for _, settled := range f.waiting[id] {
 		close(settled)
 	}
 	delete(f.waiting, id)
+}
+
+func (f *Forwarder) isPaying(id journal.OwedID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.paying[id]
 }
 
 // forsake ends a wait that nobody has ended.
@@ -428,6 +452,23 @@ func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journ
 	f.log.Error("reversal or advice cannot be sent: its card data cannot be opened", "kind", string(owed.Kind), "owed", int64(owed.ID),
 		"transaction", int64(owed.TransactionID), "endpoint", endpoint.Name, "error", cause)
 	return turn{attempts: owed.Attempts, aside: true, due: settlement.DueAt()}, nil
+}
+
+// giveUp parks something that its endpoint's dialect cannot say, so that nothing else is said in its place.
+func (f *Forwarder) giveUp(ctx context.Context, owed journal.Owed, cause error) (turn, error) {
+	ticket, err := f.attempt(ctx, owed.ID, journal.Numbers{})
+	if errors.Is(err, journal.ErrNotOwed) {
+		return turn{}, nil
+	}
+	if err != nil {
+		return turn{}, err
+	}
+	settlement := journal.Parked(reasonFormat, "")
+	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
+		return turn{}, fmt.Errorf("parking %s %d: %w", owed.Kind, owed.ID, err)
+	}
+	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: owed.Original.MTI, link: -1, settlement: settlement, errSend: cause})
+	return turn{}, nil
 }
 
 // sentOften is how often something must have been sent before it is parked for its age: if its processor was down for a day, it has not

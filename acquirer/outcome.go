@@ -15,6 +15,7 @@ const (
 	reasonTimeout     = "timeout"
 	reasonUndecodable = "undecodable"
 	reasonMismatch    = "mismatch"
+	reasonPartial     = "partial" // the processor approved a part, and the upstream's dialect has no word for that
 	reasonLinkFailed  = "link_failed"
 	reasonUndelivered = "undelivered"
 	reasonUpstream    = "upstream" // the upstream has reversed it

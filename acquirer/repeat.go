@@ -24,7 +24,7 @@ func (s *Switch) repeated(ctx context.Context, v *Visit, found journal.Found, st
 	if found.Reason == journal.ReasonBarred {
 		code := answers.NotSent
 		if v.Message.MTI.IsAdvice() { // it is reversed already: there is nothing to be told, and it may not be asked for again
-			code = v.Upstream.Codec.Dialect().Reversal.Acknowledged[0]
+			code = acceptedCode(v)
 		}
 		return s.repeat(v, found, repeatStored, messages.NewAnswer(v.Message, code), started)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +56,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 			&messages.FormatError{Element: v.Upstream.Codec.OriginalElement(), Rule: "is not one"})
 	}
 
-	says := statement{v.Message, amount, pan}
+	says := statement{v, amount, pan}
 
 	// Admit, after what it waits for: an original in flight may not cost others their places.
 	if !s.settled(ctx, v.Upstream.Name, names) {
@@ -82,7 +83,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 	}
 
 	// It must be about what it says: the wrong transaction reversed is money lost.
-	if says.disagrees(found) {
+	if s.disagrees(says, found) {
 		return answer(reversalDisagrees, dialect.Answers.OriginalNotFound, found)
 	}
 	if replacement != "" && found.ApprovedAmount != "" && replacement >= found.ApprovedAmount { // digits of one length
@@ -157,7 +158,7 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, says st
 			case found.Reason == journal.ReasonBarred:
 				barred = found
 			default:
-				if r := says.fitness(found); r > rank {
+				if r := s.fitness(says, found); r > rank {
 					rank, best = r, found
 				}
 			}
@@ -181,15 +182,15 @@ func (s *Switch) original(ctx context.Context, v *Visit, names []string, says st
 
 // A statement is what a reversal says of its original.
 type statement struct {
-	reversal *messages.Message
-	amount   string // of the original, in digits
-	pan      card.PAN
+	*Visit
+	amount string // of the original, in digits
+	pan    card.PAN
 }
 
 // fitness ranks what a name of a reversal has found: from 1, for a transaction that it disagrees with.
-func (says statement) fitness(found journal.Found) int {
+func (s *Switch) fitness(says statement, found journal.Found) int {
 	switch stands := found.Outcome != journal.Declined && found.Outcome != journal.NotSent; {
-	case says.disagrees(found):
+	case s.disagrees(says, found):
 		return 1
 	case !stands:
 		return 2
@@ -198,14 +199,23 @@ func (says statement) fitness(found journal.Found) int {
 }
 
 // disagrees reports whether a reversal says something else of its original than the record: other card, amount, currency, terminal or
-// acquirer. Of the card, the digits that may be shown are compared, so that no reversal waits for the HSM.
-func (says statement) disagrees(found journal.Found) bool {
-	differs := func(e messages.Element) bool {
-		value := strings.TrimRight(says.reversal.Get(e), " ") // the two may be of different dialects
-		return value != "" && value != strings.TrimRight(found.Original.Get(e), " ")
+// acquirer. The record has the processor's words, so it is compared in those. Of the card, the digits that may be shown are compared, so that
+// no reversal waits for the HSM.
+func (s *Switch) disagrees(says statement, found journal.Found) bool {
+	reversal := says.Message
+	said, dropped := reversal.Get, []int(nil)
+	if e := s.endpoint(found.Endpoint); e != nil {
+		carried, _ := messages.NewPassage(says.Upstream.Codec, e.Codec).Carry(reversal, time.Now())
+		defer carried.Clear()
+		said, dropped = carried.Get, e.Codec.Dialect().Dropped
 	}
-	acquirerID, named := found.Original.Get(messages.AcquirerID), says.reversal.Get(messages.AcquirerID)
-	if named != "" && acquirerID != "" && strings.TrimLeft(named, "0") != strings.TrimLeft(acquirerID, "0") {
+	differs := func(e messages.Element) bool {
+		return reversal.Has(e) && !slices.Contains(dropped, int(e)) &&
+			strings.TrimRight(said(e), " ") != strings.TrimRight(found.Original.Get(e), " ")
+	}
+	acquirerID := found.Original.Get(messages.AcquirerID)
+	if reversal.Has(messages.AcquirerID) && acquirerID != "" &&
+		strings.TrimLeft(said(messages.AcquirerID), "0") != strings.TrimLeft(acquirerID, "0") {
 		return true
 	}
 	return found.MaskedPAN != says.pan.Mask() || differs(messages.Currency) || differs(messages.Terminal) ||
@@ -220,6 +230,10 @@ func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started ti
 		endpoint := s.route(v.Upstream.Name, v.Message, pan)
 		if endpoint == nil {
 			return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
+		}
+		if _, replacement, err := v.Upstream.Codec.Reversed(v.Message); err != nil || replacement != "" && !endpoint.Codec.TakesParts() {
+			return s.refuse(v, refusedFormat, v.Upstream.Codec.Dialect().Answers.FormatError, &messages.FormatError{
+				Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"}, started), nil
 		}
 		s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
 		return s.accept(ctx, v, acceptance{endpoint: endpoint, pan: pan, started: started})

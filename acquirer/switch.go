@@ -17,6 +17,7 @@ import (
 	"acquirerd/hsm"
 	"acquirerd/journal"
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // A Switch takes transactions from upstreams to processors. It may be used by many goroutines.
@@ -175,12 +176,16 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	spent.on(phaseHSM)
 
 	// Build the processor's message.
-	msg, err := messages.NewPassage(req.Upstream.Codec, endpoint.Codec).ForProcessor(req.Message, numbers, started)
+	passage := messages.NewPassage(req.Upstream.Codec, endpoint.Codec)
+	msg, err := passage.ForProcessor(req.Message, numbers, started)
 	if err != nil {
 		return refuse(refusedFormat, answers.FormatError, err), nil
 	}
 	msg.SetPINBlock(protected.PINBlock)
 	defer msg.Clear()
+	if err := endpoint.Codec.Validate(msg); err != nil { // the processor would refuse it, and who has asked can do something about it
+		return refuse(refusedFormat, answers.FormatError, err), nil
+	}
 
 	// Begin: the intent is durable before the first byte leaves. A crash from here on owes a reversal.
 	ticket, err := s.journal.Begin(ctx, journal.Intent{
@@ -209,6 +214,9 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
 	}
 	spent.onExchange(trace)
+	if outcome.ApprovedAmount != "" && !passage.TellsParts() { // told that all was, it would give goods for all
+		outcome = journal.Outcome{Kind: journal.Unknown, Reason: reasonPartial, ResponseCode: outcome.ResponseCode}
+	}
 
 	told := s.compose(req, endpoint, answer, errSend, outcome)
 	outcome.Answer = told.Reply(req.Message)
@@ -396,7 +404,7 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 	if isRequest && msg.MTI.IsResponse() {
 		var err error
 		heard, err = s.journal.Hear(ctx, journal.Hearing{Endpoint: endpoint, STAN: msg.Get(messages.STAN),
-			TransmissionTime: msg.Get(messages.TransmissionTime), Second: msg.Arrival == conn.Second, ResponseCode: code,
+			TransmissionTime: msg.Get(messages.TransmissionTime), LocalTime: localTimeOf(e, msg.Message), Second: msg.Arrival == conn.Second, ResponseCode: code,
 			Approves: kind == lateApproval || kind == secondApproval, NotFound: e.Codec.Dialect().Reversal.NotFound})
 		if err != nil {
 			s.log.Error("late answer is not recorded", "endpoint", endpoint, "error", err) // the journal has failed, and stops the process
@@ -414,6 +422,14 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 	default:
 		s.sometimes.Do(func() { s.log.Warn("answer that nobody waits for", attributes...) })
 	}
+}
+
+// localTimeOf is DE 12 of an answer by which its request is found where answers need no DE 7.
+func localTimeOf(e *Endpoint, answer *messages.Message) string {
+	if answer.Has(messages.TransmissionTime) || e.Codec.Dialect().Standard != specs.ISO93 {
+		return ""
+	}
+	return answer.Get(messages.LocalTime)
 }
 
 // unaskedKind names an answer in acquirerd_unasked_messages_total.

@@ -19,7 +19,10 @@ import (
 
 // reversalOf is the upstream's reversal of a request.
 func reversalOf(req acquirer.Request, mti messages.MTI) acquirer.Request {
-	m := req.Upstream.Codec.NewReversal(req.Message.Original(), req.Message.PAN(), "", "")
+	m, err := req.Upstream.Codec.NewReversal(req.Message.Original(), req.Message.PAN(), "", "")
+	if err != nil {
+		panic(err) // a whole one every dialect can say
+	}
 	m.MTI = mti
 	m.Set(messages.STAN, "9"+req.Message.Get(messages.STAN)[1:]) // numbers of its own; DE 90 names the original
 	return acquirer.Request{Upstream: req.Upstream, Message: m}

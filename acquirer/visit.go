@@ -82,7 +82,7 @@ func (s *Switch) lead(ctx context.Context, v *Visit) bool {
 // follow waits for the answer of the request that this one repeats; nil if there is none in time.
 func (s *Switch) follow(ctx context.Context, v *Visit) *messages.Message {
 	if wait(ctx, v.matter.decided) && v.matter.answer != nil {
-		return v.matter.answer.Clone()
+		return messages.AnswerAlso(v.Message, v.matter.answer)
 	}
 	return nil
 }

@@ -33,14 +33,14 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 		close(r.session.read) // the library reads no more after an error
 		return nil, err
 	}
-	r.session.last.Store(int64(time.Since(r.session.began)))
 	r.session.link.counted.framesIn.Add(1)
-	if len(body) == 0 { // it only shows that the processor is there
+	if len(body) == 0 { // it shows that something is there, and not that the processor is: it stands for no echo
 		if r.session.endpoint.codec.Keepalive() != nil {
 			r.session.ask(nil)
 		}
 		return nil, nil
 	}
+	r.session.last.Store(int64(time.Since(r.session.began)))
 	m, fault := r.session.endpoint.codec.Decode(body)
 	if request := r.session.endpoint.receive(r.session, m, fault); request != nil {
 		r.session.ask(request)

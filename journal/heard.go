@@ -9,7 +9,9 @@ import (
 
 // A Hearing is an answer of a processor to a request that has ended.
 type Hearing struct {
-	Endpoint, STAN, TransmissionTime string // of the request
+	Endpoint, STAN   string // of the request
+	TransmissionTime string // its DE 7, or
+	LocalTime        string // its DE 12, of an answer that has no DE 7 (ISO 8583:1993)
 	Second                           bool   // it was answered before; else it had been given up
 	ResponseCode                     string
 	Approves                         bool
@@ -53,11 +55,15 @@ type hearingRecord struct {
 	debt  *Debt // nil if nothing is owed by it
 }
 
-const answeredSQL = `SELECT id, coalesce(outcome, '') FROM transactions WHERE stan = ? AND endpoint = ? AND transmission_time = ?
+const answeredSQL = `SELECT id, coalesce(outcome, '') FROM transactions WHERE stan = ?1 AND endpoint = ?2
+AND (?3 = '' OR transmission_time = ?3) AND (?4 = '' OR original ->> '$.local_time' = ?4)
 ORDER BY id DESC LIMIT 1`
 
 func (r *hearingRecord) write(w *writer, at time.Time) error {
-	row, err := w.answered.one(r.STAN, r.Endpoint, r.TransmissionTime)
+	if r.TransmissionTime == "" && r.LocalTime == "" {
+		return nil
+	}
+	row, err := w.answered.one(r.STAN, r.Endpoint, r.TransmissionTime, r.LocalTime)
 	if err != nil || row == nil {
 		return err
 	}

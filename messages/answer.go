@@ -27,6 +27,13 @@ func NewFormatError(request *Message, responseCode string, failing Element) *Mes
 // cryptograms are made under the keys of one hop, and mean nothing on another.
 var cryptograms = []Element{PINData, SecurityControl, MAC, MAC2}
 
+// AnswerAlso is an answer once more, to a repeat of its request: behind the header of that.
+func AnswerAlso(repeat, answer *Message) *Message {
+	m := answer.Clone()
+	m.asked = repeat.header
+	return m
+}
+
 // Essence reduces an answer to what must reach the asker: by what it recognises its request, and what was decided. It is for an
 // answer that holds an element for which the asker's dialect has no room.
 func Essence(answer *Message) *Message {

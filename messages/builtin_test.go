@@ -225,8 +225,8 @@ func TestReversalsOfTheBuiltInDialects(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := codec(t, name)
 			original := asked(t, c).Original()
-			whole := c.NewReversal(original, pan(t), "A1B2C3", "")
-			part := c.NewReversal(original, pan(t), "A1B2C3", "000000010000")
+			whole := undo(t, c, original, pan(t), "A1B2C3", "")
+			part := undo(t, c, original, pan(t), "A1B2C3", "000000010000")
 			for _, m := range []*messages.Message{whole, part} {
 				if err := c.Validate(m); err != nil {
 					t.Error(err)

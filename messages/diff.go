@@ -207,7 +207,7 @@ func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 	case e == ResponseCode:
 		return Loss{}, false // see Codes
 	case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
-		return Loss{}, false // the MTI and the amounts say it
+		return Loss{Element: e, Why: "it may ask for something that the message type does not say: an inquiry, say"}, true
 	case p.isTime(e):
 		return p.lossOfTime(e, f)
 	}

@@ -211,7 +211,7 @@ func FuzzChipData(f *testing.F) {
 		if err != nil {
 			t.Fatalf("it is BER-TLV, and cannot be stored: %v", err)
 		}
-		again, err := messages.NewAdvice(messages.New("0220").Original(), card.PAN{}, rest)
+		again, err := codec(t, "iso87-ascii").NewAdvice(messages.New("0220").Original(), card.PAN{}, rest)
 		if err != nil {
 			t.Fatal(err)
 		}

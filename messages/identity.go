@@ -127,6 +127,12 @@ func (c *Codec) Reversed(m *Message) (amount, replacement string, err error) {
 		}
 		replacement = m.Get(Amount)
 	case specs.ReplacementISO87, specs.ReplacementISO87Zeros, specs.ReplacementNone:
+		if c.dialect.Standard == specs.ISO93 { // DE 95 is another thing there
+			if m.Get(FunctionCode) == partialReversal93 {
+				return "", "", &FormatError{FunctionCode, "is of a partial reversal, which the dialect does not have"}
+			}
+			return amount, "", nil
+		}
 		amounts := m.Get(ReplacementAmounts)
 		if amounts == "" {
 			return amount, "", nil

@@ -147,7 +147,7 @@ var originalElements = []Element{
 func (m *Message) Original() Original { return Original{m.keep(m.plain())} }
 
 // numbering are the elements that number a message on one hop, or name another message by such numbers.
-var numbering = map[Element]bool{TransmissionTime: true, STAN: true, RRN: true, OriginalData: true}
+var numbering = map[Element]bool{TransmissionTime: true, STAN: true, RRN: true, OriginalData: true, originalData93: true}
 
 // SameContent reports whether two requests, each as it came or as it was sent, ask for the same, but for their numbers and the mark of a
 // repeat. The card is not part of it. If partly, what o does not have is not compared: of a record that an older version wrote.

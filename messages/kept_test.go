@@ -126,7 +126,7 @@ func TestAReversalHasTheIdentityOfItsOriginal(t *testing.T) {
 	for _, mti := range []messages.MTI{messages.AuthorizationRequest, messages.FinancialRequest, messages.AuthorizationAdvice, messages.FinancialAdvice, "0101", "0221"} {
 		m := request(t)
 		m.MTI = mti
-		reversal := codec(t, "iso87-ascii").NewReversal(m.Original(), pan(t), "", "")
+		reversal := undo(t, codec(t, "iso87-ascii"), m.Original(), pan(t), "", "")
 		if got := codec(t, "iso87-ascii").OriginalIdentities(reversal); len(got) != 1 || got[0] != codec(t, "iso87-ascii").Identity(m) {
 			t.Errorf("our own reversal of %s: got %q, want %s", mti, got, codec(t, "iso87-ascii").Identity(m))
 		}
@@ -221,7 +221,7 @@ func TestReplacement(t *testing.T) {
 			t.Errorf("%s: got %q, %v", row.name, got, err)
 		}
 	}
-	m := codec(t, "iso87-ascii").NewReversal(request(t).Original(), pan(t), "", "")
+	m := undo(t, codec(t, "iso87-ascii"), request(t).Original(), pan(t), "", "")
 	m.Set(messages.ReplacementAmounts, "000000002345000000000000000000000000000000")
 	if _, got, err := codec(t, "iso87-ascii").Reversed(m); got != "000000002345" || err != nil || len(m.Get(messages.ReplacementAmounts)) != 42 {
 		t.Errorf("what was set: got %q, %v", got, err)
@@ -352,7 +352,7 @@ func TestAnAdviceIsBuiltAgainWithoutWhatMayNotBeStored(t *testing.T) {
 	if err := json.Unmarshal([]byte(toJSON(t, m.Original())), &plain); err != nil {
 		t.Fatal(err)
 	}
-	again, err := messages.NewAdvice(plain, pan(t), rest)
+	again, err := codec(t, "iso87-ascii").NewAdvice(plain, pan(t), rest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +406,7 @@ func TestWhatMayNeverBeStoredLeavesTheChipDataInAnyNesting(t *testing.T) {
 				t.Errorf("%s %s: %v", tag, name, err)
 				continue
 			}
-			again, err := messages.NewAdvice(m.Original(), card.PAN{}, rest)
+			again, err := codec(t, "iso87-ascii").NewAdvice(m.Original(), card.PAN{}, rest)
 			if err != nil || strings.Contains(again.Reveal(messages.ChipData), "\xde\xad\xbe\xef") {
 				t.Errorf("%s %s: %X is kept, %v", tag, name, again.Reveal(messages.ChipData), err)
 			}
@@ -451,7 +451,7 @@ func TestAnAdviceWithoutARest(t *testing.T) {
 		t.Fatalf("rest %q, %v", rest, err)
 	}
 	for _, empty := range [][]byte{nil, {}} {
-		again, err := messages.NewAdvice(m.Original(), card.PAN{}, empty)
+		again, err := codec(t, "iso87-ascii").NewAdvice(m.Original(), card.PAN{}, empty)
 		if err != nil || len(again.Elements()) != 1 || again.Get(messages.STAN) != "000042" {
 			t.Errorf("got %v, %v", again, err)
 		}
@@ -463,7 +463,7 @@ func TestARestThatWasNotSealedIsRefused(t *testing.T) {
 		"text": "secret", "zeros": "\x00\x00\x00", "a list": `["secret"]`, "a name": `{"stan":"c2VjcmV0"}`, "not base64": `{"14":"secret!"}`,
 		"a PAN": `{"2":"NDExMQ=="}`, "a track": `{"35":"NDExMQ=="}`, "a PIN block": `{"52":"NDExMQ=="}`, "a MAC": `{"128":"NDExMQ=="}`,
 	} {
-		if m, err := messages.NewAdvice(request(t).Original(), pan(t), []byte(rest)); err == nil || m != nil || strings.Contains(err.Error(), "secret") {
+		if m, err := codec(t, "iso87-ascii").NewAdvice(request(t).Original(), pan(t), []byte(rest)); err == nil || m != nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, %v", name, m, err)
 		}
 	}
@@ -486,7 +486,7 @@ func FuzzRest(f *testing.F) {
 			}
 			return
 		}
-		again, err := messages.NewAdvice(m.Original(), card.PAN{}, rest)
+		again, err := codec(t, "iso87-ascii").NewAdvice(m.Original(), card.PAN{}, rest)
 		if err != nil || again.Reveal(messages.AdditionalData) != string(private) {
 			t.Fatalf("got %v, %v", again, err)
 		}
@@ -508,7 +508,7 @@ func FuzzNewAdvice(f *testing.F) {
 	}
 	plain, number := request(f).Original(), pan(f)
 	f.Fuzz(func(t *testing.T, rest []byte) {
-		m, err := messages.NewAdvice(plain, number, rest)
+		m, err := codec(t, "iso87-ascii").NewAdvice(plain, number, rest)
 		if err != nil {
 			return
 		}
@@ -540,8 +540,8 @@ func FuzzKept(f *testing.F) {
 		if err := json.Unmarshal([]byte(text), &original); err != nil {
 			t.Errorf("a reply that is no original: %v", err)
 		}
-		_ = codec(t, "iso87-ascii").NewReversal(original, card.PAN{}, "", "")
-		_, _ = messages.NewAdvice(original, card.PAN{}, nil)
+		_ = undo(t, codec(t, "iso87-ascii"), original, card.PAN{}, "", "")
+		_, _ = codec(t, "iso87-ascii").NewAdvice(original, card.PAN{}, nil)
 	})
 }
 

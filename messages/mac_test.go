@@ -12,7 +12,7 @@ func TestAMACIsMadeOverAllBeforeIt(t *testing.T) {
 	dialect := *codec(t, "iso87-binary").Dialect()
 	dialect.MAC = specs.MAC{Place: specs.MACLast}
 	c := messages.NewCodec(&dialect)
-	m := codec(t, "iso87-binary").NewReversal(request(t).Original(), pan(t), "", "")
+	m := undo(t, codec(t, "iso87-binary"), request(t).Original(), pan(t), "", "")
 	m.SetSensitive(messages.MAC2, "12345678")
 	whole, err := c.Encode(m)
 	if err != nil {

@@ -22,6 +22,7 @@ type Message struct {
 	asked    []byte         // the header of the request that this answers
 	rejected string         // the code with which a network returned the message
 	wide     bool           // it came with a second bit map that announces nothing, or with bit 1 of one of a fixed extent
+	source   *specs.Dialect // of the message that this one was carried from: what it hides stays hidden
 	dialect  *specs.Dialect // that it was read in or is made for; nil if that is not known
 }
 

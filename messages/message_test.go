@@ -102,7 +102,7 @@ func TestAnAnswerHasTheKeyOfItsRequestAndNoOther(t *testing.T) {
 	change("an advice", func(m *messages.Message) { m.MTI = "0120" })
 	change("no STAN", func(m *messages.Message) { m.Delete(messages.STAN) })
 
-	repeat := codec(t, "iso87-ascii").NewReversal(m.Original(), pan(t), "", "")
+	repeat := undo(t, codec(t, "iso87-ascii"), m.Original(), pan(t), "", "")
 	first, _ := c.Key(repeat)
 	repeat.MTI = repeat.MTI.Repeat()
 	if again, _ := c.Key(repeat); again != first {
@@ -260,7 +260,7 @@ func TestAReversalNamesItsOriginal(t *testing.T) {
 	if err := json.Unmarshal(text, &original); err != nil {
 		t.Fatal(err)
 	}
-	reversal := codec(t, "iso87-ascii").NewReversal(original, pan(t), "A1B2C3", "")
+	reversal := undo(t, codec(t, "iso87-ascii"), original, pan(t), "A1B2C3", "")
 	if got, want := reversal.Get(messages.OriginalData), "010000004211231200590000001234500000000000"; got != want {
 		t.Errorf("DE 90: got %s, want %s", got, want)
 	}
@@ -407,6 +407,16 @@ func forUpstream(t testing.TB, request, answer *messages.Message) *messages.Mess
 		time.Date(2026, 11, 23, 12, 1, 0, 0, time.UTC))
 	if len(lost) > 0 {
 		t.Errorf("lost %v", lost)
+	}
+	return m
+}
+
+// undo is the reversal of an original, which its dialect can say.
+func undo(t testing.TB, c *messages.Codec, o messages.Original, pan card.PAN, authorizationID, replacement string) *messages.Message {
+	t.Helper()
+	m, err := c.NewReversal(o, pan, authorizationID, replacement)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return m
 }

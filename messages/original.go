@@ -11,8 +11,11 @@ import (
 
 // NewReversal builds the reversal that undoes a request as it was sent, whole or down to a replacement amount ("" for whole). It has STAN and
 // DE 7 of the request, so that a processor finds it by either the original data elements or its own. authorizationID is DE 38 of the answer,
-// "" if there was none.
-func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) *Message {
+// "" if there was none. Its error is a *FormatError: a part is to be undone, and the dialect has none.
+func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) (*Message, error) {
+	if replacement != "" && !c.TakesParts() {
+		return nil, &FormatError{c.replacementElement(), "cannot be said: the dialect undoes only the whole"}
+	}
 	own, _ := c.dialect.OwnMTI(c.dialect.Reversal.Type)
 	m := New(MTI(own))
 	m.dialect = c.dialect
@@ -26,7 +29,7 @@ func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replaceme
 	c.setFunctionCode(m)
 	c.Name(m, o)
 	c.setReplacement(m, replacement)
-	return m
+	return m, nil
 }
 
 // originalDataOf is the element that names a message's original.
@@ -66,8 +69,9 @@ func zeros(value string, width int) string {
 }
 
 // NewAdvice builds an advice again from what was kept of it.
-func NewAdvice(o Original, pan card.PAN, rest []byte) (*Message, error) {
+func (c *Codec) NewAdvice(o Original, pan card.PAN, rest []byte) (*Message, error) {
 	m := New(o.MTI.First())
+	m.dialect = c.dialect
 	for e, value := range o.values {
 		m.SetSensitive(e, value) // DE 56 of 1993 is kept
 	}

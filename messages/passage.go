@@ -1,6 +1,7 @@
 package messages
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ func NewPassage(from, to *Codec) Passage { return Passage{from.dialect, to.diale
 // otherwise93 are the elements that mean something else in ISO 8583:1993 than in 1987, so that they cannot go as they are.
 var otherwise93 = func() map[Element]bool {
 	elements := map[Element]bool{LocalTime: true, LocalDate: true, SettlementDate: true, POSEntryMode: true, FunctionCode: true,
-		POSConditionCode: true, 26: true, 46: true, SecurityControl: true, 65: true, 66: true, 71: true, 72: true}
+		POSConditionCode: true, 26: true, 46: true, SecurityControl: true, 59: true, 65: true, 66: true, NetworkManagement: true, 71: true, 72: true}
 	for e := Element(28); e <= 31; e++ {
 		elements[e] = true
 	}
@@ -40,7 +41,7 @@ var otherwise93 = func() map[Element]bool {
 // elements go as they are, if both have them in one layout.
 func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Element) {
 	carried = New(m.MTI)
-	carried.dialect = p.to
+	carried.dialect, carried.source = p.to, p.from
 	timed := p.carryTime(m, carried, at)
 	for _, entry := range m.elements {
 		e := entry.element
@@ -50,7 +51,7 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 		case p.isTime(e):
 			lost = append(lost, e)
 			continue
-		case e == FunctionCode && p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard:
+		case e == FunctionCode && p.isSaid(string(entry.value)):
 			continue // the MTI and the amounts say it
 		}
 		value, can := p.value(m, e, string(entry.value))
@@ -64,6 +65,13 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 		(&Codec{p.to}).setFunctionCode(carried)
 	}
 	return carried, lost
+}
+
+// isSaid reports whether a function code of 1993 is one that the MTI and the amounts of 1987 say too: an original request, of a known or an
+// estimated amount; a request that was authorized before; a reversal, whole or in part. Others ask for something else: an inquiry, say.
+func (p Passage) isSaid(code string) bool {
+	return p.from.Standard == specs.ISO93 && p.to.Standard != p.from.Standard &&
+		slices.Contains([]string{"100", "101", "200", "201", "202", "400", partialReversal93}, code)
 }
 
 // value is an element's value in the other dialect, and whether it can be carried.
@@ -162,14 +170,8 @@ func (p Passage) carryTime(m, carried *Message, at time.Time) bool {
 	case p.from.Standard == p.to.Standard:
 		return true
 	case p.to.Standard == specs.ISO93:
-		if len(time12) != 6 {
-			return false
-		}
-		if len(date13) != 4 {
-			date13 = at.UTC().Format("0102")
-		}
-		year, is := yearOf(date13, at)
-		return is && p.putTime(carried, LocalTime, year+date13+time12)
+		on, is := nearest(date13, time12, at)
+		return is && p.putTime(carried, LocalTime, on)
 	case len(time12) == 12:
 		return p.putTime(carried, LocalTime, time12[6:]) && p.putTime(carried, LocalDate, time12[2:6])
 	}
@@ -186,19 +188,28 @@ func (p Passage) putTime(carried *Message, e Element, value string) bool {
 	return true
 }
 
-// yearOf is the year, in two digits, that brings MMDD nearest to a time.
-func yearOf(date string, at time.Time) (string, bool) {
-	best, distance := "", time.Duration(0)
-	for _, year := range []int{at.Year() - 1, at.Year(), at.Year() + 1} {
-		on, err := time.Parse("20060102", at.AddDate(year-at.Year(), 0, 0).Format("2006")+date)
-		if err != nil {
-			continue // 29 February
+// nearest is DE 12 of 1993 for DE 13 and DE 12 of 1987: in the year that brings them nearest to a time or, without DE 13, on the day that does.
+// It is false if they are no date or no time.
+func nearest(date13, time12 string, at time.Time) (string, bool) {
+	at = at.UTC()
+	var days []string
+	if date13 == "" {
+		for days13 := -1; days13 <= 1; days13++ {
+			days = append(days, at.AddDate(0, 0, days13).Format("20060102"))
 		}
-		if d := on.Sub(at).Abs(); best == "" || d < distance {
-			best, distance = on.Format("06"), d
+	} else {
+		for year := at.Year() - 1; year <= at.Year()+1; year++ {
+			days = append(days, fmt.Sprintf("%04d", year)+date13)
 		}
 	}
-	return best, best != ""
+	var best time.Time
+	for _, day := range days {
+		on, err := time.Parse("20060102150405", day+time12)
+		if err == nil && (best.IsZero() || on.Sub(at).Abs() < best.Sub(at).Abs()) { // 29 February is not in each year
+			best = on
+		}
+	}
+	return best.Format(localTime93), !best.IsZero()
 }
 
 // code is a response code in the other party's words. An approval stays one, and nothing else becomes one, whatever the lists of the two say.
@@ -207,6 +218,9 @@ func (p Passage) code(code string) (own string, same bool) {
 	said, known := p.from.ISO87Code(code)
 	if known {
 		own, same = p.to.Code(said)
+		if theirs, listed := p.to.ResponseCodes[code]; listed && theirs == said && p.from.Standard == p.to.Standard {
+			own = code // of several that say the same
+		}
 	}
 	approved := p.from.Approves(code)
 	switch {
@@ -214,6 +228,8 @@ func (p Passage) code(code string) (own string, same bool) {
 		return own, true
 	case approved && p.from.ApprovesPartially(code) && len(p.to.Partial) > 0:
 		return p.to.Partial[0], false
+	case approved && p.from.ApprovesPartially(code):
+		return p.to.Answers.Unknown, false // never the whole: see TellsParts
 	case approved:
 		return p.to.Approving[0], false
 	case p.to.Answers.Declined != "":
@@ -241,14 +257,14 @@ func (c *Codec) setFunctionCode(m *Message) {
 func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (*Message, error) {
 	m, lost := p.Carry(request, at)
 	for _, e := range lost {
-		if !slices.Contains(p.to.Dropped, int(e)) {
+		if !p.drops(e) {
 			m.Clear()
 			return nil, &FormatError{e, "cannot be carried into the processor's dialect"}
 		}
 	}
-	if p.from.Name != p.to.Name {
-		for _, number := range p.to.Dropped {
-			m.Delete(Element(number))
+	for _, number := range p.to.Dropped {
+		if e := Element(number); p.drops(e) && p.from.Name != p.to.Name {
+			m.Delete(e)
 		}
 	}
 	m.MTI = m.MTI.First()
@@ -264,19 +280,35 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 	return m, nil
 }
 
+// drops reports whether an element is one that the other party is not sent, and nobody misses. The list has the numbers of ISO 8583:1987: what
+// means something else in 1993 is not in it.
+func (p Passage) drops(e Element) bool {
+	return slices.Contains(p.to.Dropped, int(e)) && (p.from.Standard == specs.ISO87 || !otherwise93[e])
+}
+
+// TellsParts reports whether the one who asks can be told that less was approved than it asked for.
+func (p Passage) TellsParts() bool { return len(p.from.Partial) > 0 }
+
 // transmissionTime is the form of DE 7, MMDDhhmmss.
 const transmissionTime = "0102150405"
 
 // SameContent reports whether an upstream's request asks for the same as an original that was sent for it, but for numbers and the mark of a
 // repeat. If partly, what the original does not have is not compared: of a record that an older version wrote. The card is not part of it.
 func (p Passage) SameContent(original Original, request *Message, partly bool, at time.Time) bool {
+	if e := (&Codec{p.from}).originalDataOf(); request.Has(e) { // what it names is named anew, by numbers
+		request = request.Clone()
+		defer request.Clear()
+		request.Delete(e)
+	}
 	m, err := p.ForProcessor(request, Numbers{}, at)
 	if err != nil {
 		return false // what was sent could be carried
 	}
 	defer m.Clear()
-	if !request.Has(LocalTime) {
-		m.Set(LocalTime, original.Get(LocalTime)) // ours, if there is one
+	// A time that the upstream did not give whole was completed by the clock of then.
+	sent, asked := original.Get(LocalTime), request.Get(LocalTime)
+	if asked == "" || p.from.Standard != p.to.Standard && !request.Has(LocalDate) && strings.HasSuffix(sent, asked) {
+		m.Set(LocalTime, sent)
 	}
 	return original.SameContent(m.Original(), partly)
 }
@@ -288,6 +320,7 @@ func (p Passage) ForUpstream(request, answer *Message, at time.Time) (told *Mess
 	said, lost := p.Carry(answer, at)
 	defer said.Clear()
 	told = NewAnswer(request, said.Get(ResponseCode))
+	told.source = p.from
 	for _, entry := range said.elements {
 		switch e := entry.element; {
 		case e == TransmissionTime, e == STAN, e == AcquirerID, e == ForwarderID, e == PAN, e == Track2,

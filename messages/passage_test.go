@@ -143,8 +143,8 @@ func TestAReversalNamesItsOriginalAsTheProcessorKnowsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := codec(t, "iso93-binary")
-	whole := c.NewReversal(sent.Original(), pan(t), "A1B2C3", "")
-	part := c.NewReversal(sent.Original(), pan(t), "A1B2C3", "000000002345")
+	whole := undo(t, c, sent.Original(), pan(t), "A1B2C3", "")
+	part := undo(t, c, sent.Original(), pan(t), "A1B2C3", "000000002345")
 	for _, reversal := range []*messages.Message{whole, part} {
 		if got, want := reversal.Reveal(56), "1100900001261123130059"+"0512345"; got != want {
 			t.Errorf("DE 56: got %s, want %s", got, want)

@@ -15,7 +15,7 @@ func TestChipPINDataIsStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := messages.NewAdvice(messages.New("0220").Original(), m.PAN(), rest)
+	back, err := codec(t, "iso87-ascii").NewAdvice(messages.New("0220").Original(), m.PAN(), rest)
 	if err != nil {
 		t.Fatal(err)
 	}

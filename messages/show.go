@@ -69,6 +69,9 @@ func (m *Message) mask(e entry, isBytes bool) (string, bool) {
 
 // maskOf is how the dialect masks an element.
 func (m *Message) maskOf(e Element) specs.Mask {
+	if m.source != nil && m.source.Masks()[int(e)] == specs.MaskHidden && (m.dialect == nil || m.source.Standard == m.dialect.Standard || !otherwise93[e]) {
+		return specs.MaskHidden
+	}
 	if m.dialect == nil {
 		return ""
 	}

@@ -297,7 +297,10 @@ func (p *Processor) compose(d Demand) (*messages.Message, error) {
 	}
 	request.MTI = messages.AuthorizationRequest
 	p.reader.set(request, messages.FunctionCode, p.reader.functionCode(request.MTI))
-	reversal := p.cfg.Codec.NewReversal(request.Original(), pan, "", "")
+	reversal, err := p.cfg.Codec.NewReversal(request.Original(), pan, "", "")
+	if err != nil {
+		return nil, err
+	}
 	reversal.MTI = messages.ReversalAdvice
 	p.reader.set(reversal, messages.FunctionCode, p.reader.functionCode(reversal.MTI))
 	return reversal, nil

@@ -295,7 +295,10 @@ func (e *errand) reverse(ctx context.Context, approval reply, replacement int64)
 	if e.believe(BelievesNone, 0); replacement > 0 {
 		e.believe(BelievesApproved, replacement)
 	}
-	m := e.reversal(e.request, Request{MTI: e.plan.reversal, AuthorizationID: approval.authorizationID, Replacement: replacement}, time.Now().UTC())
+	m, err := e.reversal(e.request, Request{MTI: e.plan.reversal, AuthorizationID: approval.authorizationID, Replacement: replacement}, time.Now().UTC())
+	if err != nil {
+		return err
+	}
 	defer m.Clear()
 	return e.insist(ctx, m, func(r reply) bool {
 		state := e.reversed(r, approval)

@@ -77,7 +77,7 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	if r.MTI.Class() == messages.Reversal {
 		m.MTI = messages.MTI(byDefault(string(r.OriginalMTI), string(messages.AuthorizationRequest)))
 		u.reader.set(m, messages.FunctionCode, u.reader.functionCode(m.MTI))
-		return u.reversal(m, r, now), nil
+		return u.reversal(m, r, now)
 	}
 	u.reader.set(m, messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
@@ -131,12 +131,15 @@ func lastOn(sent string, now time.Time) time.Time {
 }
 
 // reversal undoes a request, whole, or so that the replacement remains.
-func (u *Upstream) reversal(request *messages.Message, r Request, now time.Time) *messages.Message {
+func (u *Upstream) reversal(request *messages.Message, r Request, now time.Time) (*messages.Message, error) {
 	replacement := ""
 	if r.Replacement > 0 {
 		replacement = fmt.Sprintf("%012d", r.Replacement)
 	}
-	reversal := u.cfg.Codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
+	reversal, err := u.cfg.Codec.NewReversal(request.Original(), request.PAN(), r.AuthorizationID, replacement)
+	if err != nil {
+		return nil, err
+	}
 	reversal.MTI = r.MTI
 	if reversal.Get(messages.FunctionCode) != function93Part {
 		u.reader.set(reversal, messages.FunctionCode, u.reader.functionCode(r.MTI))
@@ -145,7 +148,7 @@ func (u *Upstream) reversal(request *messages.Message, r Request, now time.Time)
 		reversal.Set(messages.STAN, u.numbers(Request{}, now).STAN)
 		reversal.Set(messages.TransmissionTime, now.Format(transmissionTime))
 	}
-	return reversal
+	return reversal, nil
 }
 
 // numbers gives a request its STAN, one after the other, and an RRN of the year's last digit, day, hour and STAN (DE 37).

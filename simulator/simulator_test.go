@@ -153,7 +153,7 @@ func (p *peer) request(digits string, amount int64) *messages.Message {
 }
 
 func (p *peer) reversal(of *messages.Message) *messages.Message {
-	return p.codec.NewReversal(of.Original(), of.PAN(), "", "")
+	return undo(p.t, p.codec, of.Original(), of.PAN(), "", "")
 }
 
 func (p *peer) send(m *messages.Message) {
@@ -230,3 +230,13 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 func newReader(conn net.Conn) *bufio.Reader { return bufio.NewReader(conn) }
 
 func sprint(m *messages.Message) string { return fmt.Sprint(m) }
+
+// undo is the reversal of an original, which its dialect can say.
+func undo(t testing.TB, c *messages.Codec, o messages.Original, pan card.PAN, authorizationID, replacement string) *messages.Message {
+	t.Helper()
+	m, err := c.NewReversal(o, pan, authorizationID, replacement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}

@@ -56,7 +56,8 @@ type Dialect struct {
 	// FunctionCodes are DE 24 of requests that this party is sent, by MTI (ISO 8583:1993).
 	FunctionCodes map[string]string `yaml:"function_codes,omitempty"`
 
-	// Dropped are elements that this party is not sent from messages of another dialect: they are forwarded without them.
+	// Dropped are elements, by their numbers in ISO 8583:1987, that this party is not sent from messages of another dialect: they are
+	// forwarded without them.
 	Dropped []int `yaml:"dropped,omitempty"`
 
 	// Sensitive are elements that are masked beyond those that always are, or, of the private ones, less than usual.
@@ -285,6 +286,7 @@ type Answers struct {
 	PINUntranslatable string `yaml:"pin_untranslatable"` // the PIN block does not decipher to a PIN block
 	Duplicate         string `yaml:"duplicate"`          // the key was seen before, with other content
 	OriginalNotFound  string `yaml:"original_not_found"` // the original of a reversal is not on record
+	Accepted          string `yaml:"accepted,omitempty"` // of an advice; default what acknowledges a reversal
 	Declined          string `yaml:"declined,omitempty"` // the processor declined with a code that this party has none for; default 05's
 }
 
@@ -352,6 +354,9 @@ func Parse(text []byte) (*Dialect, error) {
 	}
 	if faults := d.lint(); len(faults) > 0 {
 		return nil, errors.Join(faults...)
+	}
+	if d.Answers.Accepted == "" {
+		d.Answers.Accepted = d.Reversal.Acknowledged[0]
 	}
 	if d.Identity == nil {
 		d.Identity = []int{7, 11, 41}

@@ -486,7 +486,7 @@ func (l *linter) lintProtection() {
 // additional, reserved and private elements, in which hosts are known to put any of these.
 func CardData(number int) bool {
 	switch number {
-	case 2, 14, 34, 35, 36, 45, 46, 47, 48, 52, 53, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 96:
+	case 2, 14, 34, 35, 36, 45, 46, 47, 48, 52, 53, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 72, 96:
 		return true
 	}
 	return number >= 102
