@@ -377,3 +377,31 @@ func TestValuesWithoutAWordAreNamed(t *testing.T) {
 		}
 	}
 }
+
+func TestALocalTimeThatCannotBeCarriedIsNamed(t *testing.T) {
+	p := messages.NewPassage(codec(t, "iso87-ascii"), edition93(t))
+	for _, test := range []struct {
+		time, date string
+		lost       []messages.Element
+	}{
+		{"120059", "1123", nil},
+		{"120059", "", nil},
+		{"", "1123", []messages.Element{messages.LocalDate}},
+		{"120059", "9999", []messages.Element{messages.LocalTime, messages.LocalDate}},
+	} {
+		m := messages.New(messages.AuthorizationRequest)
+		m.Set(messages.LocalTime, test.time)
+		m.Set(messages.LocalDate, test.date)
+		if carried, lost := p.Carry(m, noon); !slices.Equal(lost, test.lost) || (lost == nil) != carried.Has(messages.LocalTime) {
+			t.Errorf("%q of %q: lost %v, carried %v", test.time, test.date, lost, carried)
+		}
+	}
+}
+
+func TestACodeThatDoesNotFitHasNoWord(t *testing.T) {
+	letters := parsed(t, replaced(t, `retry: ["68",`, `retry: ["N7", "68",`))
+	digits := parsed(t, replaced(t, "name: iso87-ascii", "name: digits", "  39: { type: String, length: 2, enc: Text,", "  39: { type: String, length: 2, enc: Digits,"))
+	if got := messages.NewPassage(letters, digits).Losses().Codes; !slices.Equal(got, []messages.Substitute{{Code: "N7", Becomes: "05"}}) {
+		t.Errorf("got %v", got)
+	}
+}

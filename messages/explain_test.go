@@ -71,6 +71,8 @@ func TestAMessageIsExplained(t *testing.T) {
 			false, []string{"DE 3 is missing", "DE 4 is missing", "DE 7 is missing", "DE 11 is missing", "DE 41 is missing", "DE 49 is missing", "DE 2 is missing",
 				"DE 44 is not allowed in this message, at byte 39", "DE 23 is missing, with DE 22 as it is",
 				"DE 55 is not BER-TLV, at byte 43", "DE 64 is not the last element, as a MAC is, at byte 49"}},
+		{"a MAC before what could not be read", tlv, "0800" + "8220000000000001" + "0400000000000000" + "1123120059" + "000042" + "0123456789ABCDEF" + "3X1", false,
+			[]string{"DE 70 has a character that its kind does not allow, at byte 68: expected 3 digits in Digits", "DE 64 is not the last element, as a MAC is, at byte 52"}},
 		{"a frame that is too short", framed, "\x00\x3A" + echo, true, []string{
 			"MTI does not stand in a frame of the dialect's: it ends before the length says, at byte 57: expected binary-2 length that counts itself, at most 200 bytes, trailer 03"}},
 		{"another trailer", framed, "\x00\x39" + echo + "\x04", true, []string{

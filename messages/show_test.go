@@ -16,13 +16,15 @@ func TestValuesAreShownAsTheDialectHasThem(t *testing.T) {
 		"  64: { type: Binary, length: 8, enc: HexText,", "  64: { type: String, length: 16, enc: Text,",
 		"  60: { type: String, length: 999, enc: Text,", "  60: { type: String, length: 999, enc: Raw,",
 		"  61: { type: String, length: 999, enc: Text, prefix: ASCII.LLL", "  61: { type: Binary, length: 999, enc: Binary, prefix: ASCII.LLL",
-		"echoed:", "sensitive: { 60: pans }\nechoed:"))
+		"echoed:", "sensitive: { 60: pans, 62: pans }\nechoed:",
+		`"0100": {`, `"0100": { fields: { 62: { type: Binary, length: 9, enc: Binary, prefix: ASCII.L, description: x } },`))
 	m := messages.New(messages.AuthorizationRequest)
 	m.Set(messages.MerchantName, "Caf\xe9 4111111111111111")
 	m.SetSensitive(messages.AdditionalResponse, "12\x00")
 	m.SetSensitive(messages.MAC, "0123456789ABCDEF")
 	m.SetSensitive(60, "\x1b[2J 4111111111111111")
 	m.SetSensitive(61, "\x41\x11\x11\x11\x11\x11\x11\x11")
+	m.SetSensitive(62, "\x41\x11\x11\x11\x11\x11\x11\x11")
 	m.Set(messages.ResponseCode, "00")
 	body, err := c.Encode(m)
 	if err != nil {
@@ -39,12 +41,12 @@ func TestValuesAreShownAsTheDialectHasThem(t *testing.T) {
 		return text
 	}
 	const masked = "436166E9203431313131312A2A2A2A2A2A31313131" // Café 411111******1111
-	want := "39 00 false\n43 " + masked + " true\n44 313200 true\n60 1B5B324A203431313131312A2A2A2A2A2A31313131 true\n61 **** (8) false\n64 **** (16) false\n"
+	want := "39 00 false\n43 " + masked + " true\n44 313200 true\n60 1B5B324A203431313131312A2A2A2A2A2A31313131 true\n61 **** (8) false\n62 **** (8) false\n64 **** (16) false\n"
 	if got := show(m.Describe()); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	want = "39 00 false\n43 436166E92034313131313131313131313131313131 true\n44 313200 true\n" +
-		"60 1B5B324A2034313131313131313131313131313131 true\n61 4111111111111111 true\n64 0123456789ABCDEF false\n"
+		"60 1B5B324A2034313131313131313131313131313131 true\n61 4111111111111111 true\n62 4111111111111111 true\n64 0123456789ABCDEF false\n"
 	if got := show(m.DescribeUnsafe()); got != want {
 		t.Errorf("in clear: got\n%swant\n%s", got, want)
 	}
