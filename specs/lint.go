@@ -255,7 +255,7 @@ func (l *linter) lintValues() {
 			l.fault(at, "missing")
 		}
 		for own, said := range values {
-			if own == "" || said == "" || len(own) > f.Length || f.IsFixed() && len(own) != f.Length {
+			if own == "" || said == "" || !l.takes(f, own) {
 				l.fault(at+"."+own, "%q does not fit the field, or says nothing", own)
 			}
 		}

@@ -135,6 +135,15 @@ var badLines = []badLine{
 	{name: "dropped fields that are none", changes: []string{echoedLine, echoedLine + "\ndropped: [65]"}, want: []string{"dropped: field 65 is not in fields"}},
 	{name: "a transaction without its amount", changes: []string{echoedLine, echoedLine + "\ndropped: [4]"}, want: []string{"dropped: field 4 is one that a transaction"}},
 
+	{name: "values of a field that is none", changes: []string{echoedLine, echoedLine + "\nvalues: { 65: { \"1\": \"1\" } }"}, more: true, want: []string{"values.65: field 65 is not in fields"}},
+	{name: "values of an amount", changes: []string{echoedLine, echoedLine + "\nvalues: { 4: { \"000000000001\": \"000000000001\" } }"}, want: []string{"values.4: is one that all parties"}},
+	{name: "values of what is dropped", changes: []string{echoedLine, echoedLine + "\ndropped: [22]\nvalues: { 22: { \"051\": \"051\" } }"}, want: []string{"values.22: is dropped"}},
+	{name: "values of bytes", changes: []string{echoedLine, echoedLine + "\nvalues: { 55: { \"1\": \"1\" } }"}, want: []string{"values.55: is of text"}},
+	{name: "no values", changes: []string{echoedLine, echoedLine + "\nvalues: { 22: {} }"}, want: []string{"values.22: missing"}},
+	{name: "a value of another length", changes: []string{echoedLine, echoedLine + "\nvalues: { 22: { \"0510\": \"051\" } }"}, want: []string{`values.22.0510: "0510" does not fit`}},
+	{name: "a value of other characters", changes: []string{echoedLine, echoedLine + "\nvalues: { 22: { \"05A\": \"051\" } }"}, want: []string{`values.22.05A: "05A" does not fit`}},
+	{name: "a value that says nothing", changes: []string{echoedLine, echoedLine + "\nvalues: { 22: { \"051\": \"\" } }"}, want: []string{`values.22.051: "051" does not fit`}},
+
 	{name: "a dialogue of no type", changes: []string{`type: "0800"`, `type: "800"`}, want: []string{"network_management.type: is not an MTI"}},
 	{name: "a dialogue in a field that is none", changes: []string{"element: 70", "element: 65"}, want: []string{"network_management.element: field 65"}},
 	{name: "a code that does not fit its field", changes: []string{`sign_on: "001"`, `sign_on: "1"`}, want: []string{`network_management.sign_on: "1" does not fit field 70`}},
