@@ -198,7 +198,7 @@ func TestTheRepeatOfACompletionIsTheSameInAnotherDialect(t *testing.T) {
 				approval := w.dialect.Dialect().Approving[0]
 				w.bank.answer = func(*messages.Message) (string, error) { return approval, nil }
 				upstream := &acquirer.Upstream{Name: "pos", PINKey: "zpk-pos", Codec: changed(t, dialects[0])}
-				accepted := upstream.Codec.Dialect().Reversal.Acknowledged[0]
+				accepted := upstream.Codec.Dialect().Answers.Accepted
 				edition := func(req acquirer.Request) acquirer.Request {
 					req.Upstream = upstream
 					if upstream.Codec.Dialect().Standard == specs.ISO93 {
