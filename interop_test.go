@@ -43,19 +43,12 @@ func TestInterop(t *testing.T) {
 	for _, port := range processor.await("listening", nil).Ports {
 		links = append(links, fmt.Sprintf("127.0.0.1:%d", port))
 	}
+	// Each processor is a dialect file. This one's differs from a built-in one in three encodings.
 	stage, err := simulator.NewStage(ctx, simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"), Daemon: binary, Links: links,
-		ReplyTimeout: 4 * time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, EchoInterval: time.Second, InFlight: 16})
+		ProcessorDialect: foreignDialect(t, t.TempDir()), ReplyTimeout: 4 * time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, EchoInterval: time.Second, InFlight: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A stage takes the usual ports if it can. Another one of the same moment would have them too, and its health be taken for this one's.
-	for _, address := range []*string{&stage.Upstream, &stage.Operations} {
-		own := freePort(t)
-		rewrite(t, stage.Config, *address, own)
-		*address = own
-	}
-	// Each processor is a dialect file. This one's differs from a built-in one in three encodings.
-	rewrite(t, stage.Config, "dialect: iso87-ascii", "dialect: "+foreignDialect(t, stage.Dir))
 	if err := stage.Start(ctx, true); err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ var (
 )
 
 // TestSimulation runs the real doors, switch, journal, forwarder and links between several upstreams that do their duty and a simulated
-// processor that loses, delays, duplicates, reorders and garbles, cuts answers at each byte, stops reading, drops links and is restarted.
+// processor that loses, delays, duplicates, reorders and garbles, cuts answers at each byte, stops reading, demands, drops links and is restarted.
 // HSM and journal fail; the daemon stops dead at random moments and recovers. All of it in fake time. At rest, the processor's ledger, the
 // upstreams' book and the journal must agree: the holds are exactly the approvals that the upstreams know.
 //
@@ -138,7 +138,7 @@ func simulate(t *testing.T, seed uint64) simulated {
 	}
 	processor, err := simulator.NewProcessor(simulator.ProcessorConfig{Codec: codecOf(t, "iso87-ascii"), Faults: simulator.Faults{Seed: seed,
 		Lost: .02, Late: .01, Delay: .1, MaxDelay: 25 * time.Second, Silence: .03, Drop: .01, Close: .01, Duplicate: .03, Reorder: .05,
-		Garble: .02, NoSTAN: .01, OtherLink: .05, CutAnswer: .01, Stall: .005}})
+		Garble: .02, NoSTAN: .01, OtherLink: .05, CutAnswer: .01, Stall: .005, Demand: .02}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,6 +196,9 @@ func simulate(t *testing.T, seed uint64) simulated {
 	}
 	for _, line := range result.Transcript() {
 		t.Log(line)
+	}
+	if counts := processor.Ledger().Counts(); counts.DemandsAnswered == 0 {
+		t.Errorf("none of what the processor demanded was answered: %+v", counts)
 	}
 	if result.Transactions < simulatedUpstreams*simulatedRequests/5 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
 		result.Advices == 0 || result.DuplicatesAnswered == 0 {
