@@ -20,8 +20,8 @@ type Demand string
 const (
 	DemandEcho      Demand = "echo"
 	DemandSignOn    Demand = "sign-on"
-	DemandSignOff   Demand = "sign-off" // and a sign-on after it, if the link stays
-	DemandCutover   Demand = "cutover"
+	DemandSignOff   Demand = "sign-off"   // and a sign-on after it, if the link stays
+	DemandCutover   Demand = "cutover"    // to tomorrow's business date
 	DemandKeyChange Demand = "key-change" // with the key of the configuration
 	DemandAdvice    Demand = "advice"     // 0120
 	DemandReversal  Demand = "reversal"   // 0420
@@ -281,8 +281,15 @@ func (p *Processor) compose(d Demand) (*messages.Message, error) {
 	p.mu.Unlock()
 	if part := dialogueOf(d); part != "" {
 		m := demand(p.cfg.Codec, part, now, stan)
-		if d == DemandKeyChange {
+		switch d {
+		case DemandKeyChange:
 			p.setNewKey(m)
+		case DemandCutover: // to the next day, by name
+			tomorrow := now.AddDate(0, 0, 1).Format("060102")
+			if f, has := p.reader.Field(p.reader.WireMTI(string(m.MTI)), int(messages.SettlementDate)); has && f.Length <= len(tomorrow) {
+				m.Set(messages.SettlementDate, tomorrow[len(tomorrow)-f.Length:]) // MMDD, or YYMMDD in 1993
+			}
+		case DemandEcho, DemandSignOn, DemandSignOff, DemandAdvice, DemandReversal:
 		}
 		return m, nil
 	}

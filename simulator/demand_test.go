@@ -65,6 +65,10 @@ func TestAProcessorMakesDemands(t *testing.T) {
 				if want.part == "" {
 					code = d.Reversal.Acknowledged[0]
 				}
+				day := map[specs.Standard]string{specs.ISO87: "0102", specs.ISO93: "000102"}[d.Standard] // a bubble begins on 1 January 2000
+				if got := m.Get(messages.SettlementDate); want.part == messages.Cutover && got != day {
+					t.Errorf("%s: the cutover is to %q, want %q", name, got, day)
+				}
 				if want.part == messages.KeyChange {
 					if got, err := c.NewKey(m); err != nil || !bytes.Equal(got.Cryptogram, newKey.Cryptogram) || !bytes.Equal(got.CheckValue, newKey.CheckValue) {
 						t.Errorf("%s: the key change brings %x, %v", name, got, err)

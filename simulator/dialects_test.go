@@ -127,16 +127,16 @@ func TestADutyIsDoneInEveryFraming(t *testing.T) {
 func dutyIsDone(t *testing.T, c *messages.Codec) {
 	bubble(t, func(t *testing.T) {
 		p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: c, AcceptBeforeSignOn: true, Faults: simulator.Faults{Seed: 1,
-			Lost: .05, Late: .05, Delay: .1, MaxDelay: 20 * time.Second, Silence: .05, Drop: .03, Close: .03, Duplicate: .05, Reorder: .05,
-			Garble: .05, NoSTAN: .03, OtherLink: .05, CutAnswer: .03, Stall: .02, Keepalive: .1}})
+			Lost: .05, Late: .05, Delay: .1, MaxDelay: 20 * time.Second, Silence: .05, Drop: .05, Close: .05, Duplicate: .05, Reorder: .05,
+			Garble: .05, NoSTAN: .05, OtherLink: .05, CutAnswer: .05, Stall: .05, Keepalive: .1}})
 		defer stopProcessor()
-		u, stop := run(t, simulator.UpstreamConfig{Codec: c, ReplyTimeout: 10 * time.Second, Connections: 3, Keepalives: 7 * time.Second}, listener)
+		u, stop := run(t, simulator.UpstreamConfig{Codec: c, ReplyTimeout: 10 * time.Second, Connections: 3, Keepalives: 300 * time.Millisecond}, listener)
 		defer stop()
 		ready(t, u)
 		duty := newDuty(t, simulator.DutyConfig{Upstream: u, Seed: 1, RepeatShare: .5, CancelShare: .2, PartialShare: .2, AdviceShare: .2,
 			RequestShare: .5})
 		done := make(chan struct{})
-		const transactions = 120
+		const transactions = 200 // so many meet each fault, whatever their numbers are
 		for n := range transactions {
 			go func() {
 				defer func() { done <- struct{}{} }()
@@ -200,4 +200,69 @@ func codecWith(t *testing.T, name string, changes ...string) *messages.Codec {
 		t.Fatal(err)
 	}
 	return messages.NewCodec(dialect)
+}
+
+// TestADialectMayHaveNoSignOn has links that carry transactions from their first message on, and a processor whose own codes are others than the
+// daemon's.
+func TestADialectMayHaveNoSignOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		in := codecWith(t, "iso87-ascii", "  sign_on: \"001\"\n", "", "  accepted: [\"00\"]\n", "  accepted: [\"00\"]\n  demands: { echo: \"302\" }\n")
+		p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: in})
+		defer stopProcessor()
+		u, stop := run(t, simulator.UpstreamConfig{Codec: in}, listener)
+		ready(t, u)
+		if entry := do(t, u, simulator.Request{PAN: pan(t, visa), Amount: 1250}); entry.ResponseCode != "00" {
+			t.Errorf("answered %+v", entry)
+		}
+		if err := u.SignOn(t.Context()); err == nil {
+			t.Error("the upstream has signed on")
+		}
+		stop()
+		link := dial(t, in, listener, 0)
+		synctest.Wait() // until the link serves
+		ended := demanding(p, simulator.DemandEcho)
+		echo := link.receive()
+		if got := echo.Get(messages.NetworkManagement); got != "302" {
+			t.Errorf("the processor's echo has the code %q", got)
+		}
+		link.send(messages.NewAnswer(echo, "00"))
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		for code, want := range map[string]string{"301": "00", "302": "12"} { // the daemon's own code, and the processor's
+			if got := link.code(link.network(code)); got != want {
+				t.Errorf("an 0800 with %s is answered %s, want %s", code, got, want)
+			}
+		}
+		if counts := p.Ledger().Counts(); counts.SignOns != 0 || counts.BeforeSignOn != 0 || counts.Echoes != 1 {
+			t.Errorf("the ledger counts %+v", counts)
+		}
+	})
+}
+
+// TestADialectMayTakeNoParts has a processor that takes reversals of the whole alone: an upstream's plan becomes that, and a part is refused.
+func TestADialectMayTakeNoParts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		in := codecWith(t, "iso87-ascii", "replacement: iso87-de95", "replacement: none")
+		p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: in})
+		defer stopProcessor()
+		u, stop := run(t, simulator.UpstreamConfig{Codec: in}, listener)
+		defer stop()
+		ready(t, u)
+		entry, err := newDuty(t, simulator.DutyConfig{Upstream: u, PartialShare: 1}).Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1250})
+		if err != nil || entry.Belief != simulator.BelievesNone || entry.Reversal.Partial || entry.Reversal.State != simulator.DebtAcknowledged {
+			t.Errorf("got %+v, %v", entry, err)
+		}
+		link := signedOn(t, in, listener, 500)
+		request := link.request(visa, 1250)
+		link.ask(request)
+		part := link.reversal(request)
+		part.Set(messages.ReplacementAmounts, "000000000400"+strings.Repeat("0", 30))
+		if got := link.ask(part); got.Get(messages.ResponseCode) != "30" || got.Get(messages.AdditionalResponse) != "095" {
+			t.Errorf("a part is answered %v", got)
+		}
+		if counts := p.Ledger().Counts(); counts.Reversed != 1 || counts.Held != 1 || counts.FormatErrors != 1 {
+			t.Errorf("the ledger counts %+v", counts)
+		}
+	})
 }
