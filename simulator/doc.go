@@ -17,7 +17,8 @@
 // own are, they think in the response codes of ISO 8583:1987, and ledger and book are kept in them.
 //
 // The ledger, the book and the daemon's journal are three accounts of the same money, kept by code that shares nothing but the codec: what
-// a reversal names, and what it leaves, the ledger reads by itself. Compare reads all three: at rest, with a Duty, the ledger's holds are exactly the approvals that the book believes, amounts included.
+// a reversal names, and what it leaves, the ledger reads by itself. Compare reads all three: at rest, with a Duty, the ledger's holds are
+// exactly the approvals that the book believes, amounts included.
 //
 // Everything that is left to chance comes from a seed and a message's own numbers, never from the order in which goroutines run: the
 // same seed and the same messages meet the same faults.

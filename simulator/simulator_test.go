@@ -135,7 +135,11 @@ func (p *peer) number() string {
 }
 
 func (p *peer) network(code string) *messages.Message {
-	return messages.NewNetworkManagement(code, "1123120059", p.number())
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, "1123120059")
+	m.Set(messages.STAN, p.number())
+	m.Set(messages.NetworkManagement, code)
+	return m
 }
 
 // request builds an 0100 over the amount.
