@@ -123,8 +123,13 @@ func undoes(m *messages.Message, row journal.Transaction) *messages.Message {
 	return m
 }
 
+// management is a request of the link dialogue, with its code in DE 70.
 func management(code, stan string) *messages.Message {
-	return messages.NewNetworkManagement(code, "1124101112", stan)
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, "1124101112")
+	m.Set(messages.STAN, stan)
+	m.Set(messages.NetworkManagement, code)
+	return m
 }
 
 func cutover(monthDay, stan string) *messages.Message {

@@ -369,7 +369,7 @@ func TestAHostThatSignsOffIsLeftForTheNextAtOnceAndDrains(t *testing.T) {
 		a := r.exchange(request(1))
 		l, m := last(h, "000001")
 		h.script(func(h *host) { h.handle = nil })
-		l.send(messages.NewNetworkManagement("002", "0102030405", "000777"))
+		l.send(management("002", "0102030405", "000777"))
 		synctest.Wait()
 		wantOn(t, r, h, "b", 2)
 		if got := r.Status()[0]; got.State != InService || got.Host != 1 || got.InFlight != 1 {

@@ -194,7 +194,7 @@ func TestAnyFrameForgivesAMissedEcho(t *testing.T) {
 		h.script(func(h *host) { h.manage = func(*hostLink, *messages.Message) {} })
 		for range 20 {
 			pass(60*time.Second + 12*time.Second) // two missed
-			h.open()[0].send(messages.NewNetworkManagement("301", "0102030405", "000009"))
+			h.open()[0].send(management("301", "0102030405", "000009"))
 			synctest.Wait()
 		}
 		r.wantStates(InService)
@@ -227,7 +227,7 @@ func TestTheProcessorsOwnRequestsAreAnswered(t *testing.T) {
 	inBubble(t, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host) {
 		l := h.open()[0]
 		for _, code := range []string{"301", "001"} {
-			l.send(messages.NewNetworkManagement(code, "0102030405", "000777"))
+			l.send(management(code, "0102030405", "000777"))
 			synctest.Wait()
 			l.mu.Lock()
 			answer := l.received[len(l.received)-1]
@@ -237,7 +237,7 @@ func TestTheProcessorsOwnRequestsAreAnswered(t *testing.T) {
 			}
 		}
 		// Others are the callback's: a key change, a reversal of the processor's …
-		l.send(messages.NewNetworkManagement("161", "0102030405", "000778"))
+		l.send(management("161", "0102030405", "000778"))
 		l.send(requestOf("0420", 779))
 		l.send(messages.New("0600"))
 		synctest.Wait()
@@ -283,7 +283,7 @@ func TestTheProcessorsRequestIsAnsweredWhileWeSignOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, "iso87-ascii")
 		h.manage = func(l *hostLink, m *messages.Message) {
-			l.send(messages.NewNetworkManagement("001", "0102030405", "000777"))
+			l.send(management("001", "0102030405", "000777"))
 			for !slices.Contains(l.seen(), "0810/001") { // it wants to be answered first
 				body, err := h.codec.ReadFrame(l)
 				if err != nil {
@@ -318,7 +318,7 @@ func TestASignOffOfTheProcessorDrainsTheLink(t *testing.T) {
 		if l == other {
 			t.Fatal("both on one link")
 		}
-		l.send(messages.NewNetworkManagement("002", "0102030405", "000777"))
+		l.send(management("002", "0102030405", "000777"))
 		synctest.Wait()
 		if got := l.seen(); got[len(got)-1] != "0810/002" {
 			t.Errorf("got %v", got)

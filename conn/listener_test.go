@@ -127,7 +127,7 @@ func TestAProcessorThatDialsUsHasALink(t *testing.T) {
 			t.Errorf("links: %v", got)
 		}
 		r.exchange(request(1)).want(t, nil)
-		l.send(messages.NewNetworkManagement("001", "0102030405", "000777")) // it signs on too
+		l.send(management("001", "0102030405", "000777")) // it signs on too
 		synctest.Wait()
 		if got := l.seen(); !slices.Equal(got, []string{"0800/001", "0100/000001", "0810/001"}) {
 			t.Errorf("received %v", got)
@@ -157,7 +157,7 @@ func TestTheProcessorSignsOnFirst(t *testing.T) {
 			}
 		})
 		l := d.dial("192.0.2.1:1000")
-		l.send(messages.NewNetworkManagement("001", "0102030405", "000777"))
+		l.send(management("001", "0102030405", "000777"))
 		synctest.Wait()
 		if got := l.seen(); !slices.Equal(got, []string{"0800/001", "0810/001"}) {
 			t.Errorf("received %v", got)

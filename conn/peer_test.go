@@ -509,3 +509,12 @@ func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
 }
+
+// management is a request of the link dialogue of ISO 8583:1987, with its code in DE 70.
+func management(code, transmissionTime, stan string) *messages.Message {
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, transmissionTime)
+	m.Set(messages.STAN, stan)
+	m.Set(messages.NetworkManagement, code)
+	return m
+}

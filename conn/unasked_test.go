@@ -24,7 +24,7 @@ func (r *rig) demanded(n int) Unasked {
 }
 
 func keyChange() *messages.Message {
-	return messages.NewNetworkManagement("161", "0102030405", "000778")
+	return management("161", "0102030405", "000778")
 }
 
 func TestWhatTheProcessorDemandsIsAnsweredWhereItCame(t *testing.T) {

@@ -48,7 +48,7 @@ func request(t testing.TB) *messages.Message {
 }
 
 func TestTheWorkedMessageOfTheReferenceDialects(t *testing.T) {
-	m := messages.NewNetworkManagement("301", "1123120059", "000042")
+	m := management("301", "1123120059", "000042")
 	for name, want := range map[string]string{
 		"iso87-binary": "\x00\x1c\x08\x00\x82\x20\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x11\x23\x12\x00\x59\x00\x00\x42\x03\x01",
 		"iso87-ascii":  "0055" + "0800" + "82200000000000000400000000000000" + "1123120059" + "000042" + "301",
@@ -418,5 +418,14 @@ func undo(t testing.TB, c *messages.Codec, o messages.Original, pan card.PAN, au
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// management is a request of the link dialogue of ISO 8583:1987, with its code in DE 70.
+func management(code, transmissionTime, stan string) *messages.Message {
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, transmissionTime)
+	m.Set(messages.STAN, stan)
+	m.Set(messages.NetworkManagement, code)
 	return m
 }

@@ -110,12 +110,3 @@ func (c *Codec) NewKey(m *Message) (NewKey, error) {
 	}
 	return NewKey{value[:where.Cryptogram:where.Cryptogram], value[where.Cryptogram:]}, nil
 }
-
-// NewNetworkManagement builds an 0800 with the code of DE 70. transmissionTime is DE 7, MMDDhhmmss in UTC.
-func NewNetworkManagement(code, transmissionTime, stan string) *Message {
-	m := New(NetworkManagementRequest)
-	m.Set(TransmissionTime, transmissionTime)
-	m.Set(STAN, stan)
-	m.Set(NetworkManagement, code)
-	return m
-}

@@ -309,7 +309,7 @@ func TestNetworkManagementIsAnsweredHere(t *testing.T) {
 	inHall(t, nil, func(t *testing.T, h *hall) {
 		c := h.connect()
 		for code, want := range map[string]string{"001": "00", "002": "00", "301": "00", "999": "12"} {
-			c.send(messages.NewNetworkManagement(code, "1123120000", "000042"))
+			c.send(management(code, "1123120000", "000042"))
 			got := c.receive()
 			if got.MTI != "0810" || got.Get(messages.ResponseCode) != want || got.Get(messages.NetworkManagement) != code {
 				t.Errorf("%s: got %v", code, got)
@@ -343,7 +343,7 @@ func TestAFormatErrorNamesItsElement(t *testing.T) {
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" || got.MTI != "0610" {
 			t.Errorf("an unknown type: got %v", got)
 		}
-		unserved := messages.NewNetworkManagement("001", "1123120000", "000004")
+		unserved := management("001", "1123120000", "000004")
 		unserved.MTI = "0820"
 		c.send(unserved)
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" {
@@ -586,4 +586,13 @@ func TestOverTheLimitAKnownRequestIsNotRefused(t *testing.T) {
 		}
 		_ = c.Close()
 	})
+}
+
+// management is a request of the link dialogue of ISO 8583:1987, with its code in DE 70.
+func management(code, transmissionTime, stan string) *messages.Message {
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, transmissionTime)
+	m.Set(messages.STAN, stan)
+	m.Set(messages.NetworkManagement, code)
+	return m
 }

@@ -159,7 +159,7 @@ func TestTheRateIsOneOfRequestsOverAllConnections(t *testing.T) {
 				t.Errorf("%s over the rate: got %s", mti, got)
 			}
 		}
-		if got := a.code(messages.NewNetworkManagement("301", "1123120000", "000099")); got != "00" {
+		if got := a.code(management("301", "1123120000", "000099")); got != "00" {
 			t.Errorf("an echo over the rate: got %s", got)
 		}
 		<-time.After(time.Second / 2) // one more request, exactly

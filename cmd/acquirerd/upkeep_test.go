@@ -166,7 +166,7 @@ func TestWhatTheProcessorSaysIsShown(t *testing.T) {
 		}
 		switch request.Get(messages.Amount) {
 		case "000000000002": // instead of an answer, the day ends
-			m := messages.NewNetworkManagement("201", today.Format("0102150405"), "700001")
+			m := management("201", today.Format("0102150405"), "700001")
 			m.Set(messages.SettlementDate, today.Format("0102"))
 			return m
 		case "000000000003": // and the first one is undone
@@ -240,4 +240,13 @@ func TestWhatTheProcessorSaysIsShown(t *testing.T) {
 	if code := daemon.exit(); code != 0 {
 		t.Errorf("exit %d", code)
 	}
+}
+
+// management is a request of the link dialogue of ISO 8583:1987, with its code in DE 70.
+func management(code, transmissionTime, stan string) *messages.Message {
+	m := messages.New(messages.NetworkManagementRequest)
+	m.Set(messages.TransmissionTime, transmissionTime)
+	m.Set(messages.STAN, stan)
+	m.Set(messages.NetworkManagement, code)
+	return m
 }
