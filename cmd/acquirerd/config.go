@@ -96,7 +96,7 @@ type UpstreamConfig struct {
 	Rate         int           `mapstructure:"rate"`          // most requests a second; over it they are refused. 0: no limit
 	Burst        int           `mapstructure:"burst"`         // requests at once that rate allows after a pause; default: those of a second
 	Allow        []string      `mapstructure:"allow"`         // networks that may connect ("10.0.0.0/8"); none: all
-	Peers        []string      `mapstructure:"peers"`         // names, one of which its client certificate must carry; none: any of the CA
+	Peers        []string      `mapstructure:"peers"`         // names, one of which its client certificate must carry; none: the upstream's own
 	TLS          *DoorTLS      `mapstructure:"tls"`           // none: plain TCP
 }
 

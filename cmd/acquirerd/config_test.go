@@ -490,3 +490,34 @@ func FuzzLoadConfig(f *testing.F) {
 		}
 	})
 }
+
+// The manual has every key of the config, in code quotes.
+func TestTheManualHasEveryKeyOfTheConfig(t *testing.T) {
+	text, err := os.ReadFile("../../docs/config.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(string(text), "`")
+	quoted := map[string]bool{}
+	for i := 1; i < len(parts); i += 2 {
+		quoted[parts[i]] = true
+		for word := range strings.SplitSeq(parts[i], ".") {
+			quoted[word] = true
+		}
+	}
+	var look func(reflect.Type)
+	look = func(of reflect.Type) {
+		switch of.Kind() {
+		case reflect.Slice, reflect.Pointer:
+			look(of.Elem())
+		case reflect.Struct:
+			for field := range fieldsOf(of) {
+				if key := field.Tag.Get("mapstructure"); !quoted[key] {
+					t.Errorf("%q is not in docs/config.md", key)
+				}
+				look(field.Type)
+			}
+		}
+	}
+	look(reflect.TypeFor[Config]())
+}
