@@ -101,7 +101,8 @@ func processorHelp() string {
 		}
 		text.WriteString(string(demand))
 	}
-	text.WriteString("),\nand POST /host/N/STATE changes what the listener of the N-th --listen does: refuse, mute, cut, restore.")
+	text.WriteString("),\nand POST /host/N/STATE changes what the listener of the N-th --listen does, counted from 1: refuse (no new connections; those that\n" +
+		"are open stay), mute (what comes is lost, nothing is said), cut (close what is open), restore.")
 	return text.String()
 }
 
@@ -258,7 +259,7 @@ func (c *cli) control(ctx context.Context, p *simulator.Processor, hosts []*simu
 	})
 	mux.HandleFunc("POST /host/{number}/{state}", func(w http.ResponseWriter, r *http.Request) {
 		if !changeHost(hosts, r.PathValue("number"), r.PathValue("state")) {
-			http.Error(w, "it has no such host, or no such state", http.StatusNotFound)
+			http.Error(w, "it has no such host (they are numbered from 1), or no such state (refuse, mute, cut, restore)", http.StatusNotFound)
 			return
 		}
 		_, _ = io.WriteString(w, "done\n")
