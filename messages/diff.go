@@ -23,7 +23,7 @@ type Losses struct {
 	Parts    bool         // From sends partial reversals, To takes none
 
 	Dropped []Element // of From's, that To's dialect leaves out of what it is sent: it was decided, and is not among Elements
-	Anew    []Element // that both have and that are made anew on each hop
+	Anew    []Element // that both have and that belong to one hop: a PIN block is made anew, the others are left out
 }
 
 // Any reports whether anything cannot be carried.

@@ -304,6 +304,8 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
 		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
 			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are ` + strings.Join(specs.Names(), ", ")}},
+		{"a dialect with a MAC", []string{"dialect: iso87-ascii", "dialect: " + dialectFile(t, "iso87-ascii", "\nadvices:", "\nmac: { place: last }\nadvices:")},
+			[]string{`endpoints[0].dialect: "iso87-ascii" has a MAC in its messages (mac.place), and none is made or checked yet`}},
 		{"a route to nowhere", []string{"endpoint: processor-a }", "endpoint: processor-b }"}, []string{`routes[0].endpoint: no endpoint "processor-b" in endpoints`}},
 		{"a bad route", []string{route, `- { bins: ["55-51"], upstreams: [web], mtis: ["0800"], currencies: [EUR], endpoint: processor-a }`}, []string{
 			`routes[0].bins[0]: "55-51" is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`,
@@ -520,4 +522,21 @@ func TestTheManualHasEveryKeyOfTheConfig(t *testing.T) {
 		}
 	}
 	look(reflect.TypeFor[Config]())
+}
+
+// dialectFile is the path of a built-in dialect's file with a change.
+func dialectFile(t *testing.T, name, old, changed string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../specs/" + name + ".yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), old) {
+		t.Fatalf("%s has no %q", name, old)
+	}
+	path := filepath.Join(t.TempDir(), name+".yaml")
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), old, changed, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

@@ -120,7 +120,7 @@ func TestEveryFaultOfADialectFileIsNamed(t *testing.T) {
 func TestDialectsThatCarryEverythingAreSaidTo(t *testing.T) {
 	got := command(t, "dialect", "diff", "iso87-ascii", "iso87-binary")
 	if got.code != 0 || got.err != "" || strings.Count(got.out, "nothing is lost") != 2 || !strings.Contains(got.out, "framing.length") ||
-		!strings.Contains(got.out, "made anew on each hop: 52, 53, 64, 128") {
+		!strings.Contains(got.out, "of one hop, so that a PIN block is made anew and the others are left out: 52, 53, 64, 128") {
 		t.Errorf("got %+v", got)
 	}
 	if got := command(t, "dialect", "diff", "iso87-ascii", "iso87-ascii"); got.code != 0 || strings.Contains(got.out, "KEY") {

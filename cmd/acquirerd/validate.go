@@ -522,8 +522,11 @@ func (f *faults) address(path, value string, leastPort int) {
 
 func (f *faults) dialect(path, name string) {
 	f.given(path, name)
-	if _, err := specs.Load(name); err != nil {
+	dialect, err := specs.Load(name)
+	if err != nil {
 		f.add(path, "%s", oneLine(err))
+	} else if dialect.MAC.Place == specs.MACLast {
+		f.add(path, "%q has a MAC in its messages (mac.place), and none is made or checked yet", dialect.Name)
 	}
 }
 
