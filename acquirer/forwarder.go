@@ -306,7 +306,7 @@ func (f *Forwarder) pay(ctx context.Context, endpoint *Endpoint, id journal.Owed
 	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
 		return turn{}, fmt.Errorf("recording settlement of %s %d: %w", owed.Kind, owed.ID, err)
 	}
-	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: message.MTI, link: trace.Link, settlement: settlement, errSend: errSend})
+	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: message.MTI, own: ticket.Own(), link: trace.Link, settlement: settlement, errSend: errSend})
 	attempted = true
 	attempts := ticket.Attempt()
 	if settlement.Unsent() {
@@ -545,7 +545,8 @@ type attempt struct {
 	owed       journal.Owed
 	number     int // from 1
 	mti        messages.MTI
-	link       int // -1 if it was given to none
+	own        journal.Numbers // zero if its message had those of its original
+	link       int             // -1 if it was given to none
 	settlement journal.Settlement
 	errSend    error
 }
@@ -557,6 +558,9 @@ func (f *Forwarder) report(a attempt) {
 		"attempt", a.number, "stan", o.Original.Get(messages.STAN), "rrn", o.Original.Get(messages.RRN), "endpoint", o.Endpoint,
 		"amount", o.Original.Get(messages.Amount), "currency", o.Original.Get(messages.Currency), "age_seconds", time.Since(o.Since).Seconds(),
 		"response_code", s.ResponseCode()}
+	if a.own.STAN != "" {
+		attributes = append(attributes, "own_stan", a.own.STAN) // by which the processor's people find it
+	}
 	if a.link >= 0 {
 		attributes = append(attributes, "link", a.link)
 	}

@@ -210,10 +210,10 @@ func TestJournalListingsAreMasked(t *testing.T) {
 		{[]string{"journal", "list", "--outcome", "approved"}, []string{
 			"ID BEGUN UPSTREAM ENDPOINT MTI STAN RRN AMOUNT CURRENCY PAN OUTCOME CODE AUTH REASON OWED ADVICE BUSINESS_DATE"}},
 		{[]string{"journal", "owed", "--state", "acknowledged"}, []string{
-			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE",
-			"1 1 reversal processor-a 000001 N12 N12 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 - -"}},
+			"ID TRANSACTION KIND ENDPOINT STAN OWN_STAN RRN AMOUNT LEAVES CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE",
+			"1 1 reversal processor-a 000001 - N12 N12 - 978 411111******1111 mismatch acknowledged 1 TIME TIME TIME 00 - -"}},
 		{[]string{"journal", "owed", "--state", "parked"}, []string{
-			"ID TRANSACTION KIND ENDPOINT STAN RRN AMOUNT CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE"}},
+			"ID TRANSACTION KIND ENDPOINT STAN OWN_STAN RRN AMOUNT LEAVES CURRENCY PAN WHY STATE ATTEMPTS SINCE DUE SETTLED CODE LAST BUSINESS_DATE"}},
 	} {
 		got := command(t, append(c.args, "--config", path)...)
 		var lines []string

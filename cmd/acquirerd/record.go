@@ -146,10 +146,10 @@ func (c *cli) journalOwed(ctx context.Context, filter journal.OwedFilter) error 
 		if c.output == "json" {
 			return c.printJSON(append([]journal.Owed{}, owed...))
 		}
-		table := c.table("ID", "TRANSACTION", "KIND", "ENDPOINT", "STAN", "RRN", "AMOUNT", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST", "BUSINESS_DATE")
+		table := c.table("ID", "TRANSACTION", "KIND", "ENDPOINT", "STAN", "OWN_STAN", "RRN", "AMOUNT", "LEAVES", "CURRENCY", "PAN", "WHY", "STATE", "ATTEMPTS", "SINCE", "DUE", "SETTLED", "CODE", "LAST", "BUSINESS_DATE")
 		for _, o := range owed {
-			table.row(o.ID, o.TransactionID, o.Kind, o.Endpoint, o.Original.Get(messages.STAN), o.Original.Get(messages.RRN),
-				o.Original.Get(messages.Amount), o.Original.Get(messages.Currency), o.MaskedPAN, o.Reason, o.State, o.Attempts,
+			table.row(o.ID, o.TransactionID, o.Kind, o.Endpoint, o.Original.Get(messages.STAN), o.Own.STAN,
+				o.Original.Get(messages.RRN), o.Original.Get(messages.Amount), o.Replacement, o.Original.Get(messages.Currency), o.MaskedPAN, o.Reason, o.State, o.Attempts,
 				clock(o.Since), clock(o.DueAt), clock(o.SettledAt), o.ResponseCode, o.LastReason, o.BusinessDate)
 		}
 		return table.Flush()
