@@ -74,11 +74,12 @@ func edition93(t testing.TB) *messages.Codec {
 	text = regexp.MustCompile(`"0(\d{3})"`).ReplaceAllString(text, `"1$1"`)
 	text = regexp.MustCompile(`"(\d\d)"`).ReplaceAllString(text, `"00$1"`)
 	text = strings.ReplaceAll(text, ", 90]", ", 56]")
+	text = strings.ReplaceAll(text, "[3, 4, 7, 11, 41,", "[3, 4, 7, 11, 12, 41,") // by which DE 56 names an original
 	codes := "response_codes: {"
 	for _, code := range []string{"00", "05", "08", "10", "11", "12", "25", "30", "51", "55", "68", "80", "85", "91", "92", "94", "96"} {
 		codes += fmt.Sprintf(" %q: %q,", "00"+code, code)
 	}
-	text = strings.Replace(text, "fields:\n", codes+" }\nfunction_codes: { \"1100\": \"100\" }\nfields:\n", 1)
+	text = strings.Replace(text, "fields:\n", codes+" }\nfunction_codes: { \"1100\": \"100\", \"1420\": \"400\" }\nfields:\n", 1)
 	return parsed(t, text)
 }
 
@@ -330,12 +331,13 @@ func TestResponseCodesWithoutAWordAreNamed(t *testing.T) {
 func TestOnlyTypesThatAreCarriedCanBeMissing(t *testing.T) {
 	wide := codec(t, "iso87-ascii")
 	tight := parsed(t, replaced(t, "name: iso87-ascii", "name: tight", `  "0400": {`, `  #"0400": {`, `  "0401": {`, `  #"0401": {`, `  "0410": {`, `  #"0410": {`,
+		`  "0120": {`, `  #"0120": {`, `  "0121": {`, `  #"0121": {`, `  "0200": {`, `  #"0200": {`, `  "0201": {`, `  #"0201": {`,
 		`  "0130": {`, `  #"0130": {`, `  "0210": {`, `  #"0210": {`))
-	if got := messages.NewPassage(wide, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0210"}) {
+	if got := messages.NewPassage(wide, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0120", "0121", "0200", "0201", "0210"}) {
 		t.Errorf("reversals are built anew: got %v", got)
 	}
 	forwards := parsed(t, replaced(t, "unknown_original: answer", "unknown_original: forward"))
-	if got := messages.NewPassage(forwards, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0210", "0400", "0401"}) {
+	if got := messages.NewPassage(forwards, tight).Losses().Types; !slices.Equal(got, []messages.MTI{"0120", "0121", "0200", "0201", "0210", "0400", "0401"}) {
 		t.Errorf("reversals may be forwarded: got %v", got)
 	}
 }

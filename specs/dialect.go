@@ -34,7 +34,8 @@ type Dialect struct {
 	// Echoed are the elements in which an answer may not disagree with its request, where both carry them.
 	Echoed []int `yaml:"echoed"`
 
-	// Identity are the elements by which this party names a request of its own again, in a repeat and in a reversal; default 7, 11, 41.
+	// Identity are the elements by which this party names a request of its own again, in a repeat and in a reversal: of 11, the time of its
+	// original data elements (7 or 12), 41 and 42. Default 7, 11, 41, or 11, 12, 41 with iso93-de56.
 	Identity []int `yaml:"identity,omitempty"`
 
 	// Messages are the message types this party knows, by MTI.
@@ -352,14 +353,17 @@ func Parse(text []byte) (*Dialect, error) {
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, &Fault{"reading", "more than one document, of which all but the first would be passed over"}
 	}
+	if d.Identity == nil { // by what original data elements name, and the terminal
+		d.Identity = []int{7, 11, 41}
+		if d.Reversal.Original == OriginalISO93 {
+			d.Identity = []int{11, 12, 41}
+		}
+	}
 	if faults := d.lint(); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
 	if d.Answers.Accepted == "" {
 		d.Answers.Accepted = d.Reversal.Acknowledged[0]
-	}
-	if d.Identity == nil {
-		d.Identity = []int{7, 11, 41}
 	}
 	d.masks = maps.Clone(d.Sensitive)
 	if d.Reversal.Original == OriginalISO93 {

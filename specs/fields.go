@@ -88,6 +88,9 @@ func (f Field) Fill(value []byte) []byte {
 // binaryEncoders are those whose values are bytes and not text.
 var binaryEncoders = map[string]bool{"Binary": true, "HexText": true, "HexTextLower": true, "EBCDICHexText": true}
 
+// longestField bounds the length of a field.
+const longestField = 9999
+
 func (f Field) lint(path string, number int, fault func(path, format string, args ...any)) {
 	if number < 0 || number > 128 {
 		fault(path, "is not a data element that a message of at most two bit maps can carry")
@@ -107,8 +110,8 @@ func (f Field) lint(path string, number int, fault func(path, format string, arg
 	case f.Type == "String" && binaryEncoders[f.Enc], (isBitmap || f.Type == "Binary") && !binaryEncoders[f.Enc]:
 		fault(path+".enc", "%s is not for %s", f.Enc, f.Type)
 	}
-	if f.Length < 1 || f.Length > 9999 {
-		fault(path+".length", "%d is not within 1 to 9999", f.Length)
+	if f.Length < 1 || f.Length > longestField {
+		fault(path+".length", "%d is not within 1 to %d", f.Length, longestField)
 	}
 	switch {
 	case !knownPrefix:

@@ -1,6 +1,7 @@
 package specs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -54,9 +55,17 @@ func (d *Dialect) lint() []error {
 	d.Header.lint(d.Framing.Max, l.fault)
 	l.lintFields()
 	l.lintMessages()
-	l.lintMatch()
+	l.lintTypes()
+	l.lintKeys()
+	l.lintForbidden()
+	l.lintIdentity()
+	l.lintEchoed()
+	l.lintDropped()
+	l.lintValues()
 	l.lintNetworkManagement()
 	l.lintCodes()
+	l.lintAnswers()
+	l.lintFunctionCodes()
 	l.lintReversal()
 	l.lintProtection()
 	slices.SortFunc(l.faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
@@ -95,17 +104,22 @@ func (l *linter) code(path, code string) {
 func (l *linter) takes(f Field, value string) bool {
 	_, knownEnc := encoders[f.Enc]
 	_, knownPrefix := prefixes[f.Prefix]
-	return !knownEnc || !knownPrefix || f.Takes([]byte(value)) == nil
+	return !knownEnc || !knownPrefix || f.Length < 1 || f.Length > longestField || f.Takes([]byte(value)) == nil
 }
 
-// lintFields checks the fields, and that those are there that acquirerd itself writes.
+// lintFields checks the fields, also those of a message type, and that those are there that acquirerd itself writes.
 func (l *linter) lintFields() {
-	if _, ok := l.Fields[65]; ok && l.Fields[1].Extent != ExtentFixed {
-		l.fault("fields.65", "is the announcement of a third bit map, unless field 1 has a fixed extent")
-	}
-	for number, f := range l.Fields {
-		f.lint(fmt.Sprintf("fields.%d", number), number, l.fault)
-		l.lintSecret(fmt.Sprintf("fields.%d", number), number, f)
+	bitmap := l.Fields[1]
+	for path, f := range l.allFields() {
+		f.lint(path, f.number, l.fault)
+		l.lintSecret(path, f.number, f.Field)
+		l.lintForm(path, f.number, f.Field)
+		switch {
+		case f.number == 65 && bitmap.Extent != ExtentFixed:
+			l.fault(path, "is the announcement of a third bit map, unless field 1 has a fixed extent")
+		case f.number > 64 && bitmap.Extent == ExtentFixed && bitmap.Length == 8:
+			l.fault(path, "does not fit the bit map, which has 8 bytes and a fixed extent")
+		}
 	}
 	needed := []int{0, 1, 2, 3, 4, 7, 11, 37, 38, 39, 41, 44, 49}
 	switch l.Standard {
@@ -117,13 +131,6 @@ func (l *linter) lintFields() {
 	for _, number := range needed {
 		if _, known := l.Fields[number]; !known {
 			l.fault("fields", "%d is missing", number)
-		}
-	}
-	if l.Fields[1].Extent == ExtentFixed && l.Fields[1].Length == 8 {
-		for number := range l.Fields {
-			if number > 64 {
-				l.fault(fmt.Sprintf("fields.%d", number), "does not fit the bit map, which has 8 bytes and a fixed extent")
-			}
 		}
 	}
 	if l.Framing.Length == LengthNone {
@@ -144,18 +151,25 @@ func (l *linter) lintSecret(path string, number int, f Field) {
 	}
 }
 
-// lintTerminated checks that no value can hold what ends a message.
+// lintTerminated checks that nothing in a message can hold what ends it: no value, no length, and no header, of which only a literal one has
+// bytes that are known.
 func (l *linter) lintTerminated() {
-	for number, f := range l.Fields {
+	switch h := l.Header; {
+	case h.Form == HeaderLiteral && len(l.Framing.Trailer) > 0 && bytes.Contains(h.Value, l.Framing.Trailer):
+		l.fault("header.value", "holds the trailer, which ends a message where framing.length is none")
+	case h.Form == HeaderEchoed, h.Form == HeaderTPDU, h.Form == HeaderBase1:
+		l.fault("header.form", "%s can hold the trailer, which ends a message where framing.length is none", h.Form)
+	}
+	for path, f := range l.allFields() {
 		form, isText := encoders[f.Enc].(textForm)
 		hex, isHex := encoders[f.Enc].(hexText)
 		switch {
 		case isHex && hex.page == nil, isText && form.page == nil && f.Enc != "ASCII7":
 		default:
-			l.fault(fmt.Sprintf("fields.%d.enc", number), "%s can hold the trailer, which ends a message where framing.length is none", f.Enc)
+			l.fault(path+".enc", "%s can hold the trailer, which ends a message where framing.length is none", f.Enc)
 		}
-		if number > 1 && prefixes[f.Prefix].digits > 0 && prefixes[f.Prefix].kind != lengthASCII && prefixes[f.Prefix].kind != lengthHex {
-			l.fault(fmt.Sprintf("fields.%d.prefix", number), "%s can hold the trailer, which ends a message where framing.length is none", f.Prefix)
+		if prefix := prefixes[f.Prefix]; f.number > 1 && prefix.digits > 0 && prefix.kind != lengthASCII && prefix.kind != lengthHex {
+			l.fault(path+".prefix", "%s can hold the trailer, which ends a message where framing.length is none", f.Prefix)
 		}
 	}
 	for _, b := range l.Framing.Trailer {
@@ -184,11 +198,6 @@ func (l *linter) lintMessages() {
 		l.elements(at+".mandatory", presence.Mandatory)
 		l.elements(at+".one_of", presence.OneOf)
 		l.elements(at+".forbidden", presence.Forbidden)
-		for _, number := range presence.Forbidden {
-			if slices.Contains(presence.Mandatory, number) {
-				l.fault(at+".forbidden", "field %d is mandatory", number)
-			}
-		}
 		for i, c := range presence.When {
 			l.elements(fmt.Sprintf("%s.when[%d].if", at, i), []int{c.If})
 			l.elements(fmt.Sprintf("%s.when[%d].then", at, i), c.Then)
@@ -196,44 +205,12 @@ func (l *linter) lintMessages() {
 				l.fault(fmt.Sprintf("%s.when[%d].then", at, i), "missing")
 			}
 		}
-		for number, f := range presence.Fields {
-			path := fmt.Sprintf("%s.fields.%d", at, number)
+		for number := range presence.Fields {
 			if number < 2 || number == 39 { // response codes are listed once for all
-				l.fault(path, "is not one that can differ by message type")
-			}
-			f.lint(path, number, l.fault)
-			l.lintSecret(path, number, f)
-		}
-	}
-}
-
-func (l *linter) lintMatch() {
-	for path, key := range map[string][]int{"match.transaction": l.Match.Transaction, "match.network_management": l.Match.NetworkManagement} {
-		l.elements(path, key)
-		if !slices.Contains(key, 11) || len(key) < 2 {
-			l.fault(path, "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
-		}
-	}
-	l.elements("echoed", l.Echoed)
-	if l.Identity != nil && (!slices.Contains(l.Identity, 11) || len(l.Identity) < 2) {
-		l.fault("identity", "must hold 11 (STAN) and at least one more: a STAN alone does not identify a message")
-	}
-	l.elements("identity", l.Identity)
-	for path, key := range map[string][]int{"match.transaction": l.Match.Transaction, "match.network_management": l.Match.NetworkManagement,
-		"identity": l.Identity} {
-		for _, number := range key {
-			if CardData(number) {
-				l.fault(path, "field %d may hold card data, which no key may", number)
+				l.fault(fmt.Sprintf("%s.fields.%d", at, number), "is not one that can differ by message type")
 			}
 		}
 	}
-	l.elements("dropped", l.Dropped)
-	for _, number := range l.Dropped {
-		if slices.Contains(indispensable, number) {
-			l.fault("dropped", "field %d is one that a transaction cannot be without", number)
-		}
-	}
-	l.lintValues()
 }
 
 // indispensable are the elements by which a transaction is what it is, and is found again.
@@ -266,7 +243,7 @@ func (l *linter) lintNetworkManagement() {
 	n := &l.NetworkManagement
 	l.isMTI("network_management.type", n.Type)
 	l.elements("network_management.element", []int{n.Element})
-	element := l.Fields[n.Element]
+	element := l.fieldIn(n.Type, n.Element)
 	for path, d := range map[string]Dialogue{"network_management": n.Dialogue, "network_management.demands": n.Demands} {
 		seen := map[string]string{}
 		for _, part := range []struct{ name, code string }{{"sign_on", d.SignOn}, {"sign_off", d.SignOff}, {"echo", d.Echo},
@@ -289,8 +266,14 @@ func (l *linter) lintNetworkManagement() {
 	l.codes("network_management.accepted", n.Accepted)
 	l.elements("network_management.carries", slices.Collect(maps.Keys(n.Carries)))
 	for number, value := range n.Carries {
-		if !l.takes(l.Fields[number], value) {
-			l.fault(fmt.Sprintf("network_management.carries.%d", number), "does not fit field %d", number)
+		at := fmt.Sprintf("network_management.carries.%d", number)
+		switch {
+		case number == 7, number == 11, number == 12, number == n.Element:
+			l.fault(at, "is one that acquirerd writes itself: the time, the STAN or the code")
+		case value == "":
+			l.fault(at, "says nothing")
+		case !l.takes(l.fieldIn(n.Type, number), value):
+			l.fault(at, "does not fit field %d", number)
 		}
 	}
 	if key := n.KeyData; key != (KeyData{}) {
@@ -301,8 +284,28 @@ func (l *linter) lintNetworkManagement() {
 		if key.CheckValue < 2 || key.CheckValue > 3 {
 			l.fault("network_management.key_data.check_value", "%d is not 2 or 3", key.CheckValue)
 		}
+		l.lintKeyElement(key)
 	} else if n.Demanded().KeyChange != "" {
 		l.fault("network_management.key_data", "missing: there is a code for a key change")
+	}
+}
+
+// lintKeyElement checks that a new key fits its element, and that it is not shown there.
+func (l *linter) lintKeyElement(key KeyData) {
+	if _, known := l.Fields[key.Element]; !known || key.Cryptogram < 1 || key.Cryptogram > 24 || key.CheckValue < 1 || key.CheckValue > 3 {
+		return // which is a fault of its own
+	}
+	f := l.fieldIn(l.NetworkManagement.Type, key.Element)
+	sample := strings.Repeat("A", key.Cryptogram+key.CheckValue)
+	if !f.Binary() {
+		sample += sample // hexadecimal digits
+	}
+	const at = "network_management.key_data.element"
+	if !l.takes(f, sample) {
+		l.fault(at, "field %d does not hold cryptogram and check value, %d characters or bytes", key.Element, len(sample))
+	}
+	if mask := l.Sensitive[key.Element]; mask == MaskPANs || !CardData(key.Element) && mask != MaskHidden {
+		l.fault(at, "field %d is shown, and the cryptogram of a key may not be", key.Element)
 	}
 }
 
@@ -336,12 +339,23 @@ func (l *linter) lintCodes() {
 	} else if l.Fields[39].Length != 2 && l.Fields[39].Length != 0 {
 		l.fault("response_codes", "missing: field 39 does not have the two characters of ISO 8583:1987")
 	}
-	for mti, code := range l.FunctionCodes {
-		l.isMTI("function_codes."+mti, mti)
-		if len(code) != 3 || !allDigits([]byte(code)) {
-			l.fault("function_codes."+mti, "is not three digits")
-		} else if f, known := l.Fields[24]; !known || !l.takes(f, code) {
-			l.fault("function_codes."+mti, "does not fit field 24")
+}
+
+// lintAnswers checks that no answer of ours says the contrary to this party: that what was refused, or is not known, was approved; that what is
+// still owed was done. A message that comes back behind a reject header is answered with format_error, too.
+func (l *linter) lintAnswers() {
+	for _, answer := range l.Answers.all() {
+		at, code := "answers."+answer.name, answer.code
+		switch {
+		case code == "":
+		case l.Approves(code):
+			l.fault(at, "%q approves", code)
+		case slices.Contains(l.Reversal.Acknowledged, code):
+			l.fault(at, "%q is in reversal.acknowledged: what is owed would be taken for done", code)
+		case slices.Contains(l.Reversal.Already, code) && answer.name != "duplicate":
+			l.fault(at, "%q is in reversal.already: what is owed would be taken for done before", code)
+		case slices.Contains(l.NetworkManagement.Accepted, code):
+			l.fault(at, "%q is in network_management.accepted: a refused key change would be taken for accepted", code)
 		}
 	}
 }
@@ -389,20 +403,20 @@ func (l *linter) lintReversal() {
 	}
 	switch r.Original {
 	case OriginalISO87:
-		l.holds("reversal.original", 90, 42)
+		l.holds("reversal.original", 90, 42, 42)
 	case OriginalISO93:
-		l.holds("reversal.original", 56, 35)
-		if f := l.Fields[12]; f.Length != 12 {
-			l.fault("reversal.original", "%q needs field 12 with 12 digits", r.Original)
-		}
+		l.holds("reversal.original", 56, 24, 35) // DE 32, at its end, has 0 to 11 digits
 	default:
 		l.fault("reversal.original", "%q is not one of %s, %s", r.Original, OriginalISO87, OriginalISO93)
 	}
 	switch r.Replacement {
 	case ReplacementISO87, ReplacementISO87Zeros:
-		l.holds("reversal.replacement", 95, 42)
+		l.holds("reversal.replacement", 95, 42, 42)
 	case ReplacementISO93:
-		l.holds("reversal.replacement", 30, 24)
+		if l.Standard != ISO93 {
+			l.fault("reversal.replacement", "%q needs the function codes of iso93", r.Replacement)
+		}
+		l.holds("reversal.replacement", 30, 24, 24)
 	case ReplacementNone:
 	default:
 		l.fault("reversal.replacement", "%q is not one of %s, %s, %s, %s", r.Replacement, ReplacementISO87, ReplacementISO87Zeros,
@@ -429,36 +443,11 @@ func (l *linter) lintReversal() {
 	}
 }
 
-// holds checks that a field is there and long enough.
-func (l *linter) holds(path string, number, length int) {
-	if f, known := l.Fields[number]; !known {
-		l.fault(path, "field %d is not in fields", number)
-	} else if f.Length < length {
-		l.fault(path, "field %d does not hold %d characters", number, length)
-	}
-}
-
 // lintProtection checks what concerns card data, MAC and timers.
 func (l *linter) lintProtection() {
 	l.elements("advices.stored", l.Advices.Stored)
 	l.elements("sensitive", slices.Collect(maps.Keys(l.Sensitive)))
-	for number, mask := range l.Sensitive {
-		at := fmt.Sprintf("sensitive.%d", number)
-		switch mask {
-		case MaskHidden:
-			if slices.Contains([]int{4, 7, 11, 37, 38, 39, 41, 49, l.NetworkManagement.Element}, number) || slices.Contains(l.Identity, number) {
-				l.fault(at, "is one by which messages are found again: it cannot be hidden")
-			}
-		case MaskPANs:
-			if !privateElement(number) {
-				l.fault(at, "%q is only of private elements (44, 46 to 48, 56 to 63, 104 to 127): what else is sensitive stays hidden", mask)
-			} else if l.Fields[number].Binary() {
-				l.fault(at, "%q finds a card number only in text: what is bytes stays hidden", mask)
-			}
-		default:
-			l.fault(at, "%q is not one of hidden, pans", mask)
-		}
-	}
+	l.lintMasks()
 	switch l.MAC.Place {
 	case "", MACNone:
 		if l.MAC.ClearRepeat {
@@ -480,6 +469,41 @@ func (l *linter) lintProtection() {
 	if l.Timers.EchoMisses < 0 || l.Timers.EchoMisses > 100 {
 		l.fault("timers.echo_misses", "%d is not within 0 to 100", l.Timers.EchoMisses)
 	}
+}
+
+// kept are the elements that a reversal repeats of its original, or names it by, from what the journal has kept.
+var kept = []int{3, 4, 7, 11, 12, 13, 18, 22, 23, 24, 25, 32, 33, 37, 41, 42, 43, 49}
+
+// lintMasks checks that nothing is hidden that has to be kept.
+func (l *linter) lintMasks() {
+	found := append([]int{4, 7, 11, 37, 38, 39, 41, 49, l.NetworkManagement.Element}, l.keys()...)
+	for number, mask := range l.Sensitive {
+		at := fmt.Sprintf("sensitive.%d", number)
+		switch {
+		case mask != MaskHidden && mask != MaskPANs:
+			l.fault(at, "%q is not one of hidden, pans", mask)
+		case number == l.Reversal.originalElement(), number == l.Reversal.replacementElement():
+			l.fault(at, "says what a reversal is about: it is kept as it is")
+		case mask == MaskHidden && slices.Contains(found, number):
+			l.fault(at, "is one by which messages are found again: it cannot be hidden")
+		case mask == MaskHidden && slices.Contains(kept, number):
+			l.fault(at, "is one that reversals repeat of their original: what is hidden is not kept")
+		case mask == MaskPANs && !privateElement(number):
+			l.fault(at, "%q is only of private elements (44, 46 to 48, 56 to 63, 104 to 127): what else is sensitive stays hidden", mask)
+		case mask == MaskPANs && l.isBinaryAnywhere(number):
+			l.fault(at, "%q finds a card number only in text: what is bytes stays hidden", mask)
+		}
+	}
+}
+
+// isBinaryAnywhere reports whether an element is bytes in all message types or in one.
+func (l *linter) isBinaryAnywhere(number int) bool {
+	for _, f := range l.allFields() {
+		if f.number == number && f.Binary() {
+			return true
+		}
+	}
+	return false
 }
 
 // CardData reports whether an element may hold cardholder data, sensitive authentication data or a cryptogram (PCI DSS 3.3.1): also the

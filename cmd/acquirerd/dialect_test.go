@@ -58,7 +58,7 @@ func TestWhatIsShownOfADialectIsTheDialect(t *testing.T) {
 }
 
 func TestADialectIsShownAsTables(t *testing.T) {
-	path := ownDialect(t, "framing: { length: ascii-4,", "sensitive: { 48: pans, 60: hidden }\nheader: { form: tpdu, value: \"6000010002\" }\nframing: { trailer: \"03\", length: ascii-4,",
+	path := ownDialect(t, "framing: { length: ascii-4,", "sensitive: { 47: pans, 60: hidden }\nheader: { form: tpdu, value: \"6000010002\" }\nframing: { trailer: \"03\", length: ascii-4,",
 		`"0110": { mandatory: [7, 11, 39] }`, `"0110": { mandatory: [7, 11, 39], when: [ { if: 39, begins: ["00", "10"], then: [38, 37] } ], forbidden: [52],`+
 			` fields: { 44: { type: String, length: 5, least: 2, enc: Digits, prefix: ASCII.L, description: "other\e[2J" } } }`)
 	got := command(t, "dialect", "show", path)
@@ -86,7 +86,7 @@ func TestADialectIsShownAsTables(t *testing.T) {
 		"2 primary account number digits ..19 Digits after ASCII.LL first six and last four",
 		"35 track 2 data digits and = ..37 Track2 after ASCII.LL first six and last four",
 		"43 card acceptor name/location printable ASCII 40 Text card numbers",
-		"48 additional data, private printable ASCII ..999 Text after ASCII.LLL card numbers",
+		"47 additional data, national printable ASCII ..999 Text after ASCII.LLL card numbers",
 		"52 PIN data bytes 8 HexText hidden",
 		"60 reserved, private printable ASCII ..999 Text after ASCII.LLL hidden",
 		`44 in 0110 other\x1b[2J digits 2..5 Digits after ASCII.L card numbers`,
