@@ -339,6 +339,7 @@ func (e *Endpoint) abandon(x *exchange) bool {
 	if x.state != waiting {
 		return false
 	}
+	x.session.lost++
 	e.pending.end(x, abandoned, time.Now())
 	e.metrics.abandoned.Set(float64(e.pending.abandoned))
 	return true

@@ -218,7 +218,8 @@ func (l *link) connect(ctx context.Context, host int, show bool) (c net.Conn, ad
 	if encryption == nil {
 		return c, address, nil
 	}
-	over, err := secure(ctx, c, encryption, dialled)
+	paced := &pacedConn{Conn: c, timeout: func() time.Duration { return l.endpoint.config().WriteTimeout }}
+	over, err := secure(ctx, paced, encryption, dialled)
 	if err != nil {
 		return nil, address, errors.Join(causeTLS, err)
 	}
@@ -306,7 +307,7 @@ func (l *link) give(permit context.Context, s *session) bool {
 	e.mu.Lock()
 	if permit.Err() != nil { // it ends under mu, so that an operator who drains the link sees no exchange on it after that
 		e.mu.Unlock()
-		s.signOff()
+		s.signOff(causeOf(permit))
 		s.end(causeOf(permit))
 		return false
 	}
@@ -348,7 +349,7 @@ func (l *link) try(permit context.Context, than int) *trial {
 func (t *trial) giveUp(why cause) {
 	t.cancel(why)
 	if s := <-t.result; s != nil {
-		s.signOff()
+		s.signOff(why)
 		s.end(why)
 	}
 }

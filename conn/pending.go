@@ -15,6 +15,7 @@ type exchange struct {
 	state      exchangeState
 	management bool     // sign-on, sign-off or echo of a link: outside the limits of traffic
 	session    *session // on which it goes out, and by whose count it is in flight
+	before     int      // of management: what was lost on the session before it
 
 	previous *exchange // the ended exchange whose key this repeat took over
 	replaced bool      // a repeat has taken the key over

@@ -36,6 +36,7 @@ type session struct {
 	last      atomic.Int64 // when the last frame arrived, in nanoseconds after began
 	writing   atomic.Int64 // when the write that goes on began, in nanoseconds after began; 0 if none does
 	why       atomic.Pointer[cause]
+	farewell  atomic.Pointer[cause] // once we sign off: why. The processor may close it from then on
 
 	signedOff bool // by the processor; owned by run, and by open before it
 
@@ -43,6 +44,8 @@ type session struct {
 	since    time.Time     // of state; guarded by Endpoint.mu
 	parting  cause         // why it leaves; guarded by Endpoint.mu, and does not change once stays has ended
 	inFlight int           // guarded by Endpoint.mu
+	lost     int           // what was written and has ended without an answer; guarded by Endpoint.mu
+	shown    int           // of lost, what the processor has read for certain: it has answered what was written after it; guarded by Endpoint.mu
 	idle     chan struct{} // closed once the session drains and nothing is in flight on it; guarded by Endpoint.mu
 }
 
@@ -114,7 +117,7 @@ func (s *session) run() {
 	case <-s.stays.Done():
 		s.logState(InService, Draining)
 		if s.drain() && !s.signedOff {
-			s.signOff()
+			s.signOff(s.parting)
 		}
 		s.end(s.parting)
 	default:
@@ -167,18 +170,14 @@ func (s *session) keep() {
 	}
 }
 
-// drain lets the exchanges in flight end by their own deadlines. It is false if the session ends before them.
+// drain lets the exchanges in flight end by their own deadlines, which every one has. It is false if the session ends before them.
 func (s *session) drain() bool {
-	longest := time.NewTimer(s.endpoint.config().ReplyTimeout)
-	defer longest.Stop()
 	for {
 		select {
 		case request := <-s.requests:
 			s.respond(request)
 		case <-s.ended():
 			return false
-		case <-longest.C:
-			return true
 		case <-s.idle:
 			return true
 		}
@@ -223,6 +222,14 @@ func (s *session) close(why cause) cause {
 	<-s.wire.Done()
 	<-s.read
 	return *s.why.Load()
+}
+
+// owes reports whether something that was written may not have been read by the processor, while its sender has given up on it, or will
+// before anybody can tell.
+func (s *session) owes() bool {
+	s.endpoint.mu.Lock()
+	defer s.endpoint.mu.Unlock()
+	return s.inFlight > 0 || s.lost > s.shown
 }
 
 // quiet is for how long nothing has arrived.
@@ -292,13 +299,15 @@ func (s *session) signOn(ctx context.Context) bool {
 	return false
 }
 
-// signOff signs the session off, if its dialect has it. Whatever the answer, the session is to be ended after it.
-func (s *session) signOff() {
+// signOff signs the session off for this reason, if its dialect has it. Whatever the answer, the session is to be ended after it. Many
+// processors close the connection instead of an answer.
+func (s *session) signOff(why cause) {
 	if !s.endpoint.codec.Holds(messages.SignOff) {
 		return
 	}
+	s.farewell.Store(&why)
 	_, err := s.manage(context.Background(), messages.SignOff, s.endpoint.config().SignOnTimeout)
-	if err != nil {
+	if err != nil && !errors.Is(err, errClosed) {
 		s.log().Warn("sign-off not confirmed", "error", err)
 	}
 }
@@ -341,6 +350,9 @@ func (s *session) manage(ctx context.Context, part messages.Dialogue, timeout ti
 			if r.err != nil {
 				return nil, r.err
 			}
+			e.mu.Lock()
+			s.shown = max(s.shown, x.before)
+			e.mu.Unlock()
 			return r.answer, nil
 		case request := <-s.requests:
 			s.respond(request)
@@ -375,7 +387,7 @@ func (e *Endpoint) beginManagement(part messages.Dialogue, s *session) (*exchang
 	if !ok {
 		return nil, nil, errors.New("network management request has no match key")
 	}
-	x := &exchange{key: key, request: request, done: make(chan result, 1), management: true, session: s}
+	x := &exchange{key: key, request: request, done: make(chan result, 1), management: true, session: s, before: s.lost}
 	return x, frame, e.pending.add(x, now)
 }
 

@@ -96,11 +96,11 @@ func (c cause) isFailure() bool {
 	}
 }
 
-// drops reports whether what the processor has not taken is dropped at the close. A request that it got after its sender had given up
-// on the connection would be one more hold, and its reversal may have come before it.
+// drops reports whether what the processor has not taken is dropped at the close, whatever it is. A request that it got after its sender had
+// given up on the connection would be one more hold, and its reversal may have come before it; see also stream.Close.
 func (c cause) drops() bool {
 	switch c {
-	case causeWrite, causeEchoMissed, causeSilence, causeReplaced, causeCut:
+	case causeWrite, causeEchoMissed, causeSilence, causeFrameTimeout, causeReplaced, causeCut:
 		return true
 	default:
 		return false

@@ -3,18 +3,27 @@ package conn
 import (
 	"context"
 	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
+	"hash"
 	"io"
 	"math/big"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -316,4 +325,84 @@ func TestFaultsOfTLSAreNamed(t *testing.T) {
 		cfg.Links = []Link{l}
 		wantFault(t, cfg, want)
 	}
+}
+
+// TLS answers a key update while it reads, under the deadline of the last write, which has passed. Its error comes out at the next write: a
+// request of which no byte was written, whose fate is called unknown.
+func TestAKeyUpdateOnAQuietLinkLosesNoRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, "iso87-ascii")
+		a := newAuthority(t)
+		var keys strings.Builder
+		var raw net.Conn
+		var over *tls.Conn
+		cfg := config(h)
+		cfg.Links = []Link{{Hosts: []string{"bank.example:8583"}, TLS: &tls.Config{RootCAs: a.pool}}}
+		server := &tls.Config{Certificates: []tls.Certificate{a.issue("bank.example", time.Hour)}, KeyLogWriter: &keys, SessionTicketsDisabled: true}
+		cfg.Dial = func(_ context.Context, address string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			raw, over = ours, tls.Server(ours, server)
+			h.serve(over, address)
+			return lingering{theirs, h}, nil
+		}
+		r := start(t, cfg, h)
+		defer r.end()
+		synctest.Wait()
+		r.wantStates(InService)
+		silent(h)
+		pass(30 * time.Second) // no echo yet
+		record := serverKeyUpdate(t, keys.String(), over.ConnectionState().CipherSuite, 1)
+		go func() { _, _ = raw.Write(record) }()
+		synctest.Wait()
+		x := r.exchange(request(1))
+		synctest.Wait()
+		if h.requests()["000001"] != 1 {
+			t.Errorf("the processor has not received the request; the link: %+v", r.Status()[0])
+		}
+		<-x.done
+	})
+}
+
+// serverKeyUpdate is a server's record with a KeyUpdate that asks for one in return (RFC 8446, 4.6.3, 5.2 and 7.3).
+func serverKeyUpdate(t *testing.T, keyLog string, suite uint16, sequence uint64) []byte {
+	t.Helper()
+	var secret []byte
+	for line := range strings.Lines(keyLog) {
+		if fields := strings.Fields(line); fields[0] == "SERVER_TRAFFIC_SECRET_0" {
+			secret, _ = hex.DecodeString(fields[2])
+		}
+	}
+	digest, size := sha256.New, 16
+	switch suite {
+	case tls.TLS_AES_128_GCM_SHA256:
+	case tls.TLS_AES_256_GCM_SHA384:
+		digest, size = sha512.New384, 32
+	default:
+		t.Skip("this machine prefers ChaCha20-Poly1305, which the standard library does not export")
+	}
+	expand := func(label string, length int) []byte {
+		info := binary.BigEndian.AppendUint16(nil, uint16(length))
+		info = append(info, byte(len("tls13 "+label)))
+		info = append(info, "tls13 "+label...)
+		out, err := hkdf.Expand(func() hash.Hash { return digest() }, secret, string(append(info, 0)), length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	block, err := aes.NewCipher(expand("key", size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := expand("iv", 12)
+	for i := range 8 {
+		nonce[4+i] ^= byte(sequence >> (56 - 8*i))
+	}
+	inner := []byte{24, 0, 0, 1, 1, 22} // key_update, 1 byte, update_requested; handshake
+	header := []byte{23, 3, 3, 0, byte(len(inner) + aead.Overhead())}
+	return aead.Seal(header, nonce, inner, header)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/moov-io/iso8583"
@@ -26,6 +27,9 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 	body, err := r.session.endpoint.codec.ReadFrame(r)
 	if err != nil {
 		why := r.stream.whyRead(err)
+		if wanted := r.session.farewell.Load(); wanted != nil && (why == causeClosed || why == causeRead) {
+			why = *wanted // it is what the sign-off asked for
+		}
 		if why == causeTLS { // it says why a write failed at the same time
 			r.session.why.Store(&why)
 		}
@@ -76,16 +80,22 @@ type stream struct {
 }
 
 func (c *stream) Read(p []byte) (int, error) {
-	deadline := c.frame
-	if deadline.IsZero() {
-		deadline = time.Now().Add(c.session.endpoint.config().silence())
+	began := time.Now()
+	for {
+		deadline := c.frame
+		if deadline.IsZero() {
+			deadline = began.Add(c.session.endpoint.config().silence())
+		}
+		if err := c.SetReadDeadline(deadline); err != nil {
+			return 0, err
+		}
+		n, err := c.Conn.Read(p)
+		c.session.link.counted.bytesIn.Add(uint64(n)) //nolint:gosec // not negative
+		if n == 0 && c.frame.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && time.Since(began) < c.session.endpoint.config().silence() {
+			continue // a reload has allowed a longer silence meanwhile
+		}
+		return n, err
 	}
-	if err := c.SetReadDeadline(deadline); err != nil {
-		return 0, err
-	}
-	n, err := c.Conn.Read(p)
-	c.session.link.counted.bytesIn.Add(uint64(n)) //nolint:gosec // not negative
-	return n, err
 }
 
 // errUnbegun: the connection refused the deadline, so that it was not given a byte.
@@ -100,21 +110,26 @@ func (c *stream) Write(p []byte) (int, error) {
 	c.session.link.counted.bytesOut.Add(uint64(n)) //nolint:gosec // not negative
 	if err != nil {
 		c.session.blame(causeWrite)
+		return n, err
 	}
-	return n, err
+	_ = c.SetWriteDeadline(time.Time{}) // what TLS writes of its own accord is not this frame's: see pacedConn
+	return n, nil
 }
 
-// Close drops what the processor has not taken if the session's cause says so. TLS says farewell only where the close is ours and in
-// order, and has no more time for it than for a frame: a peer that reads nothing would hold it up for its own five seconds.
+// Close drops what the processor has not taken if the session's cause says so, or if it may hold a request that its sender has given up, or
+// will: an orderly close would deliver it whenever the processor reads again, and its reversal may have come before it on another link. TLS
+// says farewell only where the close is ours and in order, and has no more time for it than for a frame: a peer that reads nothing would
+// hold it up for its own five seconds.
 func (c *stream) Close() error {
 	under := underneath(c.Conn)
 	why := c.session.why.Load()
-	if why != nil && why.drops() {
+	drop := (why != nil && why.drops()) || c.session.owes()
+	if drop {
 		if tcp, is := under.(interface{ SetLinger(seconds int) error }); is {
 			_ = tcp.SetLinger(0) // if it cannot, the close below is what is left
 		}
 	}
-	if why != nil && !why.isFailure() {
+	if !drop && why != nil && !why.isFailure() {
 		farewell := time.AfterFunc(c.session.endpoint.config().WriteTimeout, func() { _ = under.Close() })
 		defer farewell.Stop()
 		return c.Conn.Close()
