@@ -23,12 +23,12 @@ type Config struct {
 	WriteTimeout  time.Duration // longest wait for a turn to write, and then for a frame to be written; less than ReplyTimeout
 	FrameTimeout  time.Duration // longest time from a frame's first byte to its last; default WriteTimeout
 	DialTimeout   time.Duration // longest time for a connection to be established
-	SignOnTimeout time.Duration // longest wait for the answer to a sign-on or a sign-off
+	SignOnTimeout time.Duration // longest wait for the answer to a sign-on, to the echo that stands for one, or to a sign-off
 	EchoInterval  time.Duration // after this long without a frame from the processor, it is asked for an echo
 	EchoTimeout   time.Duration // longest wait for an echo
 	EchoMisses    int           // so many echoes missed in a row close the link
 
-	BackoffMin time.Duration // pause before the first new attempt to connect; doubled for each one after it
+	BackoffMin time.Duration // pause before the first new attempt to connect; doubled for each one after it; at least 10 ms
 	BackoffMax time.Duration // longest pause; a link that was in service for so long begins at BackoffMin again
 
 	InFlight     int // most exchanges in flight on the endpoint
@@ -36,7 +36,7 @@ type Config struct {
 	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
 	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
 
-	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s
+	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s, at least 100 ms
 
 	// Dial establishes a connection of a link; default TCP. TLS is put over it.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -57,15 +57,31 @@ func Dialled(addresses ...string) []Link {
 type Link struct {
 	Hosts  []string       // addresses to dial, the preferred first; none for a link that is dialled by the processor
 	Listen string         // address at which the processor dials us; links with the same one share its listener
-	Allow  []netip.Prefix // who may dial us; none: nobody
+	Allow  []netip.Prefix // who may dial us; none: nobody. A prefix of IPv4 addresses mapped to IPv6 is that of the IPv4 addresses
 	TLS    *tls.Config    // nil for plain TCP; 1.2 or newer whatever it says. Without a ServerName, the host that was dialled is checked
 }
 
-// same reports whether a link need not be touched to become the other one. What changes in TLS holds from the next handshake.
+// same reports whether a link need not be touched to become the other one. What changes in TLS holds from the next handshake; who may dial
+// it, for who has dialled it too.
 func (l Link) same(other Link) bool {
-	return slices.Equal(l.Hosts, other.Hosts) && l.Listen == other.Listen && slices.Equal(l.Allow, other.Allow) &&
-		(l.TLS == nil) == (other.TLS == nil)
+	return slices.Equal(l.Hosts, other.Hosts) && l.Listen == other.Listen && (l.TLS == nil) == (other.TLS == nil)
 }
+
+// permits reports whether somebody at this address and port may dial the link.
+func (l Link) permits(peer string) bool {
+	from, err := netip.ParseAddrPort(peer)
+	if err != nil {
+		return false
+	}
+	address := from.Addr().Unmap().WithZone("")
+	return slices.ContainsFunc(l.Allow, func(prefix netip.Prefix) bool { return prefix.Contains(address) })
+}
+
+// Limits of what would hammer a processor's hosts, by mistake of a unit.
+const (
+	leastBackoff  = 10 * time.Millisecond
+	leastFailBack = 100 * time.Millisecond
+)
 
 // check fills in the defaults and returns every fault, each under the name of its key in a configuration file.
 func (c *Config) check() error {
@@ -80,6 +96,7 @@ func (c *Config) check() error {
 	if len(c.Links) == 0 {
 		fault("links: missing")
 	}
+	c.Links = slices.Clone(c.Links) // what is made uniform in them is not the caller's
 	for i := range c.Links {
 		c.checkLink(i, fault)
 	}
@@ -104,6 +121,12 @@ func (c *Config) check() error {
 	}
 	if c.WriteTimeout > 0 && c.ReplyTimeout > 0 && c.WriteTimeout >= c.ReplyTimeout {
 		fault("write_timeout: %v is not less than reply_timeout %v", c.WriteTimeout, c.ReplyTimeout)
+	}
+	if c.BackoffMin > 0 && c.BackoffMin < leastBackoff {
+		fault("backoff_min: %v is less than %v", c.BackoffMin, leastBackoff)
+	}
+	if c.FailBack > 0 && c.FailBack < leastFailBack {
+		fault("fail_back: %v is less than %v", c.FailBack, leastFailBack)
 	}
 	if c.BackoffMin > c.BackoffMax {
 		fault("backoff_min: %v is more than backoff_max %v", c.BackoffMin, c.BackoffMax)
@@ -144,7 +167,17 @@ func (c *Config) check() error {
 }
 
 func (c *Config) checkLink(i int, fault func(format string, args ...any)) {
-	l := c.Links[i]
+	l := &c.Links[i]
+	l.Allow = slices.Clone(l.Allow)
+	for j, prefix := range l.Allow {
+		if address, bits := prefix.Addr(), prefix.Bits(); address.Is4In6() && bits >= 96 {
+			prefix = netip.PrefixFrom(address.Unmap(), bits-96)
+		}
+		if !prefix.IsValid() || prefix.Addr().Is4In6() {
+			fault("links[%d].allow[%d]: not a prefix of addresses", i, j)
+		}
+		l.Allow[j] = prefix
+	}
 	switch {
 	case l.Listen == "" && len(l.Hosts) == 0:
 		fault("links[%d].hosts: missing", i)
@@ -169,7 +202,7 @@ func (c *Config) checkLink(i int, fault func(format string, args ...any)) {
 		}
 	}
 	if l.TLS != nil {
-		checkTLS(l, func(rule string) { fault("links[%d].tls: %s", i, rule) })
+		checkTLS(*l, func(rule string) { fault("links[%d].tls: %s", i, rule) })
 	}
 }
 

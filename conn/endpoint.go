@@ -46,8 +46,8 @@ type Endpoint struct {
 	mu        sync.Mutex
 	pending   pending              // guarded by mu
 	links     []*link              // in the order of the configuration; guarded by mu, as what is in them is where it says so
-	departing []*link              // not in the configuration any more, and carry on until one of it is in service; guarded by mu
-	relieved  chan struct{}        // while there are such: closed when they need not any more; guarded by mu
+	departing []*link              // not in the configuration any more, and have a connection; guarded by mu
+	relieved  chan struct{}        // while they carry on, until one of the configuration is in service: closed then; guarded by mu
 	listeners map[string]*listener // by address; guarded by mu
 	turn      int                  // guarded by mu: the link that the next search begins with
 	lastSTAN  int                  // guarded by mu: of the links' own messages
@@ -236,7 +236,6 @@ func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
 	if err := e.pending.add(x, now); err != nil {
 		return nil, err
 	}
-	e.metrics.abandoned.Set(float64(e.pending.abandoned))
 	return s, nil
 }
 
@@ -341,7 +340,6 @@ func (e *Endpoint) abandon(x *exchange) bool {
 	}
 	x.session.lost++
 	e.pending.end(x, abandoned, time.Now())
-	e.metrics.abandoned.Set(float64(e.pending.abandoned))
 	return true
 }
 

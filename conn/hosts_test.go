@@ -430,3 +430,25 @@ func TestStoppingWhileABetterHostIsTriedLeavesNothing(t *testing.T) {
 		}
 	})
 }
+
+// A host that takes connections and closes them at once, as a balancer without a server does, is not better than one that serves.
+func TestWithoutASignOnAHostThatClosesAtOnceTakesNoTraffic(t *testing.T) {
+	onHosts(t, []string{"a", "b"}, func(c *Config, ways *roads) {
+		c.Codec.Dialect().NetworkManagement.SignOn = ""
+		ways.closed["a"] = true
+	}, func(r *rig, h *host, ways *roads) {
+		serving := h.at("b")[0]
+		h.script(func(h *host) {
+			h.slow = func(l *hostLink) {
+				if l.address == "a" {
+					_ = l.Close()
+				}
+			}
+		})
+		ways.set(ways.closed, "a", false)
+		pass(61 * time.Second)
+		if serving.isClosed() || !r.InService() {
+			t.Errorf("the host that serves was left for one that closes at once: %+v", r.Status())
+		}
+	})
+}

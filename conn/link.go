@@ -17,7 +17,7 @@ import (
 type link struct {
 	endpoint *Endpoint
 	hosts    []string       // none if the processor dials
-	number   atomic.Int32   // index in Config.Links, which can change with it
+	number   atomic.Int32   // index in Config.Links, which can change with it; greater than all of those for a link that departs
 	running  sync.WaitGroup // sessions and trials: all that run has begun
 	counted  tally
 
@@ -117,10 +117,10 @@ func (l *link) run() {
 			host = 0
 			switch {
 			case len(l.hosts) > 0:
-				l.rest(permit, backoff(failures, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
+				wait(permit, backoff(failures, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
 				failures++
 			case served == 0: // the processor dials in its own time; this keeps one in check that is never signed on
-				l.rest(permit, backoff(0, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
+				wait(permit, backoff(0, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
 			}
 		}
 		if permit.Err() == nil {
@@ -129,11 +129,12 @@ func (l *link) run() {
 	}
 }
 
-func (l *link) rest(permit context.Context, pause time.Duration) {
+// wait waits for so long, or until ctx ends.
+func wait(ctx context.Context, pause time.Duration) {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
-	case <-permit.Done():
+	case <-ctx.Done():
 	case <-timer.C:
 	}
 }
@@ -305,10 +306,10 @@ func (l *link) serve(permit context.Context, s *session) (lost int, served time.
 func (l *link) give(permit context.Context, s *session) bool {
 	e := l.endpoint
 	e.mu.Lock()
-	if permit.Err() != nil { // it ends under mu, so that an operator who drains the link sees no exchange on it after that
+	if why := l.unwelcome(permit, s); why != causeNone {
 		e.mu.Unlock()
-		s.signOff(causeOf(permit))
-		s.end(causeOf(permit))
+		s.signOff(why)
+		s.end(why)
 		return false
 	}
 	s.change(chosen)
@@ -322,6 +323,18 @@ func (l *link) give(permit context.Context, s *session) bool {
 	s.logState(SignedOn, InService)
 	l.running.Go(s.run)
 	return true
+}
+
+// unwelcome is why a session may not be in service, or none. It changes under mu, so that an operator who drains the link sees no exchange
+// on it after that. Called under Endpoint.mu.
+func (l *link) unwelcome(permit context.Context, s *session) cause {
+	if why := causeOf(permit); why != causeNone {
+		return why
+	}
+	if l.listener != nil && !l.configured.permits(s.address) {
+		return causeNotAllowed // any more: by a reload, since it was accepted
+	}
+	return causeNone
 }
 
 // A trial is a search for a better host, while another one serves.
@@ -378,6 +391,9 @@ func (l *link) fail(why cause) (news bool) {
 // forget takes a session that has ended off the link. Called under Endpoint.mu.
 func (l *link) forget(s *session) {
 	l.sessions = slices.DeleteFunc(l.sessions, func(other *session) bool { return other == s })
+	if len(l.sessions) == 0 {
+		l.endpoint.departing = slices.DeleteFunc(l.endpoint.departing, func(other *link) bool { return other == l })
+	}
 	if l.session == s {
 		l.session, l.since = nil, time.Now()
 	}

@@ -2,11 +2,13 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
-	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -15,8 +17,9 @@ import (
 //
 // When all have one, the processor may know better: it may have lost a connection of which we still wait for the end (a crash, a
 // firewall that forgot). To replace the oldest, or the one from the same address, would let a processor that dials once too often kill
-// connections that serve. So nothing that lives is replaced: the newcomer waits, each connection in service is asked for an echo at
-// once, and one that misses it gives its place up. What is not in service yet, or drains, frees its place by its own deadlines.
+// connections that serve. So nothing that lives is replaced: the newcomer waits, each connection in service is asked for echoes at
+// once, and one that misses as many in a row as close a link gives its place up. Whoever may dial us can have that done, but not more often
+// than one echo in EchoTimeout. What is not in service yet, or drains, frees its place by its own deadlines.
 type listener struct {
 	endpoint *Endpoint
 	address  string
@@ -40,7 +43,7 @@ func (e *Endpoint) listenAt(address string) *listener {
 
 // run listens until ctx ends, and again after a pause when that fails.
 func (ln *listener) run(ctx context.Context) {
-	for failures := 0; ; failures++ {
+	for failures := 0; ctx.Err() == nil; failures++ {
 		began := time.Now()
 		err := ln.listen(ctx)
 		if ctx.Err() != nil {
@@ -58,15 +61,18 @@ func (ln *listener) run(ctx context.Context) {
 		}
 		ln.endpoint.mu.Unlock()
 		ln.endpoint.log.Error("listening for the processor failed", "address", ln.address, "error", err)
-		pause := time.NewTimer(backoff(failures, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		case <-pause.C:
-		}
+		wait(ctx, backoff(failures, cfg.BackoffMin, cfg.BackoffMax, rand.Float64())) //nolint:gosec // jitter needs no secrecy
 	}
 }
+
+// exhausted are the errors of accept that pass: the process or the machine is short of something for now, or the peer was gone already.
+var exhausted = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED}
+
+// acceptPause and longestAcceptPause bound how long accept waits for what is short; the pause doubles.
+const (
+	acceptPause        = 5 * time.Millisecond
+	longestAcceptPause = time.Second
+)
 
 // listen accepts connections until ctx ends or an error, and returns when none of them waits any more.
 func (ln *listener) listen(ctx context.Context) error {
@@ -85,11 +91,19 @@ func (ln *listener) listen(ctx context.Context) error {
 	defer newcomers.Wait()
 	defer stop()
 	var here atomic.Int32 // newcomers that wait
+	pause := acceptPause
 	for {
 		c, err := socket.Accept()
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() == nil && slices.ContainsFunc(exhausted, func(passing error) bool { return errors.Is(err, passing) }):
+			e.sometimes.Do(func() { e.log.Error("connection not accepted", "address", ln.address, "error", err) })
+			wait(ctx, pause)
+			pause = min(2*pause, longestAcceptPause)
+			continue
+		case err != nil:
 			return err
 		}
+		pause = acceptPause
 		allowed, places := ln.entry(c.RemoteAddr())
 		switch {
 		case !allowed:
@@ -114,7 +128,7 @@ func (ln *listener) bind(address net.Addr) {
 
 // entry reports whether an address may dial us, and how many connections there may be.
 func (ln *listener) entry(from net.Addr) (allowed bool, places int) {
-	peer, err := netip.ParseAddrPort(from.String())
+	peer := from.String()
 	ln.endpoint.mu.Lock()
 	defer ln.endpoint.mu.Unlock()
 	for _, l := range ln.endpoint.links {
@@ -122,9 +136,7 @@ func (ln *listener) entry(from net.Addr) (allowed bool, places int) {
 			continue
 		}
 		places++
-		for _, prefix := range l.configured.Allow {
-			allowed = allowed || (err == nil && prefix.Contains(peer.Addr().Unmap()))
-		}
+		allowed = allowed || l.configured.permits(peer)
 	}
 	return allowed, places
 }
@@ -138,7 +150,8 @@ func (ln *listener) admit(ctx context.Context, c net.Conn) {
 	}
 	ln.challenge()
 	cfg := ln.endpoint.config()
-	patience := time.NewTimer(cfg.EchoTimeout + 2*cfg.WriteTimeout) // an echo, its writing, and that of what stands before it
+	// The echoes, the writing of each, and that of what stands before them.
+	patience := time.NewTimer(time.Duration(cfg.EchoMisses)*(cfg.EchoTimeout+cfg.WriteTimeout) + cfg.WriteTimeout)
 	defer patience.Stop()
 	select {
 	case ln.arrivals <- c:
@@ -149,7 +162,7 @@ func (ln *listener) admit(ctx context.Context, c net.Conn) {
 	}
 }
 
-// challenge has every connection in service ask for an echo.
+// challenge has every connection in service ask for echoes.
 func (ln *listener) challenge() {
 	ln.endpoint.mu.Lock()
 	defer ln.endpoint.mu.Unlock()

@@ -35,13 +35,12 @@ type tally struct {
 
 // metrics are one endpoint's part of the vectors that all endpoints of a registry share, and its links' own.
 type metrics struct {
-	answers   map[kind]prometheus.Counter
-	refused   map[refusal]prometheus.Counter
-	seconds   prometheus.Observer
-	inFlight  prometheus.Gauge
-	abandoned prometheus.Gauge
-	dropped   prometheus.Counter
-	end       func() // takes the links' series away, so that another endpoint may take the name
+	answers  map[kind]prometheus.Counter
+	refused  map[refusal]prometheus.Counter
+	seconds  prometheus.Observer
+	inFlight prometheus.Gauge
+	dropped  prometheus.Counter
+	end      func() // takes the links' series away, so that another endpoint may take the name
 }
 
 func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
@@ -59,7 +58,6 @@ func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
 		Help:    "Time from a request to its answer or to the end of the wait, for requests that may have been sent.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}), &faults)
 	inFlight := gauge("acquirerd_exchanges_in_flight", "Exchanges in flight.")
-	abandoned := gauge("acquirerd_exchanges_abandoned", "Exchanges that ended without an answer and whose late answer is waited for.")
 	dropped := counter("acquirerd_unasked_dropped_total", "Messages that arrived unasked while too many others waited to be looked at.")
 	links := newCollector(e, endpoint)
 	if len(faults) == 0 {
@@ -73,8 +71,8 @@ func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
 
 	m := &metrics{
 		answers: map[kind]prometheus.Counter{}, refused: map[refusal]prometheus.Counter{}, seconds: seconds.WithLabelValues(endpoint),
-		inFlight: inFlight.WithLabelValues(endpoint), abandoned: abandoned.WithLabelValues(endpoint),
-		dropped: dropped.WithLabelValues(endpoint), end: func() { registry.Unregister(links) },
+		inFlight: inFlight.WithLabelValues(endpoint),
+		dropped:  dropped.WithLabelValues(endpoint), end: func() { registry.Unregister(links) },
 	}
 	for _, k := range kinds {
 		m.answers[k] = answers.WithLabelValues(endpoint, string(k))
@@ -101,11 +99,13 @@ func shared[C prometheus.Collector](registry prometheus.Registerer, collector C,
 }
 
 // A collector reads an endpoint's links when it is scraped, so that the series are those of the links that there are, and the time in a
-// state is right at that moment.
+// state is right at that moment. The label "link" is the number that operators use: a reload that removes a link before others, or a link that
+// departs, moves what they have counted to another number. A counter that falls by that looks like a restart to Prometheus, and one that
+// rises like events: sums over an endpoint's links are right but for the moment of the reload.
 type collector struct {
 	endpoint *Endpoint
 
-	links, state, stateSeconds, inFlight, reconnects, echo, frames, bytes, failures, last *prometheus.Desc
+	abandoned, links, state, stateSeconds, inFlight, reconnects, echo, frames, bytes, failures, last *prometheus.Desc
 }
 
 func newCollector(e *Endpoint, name string) *collector {
@@ -114,6 +114,7 @@ func newCollector(e *Endpoint, name string) *collector {
 	}
 	return &collector{
 		endpoint:     e,
+		abandoned:    desc("acquirerd_exchanges_abandoned", "Exchanges that ended without an answer and whose late answer is waited for."),
 		links:        desc("acquirerd_links", "Links to processors, by state.", "state"),
 		state:        desc("acquirerd_link_state", "1 for the state that the link is in, 0 for the others.", "link", "state"),
 		stateSeconds: desc("acquirerd_link_state_seconds", "For how long the link has been in its state.", "link"),
@@ -128,7 +129,7 @@ func newCollector(e *Endpoint, name string) *collector {
 }
 
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.links, c.state, c.stateSeconds, c.inFlight, c.reconnects, c.echo, c.frames, c.bytes, c.failures, c.last} {
+	for _, d := range []*prometheus.Desc{c.abandoned, c.links, c.state, c.stateSeconds, c.inFlight, c.reconnects, c.echo, c.frames, c.bytes, c.failures, c.last} {
 		to <- d
 	}
 }
@@ -146,9 +147,12 @@ func (c *collector) collect() (list []prometheus.Metric) {
 	add := func(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		list = append(list, prometheus.MustNewConstMetric(d, kind, value, labels...))
 	}
+	e.pending.forget(time.Now())
+	add(c.abandoned, prometheus.GaugeValue, float64(e.pending.abandoned))
 	inState := map[State]int{}
-	for number, l := range e.links {
-		link, s := strconv.Itoa(number), l.status()
+	for _, l := range e.carriers() {
+		s := l.status()
+		link := strconv.Itoa(s.Number)
 		inState[s.State]++
 		for _, state := range states {
 			value := 0.

@@ -9,14 +9,15 @@ import (
 
 // LinkStatus is one link as an operator sees it.
 type LinkStatus struct {
-	Number      int       `json:"number"`  // index in Config.Links
+	Number      int       `json:"number"`  // index in Config.Links; after all of those for a link that departs
 	Mode        string    `json:"mode"`    // "dial", or "listen" if the processor dials
 	Address     string    `json:"address"` // the host that is in use or tried next, or where the processor dials us
 	Host        int       `json:"host"`    // index of that host among the link's; 0 is the preferred one, and that of "listen"
 	Peer        string    `json:"peer"`    // address from which the processor has dialled; "" if it has not
 	State       State     `json:"state"`
-	Since       time.Time `json:"since"` // of the state
-	Held        bool      `json:"held"`  // drained by an operator, and stays down until it is resumed
+	Since       time.Time `json:"since"`     // of the state
+	Held        bool      `json:"held"`      // drained by an operator, and stays down until it is resumed
+	Departing   bool      `json:"departing"` // not in the configuration any more: it has not left yet
 	InFlight    int       `json:"in_flight"`
 	Reconnects  int       `json:"reconnects"`   // connections and attempts after the first
 	EchoSeconds float64   `json:"echo_seconds"` // round trip of the last echo; 0 before the first
@@ -27,13 +28,13 @@ type LinkStatus struct {
 	LastError   string    `json:"last_error"` // class of the last failure, "" if there was none
 }
 
-// Status lists the links in the order of the configuration.
+// Status lists the links in the order of the configuration, and after them those that are not in it any more and have not left yet.
 func (e *Endpoint) Status() []LinkStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	list := make([]LinkStatus, len(e.links))
-	for i, l := range e.links {
-		list[i] = l.status()
+	var list []LinkStatus
+	for _, l := range e.carriers() {
+		list = append(list, l.status())
 	}
 	return list
 }
@@ -42,7 +43,7 @@ func (e *Endpoint) Status() []LinkStatus {
 func (l *link) status() LinkStatus {
 	state, since := l.state()
 	status := LinkStatus{Number: int(l.number.Load()), Mode: "dial", Host: l.host, State: state, Since: since, Held: l.resumed != nil,
-		InFlight: l.inFlight(), Reconnects: int(l.counted.reconnects.Load()), EchoSeconds: time.Duration(l.counted.echo.Load()).Seconds(),
+		Departing: slices.Contains(l.endpoint.departing, l), InFlight: l.inFlight(), Reconnects: int(l.counted.reconnects.Load()), EchoSeconds: time.Duration(l.counted.echo.Load()).Seconds(),
 		FramesIn: l.counted.framesIn.Load(), FramesOut: l.counted.framesOut.Load(), BytesIn: l.counted.bytesIn.Load(),
 		BytesOut: l.counted.bytesOut.Load(), LastError: string(l.lastError)}
 	if len(l.hosts) > 0 {
@@ -105,12 +106,13 @@ func (e *Endpoint) Cut(number int) error {
 func (e *Endpoint) operate(what string, number int, do func(l *link) error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	links := e.links
-	switch {
-	case number >= 0 && number < len(links):
-		links = links[number : number+1]
-	case number != -1:
-		return fmt.Errorf("%s link %d of endpoint %q: there is none", what, number, e.config().Name)
+	links := e.carriers()
+	if number != -1 {
+		at := slices.IndexFunc(links, func(l *link) bool { return int(l.number.Load()) == number })
+		if at < 0 {
+			return fmt.Errorf("%s link %d of endpoint %q: there is none", what, number, e.config().Name)
+		}
+		links = links[at : at+1]
 	}
 	for _, l := range links {
 		if err := do(l); err != nil {
@@ -127,10 +129,14 @@ var (
 
 // Reconfigure puts another configuration in the place of the present one, or returns an error and changes nothing. Links whose Link is in
 // both are not touched, wherever in the order it stands: they keep their connections and whether they are held; what changed in their TLS
-// holds from the next handshake. Those of the new one begin; the others of the old one drain, sign off and end as soon as any of the new
-// configuration is in service, so that there is always one where there was one, and at the latest when a new one should have been.
-// Times and limits hold from the next use on: what waits already keeps the time that it was given, except for the next echo and the next
-// try of a better host.
+// holds from the next handshake. Who may dial a link makes it no other: a connection drains if its processor may not have it any more.
+// Those of the new one begin; the others of the old one drain, sign off and end as soon as any of the new configuration is in service, so
+// that there is always one where there was one, and at the latest when a new one should have been: of the last reload that added one.
+// Times and limits hold from the next use on: what waits already keeps the time that it was given, except for the next echo, the silence
+// that may last, and the next try of a better host.
+//
+// A link that takes the number of one that is held and goes is held too: an operator who has taken bank/0 out of service finds it so
+// whatever its hosts are meanwhile.
 //
 // Name and dialect cannot change. Dialects are told apart by name and version: the present one stays in use.
 func (e *Endpoint) Reconfigure(cfg Config) error {
@@ -168,6 +174,17 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 		l.number.Store(int32(number))
 		l.configured = configured
 		links = append(links, l)
+		for _, s := range l.sessions {
+			if l.unwelcome(l.life, s) == causeNotAllowed {
+				s.leave(causeNotAllowed)
+			}
+		}
+	}
+	for _, l := range removed {
+		at := int(l.number.Load())
+		if l.resumed != nil && at < len(links) && slices.Contains(added, links[at]) {
+			links[at].resumed = make(chan struct{})
+		}
 	}
 	e.links, e.turn = links, 0
 	e.pending.bound(cfg.Abandoned, cfg.ReplyTimeout)
@@ -179,7 +196,7 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 	for _, l := range added {
 		l.start()
 	}
-	e.depart(removed)
+	e.depart(removed, len(added) > 0)
 	for address, ln := range e.listeners {
 		if !slices.ContainsFunc(links, func(l *link) bool { return l.listener == ln }) {
 			ln.stop()
@@ -190,25 +207,28 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 }
 
 // depart has links go that are not in the configuration any more. They make no new connection; one that is in service may carry on for a
-// while. Called under mu.
-func (e *Endpoint) depart(removed []*link) {
+// while, until one that the configuration has is in service, or should have been. Called under mu.
+func (e *Endpoint) depart(removed []*link, added bool) {
 	for _, l := range removed {
 		l.end(causeRemoved)
-		if l.inService() {
+		if len(l.sessions) > 0 {
 			e.departing = append(e.departing, l)
 		}
 	}
-	if len(e.departing) == 0 {
+	for i, l := range e.departing {
+		l.number.Store(int32(len(e.links) + i)) //nolint:gosec // an index
+	}
+	if !slices.ContainsFunc(e.departing, (*link).inService) || (e.relieved != nil && !added) {
 		return
 	}
-	if e.relieved == nil {
-		e.relieved = make(chan struct{})
+	if e.relieved != nil { // what this reload adds has the time of its own
+		close(e.relieved)
 	}
-	e.relieve()
-	if len(e.departing) == 0 {
+	relieved, cfg := make(chan struct{}), e.config()
+	e.relieved = relieved
+	if e.relieve(); e.relieved == nil {
 		return
 	}
-	relieved, cfg := e.relieved, e.config()
 	e.carrying.Go(func() {
 		longest := time.NewTimer(cfg.DialTimeout + cfg.SignOnTimeout)
 		defer longest.Stop()
@@ -220,25 +240,24 @@ func (e *Endpoint) depart(removed []*link) {
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.dismiss(relieved)
+		if e.relieved == relieved {
+			e.dismiss()
+		}
 	})
 }
 
-// relieve ends the links that depart if one of the configuration is in service. Called under mu.
+// relieve has the links that depart leave if one of the configuration is in service. Called under mu.
 func (e *Endpoint) relieve() {
-	if slices.ContainsFunc(e.links, (*link).inService) {
-		e.dismiss(e.relieved)
+	if e.relieved != nil && slices.ContainsFunc(e.links, (*link).inService) {
+		e.dismiss()
 	}
 }
 
-// dismiss ends the links that depart, if it is still these. Called under mu.
-func (e *Endpoint) dismiss(which chan struct{}) {
-	if e.relieved != which || which == nil {
-		return
-	}
+// dismiss has the links that depart leave. Called under mu, and only while they are not relieved.
+func (e *Endpoint) dismiss() {
 	close(e.relieved)
+	e.relieved = nil
 	for _, l := range e.departing {
 		l.retire(causeRemoved, nil)
 	}
-	e.departing, e.relieved = nil, nil
 }

@@ -261,7 +261,7 @@ func TestAReloadTouchesOnlyTheLinksThatChanged(t *testing.T) {
 		for _, s := range r.Status() {
 			got = append(got, fmt.Sprint(s.Number, s.Address, s.State, s.Held))
 		}
-		if want := []string{"0fourin-servicefalse", "1threein-servicefalse", "2twodrainingtrue"}; !slices.Equal(got, want) {
+		if want := []string{"0fourin-servicefalse", "1threein-servicefalse", "2twodrainingtrue", "3onedrainingfalse"}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 		one := h.at("one")[0]
@@ -564,6 +564,96 @@ func TestAnEndpointsNameIsFreeWhenItHasEnded(t *testing.T) {
 		r.end()
 		if _, err := New(config(h), slog.New(slog.DiscardHandler), r.registry); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// The read that waits for the next frame has the deadline of the old configuration, and the next echo comes only by the new one.
+func TestALongerEchoIntervalDoesNotCutAQuietLink(t *testing.T) {
+	inBubble(t, nil, func(r *rig, h *host) {
+		if err := r.reconfigure(func(c *Config) { c.EchoInterval = 10 * time.Minute }); err != nil {
+			t.Fatal(err)
+		}
+		pass(9 * time.Minute)
+		if n := len(h.open()); n != 2 {
+			t.Errorf("%d connections, want the 2 that there were", n)
+		}
+		for _, s := range r.Status() {
+			if s.LastError != "" {
+				t.Errorf("link %d: %s", s.Number, s.LastError)
+			}
+		}
+	})
+}
+
+// What waits keeps the time that it was given; so must the session that it waits on.
+func TestADrainAfterAShorterReplyTimeoutWaitsForWhatWasSentBefore(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Links = Dialled("one") }, func(r *rig, h *host) {
+		silent(h)
+		a := r.exchange(request(1))
+		l, m := last(h, "000001")
+		if err := r.reconfigure(func(c *Config) { c.ReplyTimeout, c.WriteTimeout = 3*time.Second, time.Second }); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		pass(8 * time.Second) // of the 10 s that it was given
+		go l.answer(m, "00")
+		a.want(t, nil)
+	})
+}
+
+// A second reload gives what it adds the time of a dial and a sign-on too, and until then the old link carries on.
+func TestASecondReloadGivesItsOwnLinksTheTimeToComeUp(t *testing.T) {
+	onHosts(t, []string{"a"}, func(_ *Config, ways *roads) { ways.lost["b"] = true }, func(r *rig, h *host, ways *roads) {
+		if err := r.reconfigure(func(c *Config) { c.Links = Dialled("b") }); err != nil { // a mistake
+			t.Fatal(err)
+		}
+		pass(6900 * time.Millisecond)
+		h.script(func(h *host) {
+			h.manage = func(l *hostLink, m *messages.Message) {
+				if l.address == "c" {
+					<-time.After(time.Second)
+				}
+				l.answer(m, "00")
+			}
+		})
+		if err := r.reconfigure(func(c *Config) { c.Links = Dialled("c") }); err != nil { // mended
+			t.Fatal(err)
+		}
+		pass(500 * time.Millisecond)
+		if !r.InService() {
+			t.Error("not in service: the old link has left before the new one had its time")
+		}
+	})
+}
+
+// It is held until it is resumed, wherever it leads to meanwhile.
+func TestAHeldLinkStaysHeldWhenItsHostsChange(t *testing.T) {
+	onHosts(t, []string{"a"}, nil, func(r *rig, _ *host, _ *roads) {
+		if err := r.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.reconfigure(func(c *Config) { c.Links = []Link{{Hosts: []string{"a", "b"}}} }); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		if got := r.Status()[0]; got.State != Down || !got.Held {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+// Until it has left, an operator sees it and can cut it.
+func TestALinkThatCarriesOnAfterItsRemovalIsSeen(t *testing.T) {
+	onHosts(t, []string{"a"}, func(_ *Config, ways *roads) { ways.lost["b"] = true }, func(r *rig, _ *host, _ *roads) {
+		if err := r.reconfigure(func(c *Config) { c.Links = Dialled("b") }); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		if r.InService() && r.metric("acquirerd_links", "in-service") == 0 {
+			t.Error("the endpoint is in service, and no link of it is")
 		}
 	})
 }

@@ -131,6 +131,7 @@ func (s *session) keep() {
 	quiet := time.NewTimer(cfg.EchoInterval)
 	defer quiet.Stop()
 	missed := 0
+	var challenged time.Time // when echoes for a newcomer were asked for last
 	for {
 		if s.signedOff { // it may have been before the sign-on was accepted
 			s.endpoint.mu.Lock()
@@ -150,7 +151,11 @@ func (s *session) keep() {
 			cfg = s.endpoint.config()
 			quiet.Reset(max(0, cfg.EchoInterval-s.quiet()))
 		case <-s.challenge:
-			if s.echo(0) > 0 {
+			if time.Since(challenged) < cfg.EchoTimeout {
+				continue // it has answered within that time, or the loop would have ended
+			}
+			challenged = time.Now()
+			if !s.lives(cfg.EchoMisses) {
 				s.cut(causeReplaced)
 				return
 			}
@@ -279,17 +284,19 @@ func (s *session) write(ctx context.Context, frame []byte, longest time.Duration
 	return turn, nil
 }
 
-// signOn signs the session on, if its dialect has it. If it is false the session is blamed, or ctx has ended.
+// signOn signs the session on. Where its dialect has no sign-on an echo stands for it: that a connection is accepted proves only that
+// something is there, such as a balancer that closes it at once. If it is false the session is blamed, or ctx has ended.
 func (s *session) signOn(ctx context.Context) bool {
-	if !s.endpoint.codec.Holds(messages.SignOn) {
-		return true
+	part := messages.SignOn
+	if !s.endpoint.codec.Holds(part) {
+		part = messages.Echo // which every dialect has: its lint demands it
 	}
-	answer, err := s.manage(ctx, messages.SignOn, s.endpoint.config().SignOnTimeout)
+	answer, err := s.manage(ctx, part, s.endpoint.config().SignOnTimeout)
 	switch {
 	case err == nil && s.endpoint.codec.Accepts(answer):
 		return true
 	case err == nil:
-		s.log().Warn("sign-on refused", "response_code", answer.Get(messages.ResponseCode))
+		s.log().Warn("sign-on refused", "by", string(part), "response_code", answer.Get(messages.ResponseCode))
 		s.blame(causeSignOnRefused)
 	case errors.Is(err, ErrTimeout):
 		s.blame(causeSignOnTimeout)
@@ -326,6 +333,17 @@ func (s *session) echo(missed int) int {
 		return missed + 1
 	}
 	return 0
+}
+
+// lives asks for an echo until the processor has shown that it is there, or has missed so many in a row.
+func (s *session) lives(misses int) bool {
+	for missed := 0; missed < misses; {
+		before := missed
+		if missed = s.echo(missed); missed <= before {
+			return true
+		}
+	}
+	return false
 }
 
 // manage sends one network management request on this session and returns its answer. Meanwhile the processor's own

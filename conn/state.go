@@ -7,7 +7,7 @@ type State string
 const (
 	Down      State = "down"       // no connection; one is being dialled, or waited for
 	Connected State = "connected"  // connected, with TLS where it is wanted, and waits for the answer to its sign-on
-	SignedOn  State = "signed-on"  // the processor has accepted the sign-on
+	SignedOn  State = "signed-on"  // the processor has accepted the sign-on, or has answered the echo where its dialect has none
 	InService State = "in-service" // it carries exchanges
 	Draining  State = "draining"   // it carries those in flight to their end, and no others; then it signs off
 )
@@ -19,7 +19,7 @@ type event string
 
 const (
 	established event = "established" // the connection is there, whoever dialled
-	accepted    event = "accepted"    // the processor has accepted the sign-on
+	accepted    event = "accepted"    // the processor has accepted the sign-on, or the echo that stands for one
 	chosen      event = "chosen"      // the link gives it the exchanges, instead of the connection that it had
 	leaving     event = "leaving"     // it gets no more of them: by whichever cause that is not a failure
 	ended       event = "ended"       // it is closed, by whichever cause
@@ -64,12 +64,12 @@ const (
 	causeFrameHeader     cause = "frame_header"       // a length header that is not a length
 	causeFrameLength     cause = "frame_length"       // a frame of no bytes, or of more than the dialect's maximum
 	causeFrameShort      cause = "frame_short"        // the processor closed it inside a frame
-	causeSignOnTimeout   cause = "sign_on_timeout"    // the sign-on was not answered
-	causeSignOnRefused   cause = "sign_on_refused"    // the sign-on was answered by a code that does not accept it
-	causeSignOnUnusable  cause = "sign_on_unusable"   // the answer to the sign-on could not be decoded, or was another's
+	causeSignOnTimeout   cause = "sign_on_timeout"    // the sign-on, or the echo that stands for one, was not answered
+	causeSignOnRefused   cause = "sign_on_refused"    // it was answered by a code that does not accept it
+	causeSignOnUnusable  cause = "sign_on_unusable"   // the answer to it could not be decoded, or was another's
 	causeEchoMissed      cause = "echo_missed"        // EchoMisses echoes were not answered
 	causeEchoRefused     cause = "echo_refused"       // an echo was answered by a code that does not accept it
-	causeReplaced        cause = "replaced"           // the processor dialled anew, and the echo that this was asked for was not answered
+	causeReplaced        cause = "replaced"           // the processor dialled anew, and EchoMisses echoes that this was asked for were not answered
 	causeSignedOffByPeer cause = "signed_off_by_peer" // the processor wanted it
 	causeCut             cause = "cut"                // an operator wanted it
 )
@@ -80,6 +80,8 @@ const (
 	causeDrained  cause = "drained"     // an operator drains the link
 	causeRemoved  cause = "removed"     // the link is not in the configuration any more
 	causeFailBack cause = "failed_back" // a better host has taken over
+
+	causeNotAllowed cause = "not_allowed" // the processor may not dial us from that address any more
 )
 
 // failures are the causes that are, for what lists them.
@@ -89,7 +91,7 @@ var failures = []cause{causeListen, causeDial, causeTLS, causeClosed, causeRead,
 
 func (c cause) isFailure() bool {
 	switch c {
-	case causeNone, causeStopped, causeDrained, causeRemoved, causeFailBack:
+	case causeNone, causeStopped, causeDrained, causeRemoved, causeFailBack, causeNotAllowed:
 		return false
 	default:
 		return true

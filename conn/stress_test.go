@@ -175,7 +175,7 @@ func tcpConfig(h *host, links ...string) Config {
 	cfg := config(h)
 	cfg.Links, cfg.Dial = Dialled(links...), nil
 	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.SignOnTimeout = 100*time.Millisecond, 50*time.Millisecond, time.Second
-	cfg.BackoffMin, cfg.BackoffMax, cfg.InFlight = time.Millisecond, 20*time.Millisecond, 400
+	cfg.BackoffMin, cfg.BackoffMax, cfg.InFlight = 10*time.Millisecond, 20*time.Millisecond, 400
 	cfg.Abandoned = 100000
 	return cfg
 }

@@ -7,7 +7,7 @@ import (
 
 // A Trace is what an Exchange tells of its way beside the answer, for the log of its caller. It is written until Exchange returns.
 type Trace struct {
-	Link int // index in Config.Links of the link that the request was written to; -1 if to none
+	Link int // number, as in LinkStatus, of the link that the request was written to; -1 if to none
 
 	Queued   time.Duration // from the call of Exchange until it had its turn to write; 0 if nothing was written, as the others
 	Written  time.Duration // that the write took

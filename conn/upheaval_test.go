@@ -21,7 +21,7 @@ func upheave(ctx context.Context, r *rig, random *rand.Rand, pause func() <-chan
 			return
 		case <-pause():
 		}
-		number := random.IntN(len(r.Status())+1) - 1
+		number := random.IntN(len(r.config().Links)+1) - 1
 		var err error
 		switch random.IntN(8) {
 		case 0:
@@ -158,7 +158,7 @@ func TestNothingIsLostInAnUpheavalOverTLS(t *testing.T) {
 	one, two := h.listenTLS(server), h.listenTLS(server)
 	cfg := tcpConfig(h)
 	// The machine may be slow; the write deadline is not what is tested here.
-	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.FailBack = 200*time.Millisecond, 100*time.Millisecond, 30*time.Millisecond
+	cfg.ReplyTimeout, cfg.WriteTimeout, cfg.FailBack = 200*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
 	ab := Link{Hosts: []string{one, two}, TLS: &tls.Config{RootCAs: a.pool, ServerName: "bank.example"}}
 	ba := Link{Hosts: []string{two, one}, TLS: ab.TLS}
 	links := [][]Link{{ab, ba}, {ba, ab, ba}, {ba}, {ab, ab}}
