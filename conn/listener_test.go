@@ -236,7 +236,7 @@ func TestAHalfOpenConnectionGivesItsPlaceToANewOne(t *testing.T) {
 			}
 		})
 		l := d.dial("192.0.2.9:1000") // it has moved
-		pass(9 * time.Second) // two echoes of three could have been lost on their way
+		pass(9 * time.Second)         // two echoes of three could have been lost on their way
 		if dead.isClosed() {
 			t.Error("replaced before as many echoes were missed as close a link")
 		}
