@@ -452,3 +452,32 @@ func TestWithoutASignOnAHostThatClosesAtOnceTakesNoTraffic(t *testing.T) {
 		}
 	})
 }
+
+func TestWithoutASignOnTheEchoThatStandsForItDecides(t *testing.T) {
+	for code, want := range map[string]LinkStatus{
+		"00": {State: InService}, "05": {State: Down, LastError: string(causeSignOnRefused)}, "": {State: Down, LastError: string(causeSignOnTimeout)},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, "iso87-ascii")
+			h.codec.Dialect().NetworkManagement.SignOn = ""
+			h.manage = func(l *hostLink, m *messages.Message) {
+				if m.Get(messages.NetworkManagement) == "002" {
+					l.answer(m, "00")
+				} else if code != "" {
+					l.answer(m, code)
+				}
+			}
+			cfg := config(h)
+			cfg.Links = Dialled("one")
+			r := start(t, cfg, h)
+			defer r.end()
+			pass(4100 * time.Millisecond)
+			if got := r.Status()[0]; got.State != want.State || got.LastError != want.LastError {
+				t.Errorf("%q: got %+v", code, got)
+			}
+			if got := h.open()[0].seen(); !slices.Equal(got, []string{"0800/301"}) {
+				t.Errorf("%q: received %v", code, got)
+			}
+		})
+	}
+}

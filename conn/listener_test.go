@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,18 +19,21 @@ import (
 type port struct {
 	address string
 	arrive  chan net.Conn
+	short   chan error // what accept fails by
 	once    sync.Once
 	closed  chan struct{}
 }
 
 func newPort(address string) *port {
-	return &port{address: address, arrive: make(chan net.Conn), closed: make(chan struct{})}
+	return &port{address: address, arrive: make(chan net.Conn), short: make(chan error, 16), closed: make(chan struct{})}
 }
 
 func (p *port) Accept() (net.Conn, error) {
 	select {
 	case c := <-p.arrive:
 		return c, nil
+	case err := <-p.short:
+		return nil, err
 	case <-p.closed:
 		return nil, net.ErrClosed
 	}
@@ -427,5 +431,89 @@ func TestAWiderAllowListKeepsTheConnectionOfTheProcessor(t *testing.T) {
 		if l.isClosed() || !r.InService() {
 			t.Errorf("closed: %v; got %+v", l.isClosed(), r.Status())
 		}
+	})
+}
+
+func TestANarrowerAllowListDrainsOnlyWhoMayNotDialAnyMore(t *testing.T) {
+	onDoorstep(t, 3, nil, func(r *rig, h *host, d *doorstep) {
+		stays, goes := d.dial("192.0.2.1:1000"), d.dial("192.0.2.200:1000")
+		h.script(func(h *host) { h.manage = func(*hostLink, *messages.Message) {} })
+		signing := d.dial("192.0.2.201:1000")
+		if err := r.reconfigure(func(c *Config) {
+			for i := range c.Links {
+				c.Links[i].Allow = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/25")}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		h.script(func(h *host) { h.manage = nil })
+		pass(4 * time.Second) // in which the sign-off and the sign-on that nobody answers end
+		if stays.isClosed() || !goes.isClosed() || !signing.isClosed() {
+			t.Errorf("closed: %v, %v, %v", stays.isClosed(), goes.isClosed(), signing.isClosed())
+		}
+		if got := stays.seen(); len(got) != 1 {
+			t.Errorf("received %v", got)
+		}
+		if got := goes.seen(); got[len(got)-1] != "0800/002" {
+			t.Errorf("received %v, want a sign-off at the end", got)
+		}
+		r.exchange(request(1)).want(t, nil)
+	})
+}
+
+// The reload comes while it signs on.
+func TestWhoMayNotDialAnyMoreDoesNotComeIntoService(t *testing.T) {
+	onDoorstep(t, 1, nil, func(r *rig, h *host, d *doorstep) {
+		var accept func()
+		h.script(func(h *host) {
+			h.manage = func(l *hostLink, m *messages.Message) { accept = func() { l.answer(m, "00") } }
+		})
+		l := d.dial("192.0.2.200:1000")
+		h.script(func(h *host) { h.manage = nil })
+		if err := r.reconfigure(func(c *Config) { c.Links[0].Allow = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/25")} }); err != nil {
+			t.Fatal(err)
+		}
+		accept()
+		synctest.Wait()
+		if got := l.seen(); !l.isClosed() || !slices.Equal(got, []string{"0800/001", "0800/002"}) {
+			t.Errorf("closed: %v, received %v", l.isClosed(), got)
+		}
+		if got := r.Status()[0]; got.LastError != "" {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+// The socket is kept: to close it would refuse every processor that dials, for want of a file descriptor.
+func TestAListenerWaitsOutWhatAcceptIsShortOf(t *testing.T) {
+	onDoorstep(t, 1, nil, func(r *rig, _ *host, d *doorstep) {
+		for range 12 {
+			d.ports[0].short <- &net.OpError{Op: "accept", Err: syscall.EMFILE}
+		}
+		pass(6 * time.Second) // the pauses double to one second
+		if n := len(d.ports[0].short); n != 0 {
+			t.Errorf("%d errors are left", n)
+		}
+		d.dial("192.0.2.1:1000")
+		r.wantStates(InService)
+		if got := r.Status()[0]; got.LastError != "" || len(d.ports) != 1 {
+			t.Errorf("got %+v, %d listeners", got, len(d.ports))
+		}
+	})
+}
+
+// Who may dial can have a connection asked for echoes, and that has a limit.
+func TestNewcomersForceNoMoreThanOneEchoInEchoTimeout(t *testing.T) {
+	onDoorstep(t, 1, nil, func(r *rig, h *host, d *doorstep) {
+		l := d.dial("192.0.2.1:1000")
+		for range 50 { // in five seconds
+			_ = d.dial("192.0.2.66:1000").Close()
+			pass(100 * time.Millisecond)
+		}
+		if got := l.seen(); !slices.Equal(got, []string{"0800/001", "0800/301"}) {
+			t.Errorf("received %v, want one echo request", got)
+		}
+		pass(time.Minute)
+		r.wantStates(InService)
 	})
 }

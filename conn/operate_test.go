@@ -657,3 +657,62 @@ func TestALinkThatCarriesOnAfterItsRemovalIsSeen(t *testing.T) {
 		}
 	})
 }
+
+// The hold goes with the link, and is not left behind for the one that takes its number.
+func TestALinkThatTakesTheNumberOfAHeldOneThatMovesIsNotHeld(t *testing.T) {
+	inBubble(t, nil, func(r *rig, _ *host) {
+		if err := r.Drain(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.reconfigure(func(c *Config) { c.Links = Dialled("three", "two", "one") }); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		r.wantStates(InService, InService, Down)
+		if got := r.Status(); got[0].Held || !got[2].Held {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+func TestALinkThatDepartsIsOperatedUnderTheNextNumber(t *testing.T) {
+	for name, c := range map[string]struct {
+		operate func(r *rig) error
+		last    string
+	}{
+		"cut":             {func(r *rig) error { return r.Cut(1) }, "0800/001"},
+		"drained":         {func(r *rig) error { return r.Drain(1) }, "0800/002"},
+		"drained, as all": {func(r *rig) error { return r.Drain(-1) }, "0800/002"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onHosts(t, []string{"a"}, func(_ *Config, ways *roads) { ways.lost["b"] = true }, func(r *rig, h *host, _ *roads) {
+				if err := r.reconfigure(func(c *Config) { c.Links = Dialled("b") }); err != nil {
+					t.Fatal(err)
+				}
+				if got := r.Status(); len(got) != 2 || got[0].Departing || got[1].Number != 1 || !got[1].Departing || got[1].Address != "a" {
+					t.Errorf("got %+v", got)
+				}
+				if err := c.operate(r); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if got := h.at("a")[0].seen(); got[len(got)-1] != c.last || r.InService() {
+					t.Errorf("in service: %v; a received %v", r.InService(), got)
+				}
+				if n := len(r.Status()); n != 1 {
+					t.Errorf("%d links, want the one that there is", n)
+				}
+				if err := r.Cut(1); err == nil {
+					t.Error("a link that has left is operated")
+				}
+			})
+		})
+	}
+}
+
+func TestPausesThatWouldHammerAProcessorAreFaults(t *testing.T) {
+	cfg := config(newHost(t, "iso87-ascii"))
+	cfg.BackoffMin, cfg.FailBack = time.Millisecond, time.Millisecond
+	wantFault(t, cfg, "backoff_min: 1ms is less than 10ms")
+	wantFault(t, cfg, "fail_back: 1ms is less than 100ms")
+}
