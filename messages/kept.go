@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"acquirerd/card"
+	"acquirerd/specs"
 )
 
 // kept is what may be kept of a message: its type and elements that are not sensitive. Its JSON form is an object of the elements'
@@ -29,23 +30,52 @@ func (m *Message) keep(elements []Element) kept {
 		if value == "" {
 			continue
 		}
-		k.values[e] = masked(e, value, pan)
+		k.values[e] = m.masked(e, value, pan)
 	}
 	return k
 }
 
 // masked hides card numbers where somebody may have written one.
-func masked(e Element, value string, pan card.PAN) string {
-	switch {
-	case e == AdditionalAmounts && additionalAmounts.MatchString(value):
-		return value // two amounts beside each other can look like a card number
-	case e.freeText():
-		return card.HidePANs(pan.HideIn(value))
-	case e == Merchant: // the others are too short for one, or ours
+func (m *Message) masked(e Element, value string, pan card.PAN) string {
+	if e == Merchant { // a merchant's own number can look like one
 		return pan.HideIn(value)
 	}
-	return value
+	hidden := card.HidePANs(pan.HideIn(value))
+	if hidden == value || !m.freeText(e) {
+		return value
+	}
+	if e == AdditionalAmounts && additionalAmounts.MatchString(value) {
+		return value // two amounts beside each other can look like a card number
+	}
+	return hidden
 }
+
+// freeText reports whether people or terminals may have written an element's text: those of which ISO 8583:1987 says so and, in a dialect,
+// each that has room for letters and a card number.
+func (m *Message) freeText(e Element) bool {
+	if e.freeText() {
+		return true
+	}
+	return m.dialect != nil && freeTextIn(m.dialect, m.dialect.WireMTI(string(m.MTI)), e)
+}
+
+func freeTextIn(d *specs.Dialect, mti string, e Element) bool {
+	f, known := d.Field(mti, int(e))
+	if !known || f.Binary() || f.Length < shortestPAN || e == Merchant {
+		return false
+	}
+	switch { // what names an original, or says what is to stand of it, is read again
+	case d.Standard == specs.ISO87 && (e == OriginalData || e == ReplacementAmounts):
+		return false
+	case d.Standard == specs.ISO93 && (e == originalData93 || e == amountsOriginal93):
+		return false
+	}
+	_, err := f.Write([]byte("A")) // numbers have no letters
+	return err == nil
+}
+
+// shortestPAN is the length of the shortest card number that is looked for, see card.HidePANs.
+const shortestPAN = 13
 
 // additionalAmounts is the form of DE 54: account type, amount type, currency, sign and amount, up to six times (ISO 8583:1987).
 var additionalAmounts = regexp.MustCompile(`^([0-9]{4}[0-9A-Z]{3}[CD][0-9]{12})+$`)

@@ -560,3 +560,53 @@ func TestKeptBytesThatAreNotUTF8ComeBack(t *testing.T) {
 		}
 	}
 }
+
+// Where a dialect has text of its own in an element, somebody may have written a card number there: DE 95 of ISO 8583:1993 is reference data,
+// and DE 31 of the acquirer. What is read again, and what 1987 says of the same number, stays as it is.
+func TestACardNumberInADialectsOwnTextIsMasked(t *testing.T) {
+	const text, hidden = "RETRIEVAL OF 5555555555554444", "RETRIEVAL OF 555555******4444"
+	m := messages.New("0624")
+	for _, e := range []messages.Element{31, messages.ReplacementAmounts} {
+		m.Set(e, text)
+	}
+	m.Set(30, "555555555555444400000000")
+	m.Set(messages.STAN, "000042")
+	m.Set(messages.TransmissionTime, "1124101112")
+	m.Set(messages.LocalTime, "261124101112")
+	c := codec(t, "iso93-binary")
+	wire, err := c.Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := c.Decode(wire)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := read.Original()
+	for _, e := range []messages.Element{31, messages.ReplacementAmounts} {
+		if got := kept.Get(e); got != hidden {
+			t.Errorf("%v is kept as %q", e, got)
+		}
+	}
+	if got := kept.Get(30); got != "555555555555444400000000" {
+		t.Errorf("amounts are kept as %q", got)
+	}
+	if shown := read.LogValue().String(); strings.Contains(shown, "5555555555554444\"") || strings.Count(shown, "555555******4444") != 2 {
+		t.Errorf("shown as %s", shown)
+	}
+	// The text itself is kept sealed, where the message is to go on.
+	rest, err := read.Rest(nil)
+	if err != nil || !strings.Contains(string(rest), `"95"`) {
+		t.Errorf("sealed is %s, %v", rest, err)
+	}
+	amounts := messages.New("0420")
+	amounts.Set(messages.ReplacementAmounts, "C55555555555544440000000000000000000000000")
+	amounts.Set(messages.STAN, "000042")
+	c = codec(t, "iso87-ascii")
+	if wire, err = c.Encode(amounts); err != nil {
+		t.Fatal(err)
+	}
+	if read, err = c.Decode(wire); err != nil || read.Original().Get(messages.ReplacementAmounts) != amounts.Get(messages.ReplacementAmounts) {
+		t.Errorf("kept as %q, %v", read.Original().Get(messages.ReplacementAmounts), err)
+	}
+}

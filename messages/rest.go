@@ -28,7 +28,7 @@ func (m *Message) Rest(storable []int) ([]byte, error) {
 	for _, entry := range m.elements {
 		e, value := entry.element, entry.value
 		hidden := m.Hides(e)
-		if !hidden && masked(e, string(value), pan) != string(value) {
+		if !hidden && m.masked(e, string(value), pan) != string(value) {
 			sensitive[e] = value
 			continue
 		}

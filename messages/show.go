@@ -33,7 +33,7 @@ func (m *Message) lines(inClear bool) []Line {
 			continue
 		}
 		value := string(entry.value)
-		if !inClear && (entry.element.freeText() || m.maskOf(entry.element) == specs.MaskPANs) {
+		if !inClear && (m.freeText(entry.element) || m.maskOf(entry.element) == specs.MaskPANs) {
 			value = card.HidePANs(value)
 		}
 		if lines[i].Hex = isBytes || strings.ContainsFunc(value, notPrintable); lines[i].Hex {
@@ -102,6 +102,8 @@ func Masking(d *specs.Dialect, e Element) string {
 		return "first six and last four"
 	case e.Sensitive():
 		return "hidden"
+	case freeTextIn(d, "", e):
+		return "card numbers"
 	}
 	return ""
 }
