@@ -366,3 +366,30 @@ func TestPrivateBytesDoNotPassAsText(t *testing.T) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
+
+// What an advice tells of a link, a day or a key is demanded as if it were requested. A key change without a key confirms one.
+func TestADialogueByAnAdviceIsDemanded(t *testing.T) {
+	for _, name := range []string{"iso87-ascii", "iso93-binary"} {
+		c := codec(t, name)
+		for _, part := range []messages.Dialogue{messages.SignOn, messages.SignOff, messages.Echo, messages.Cutover, messages.KeyChange} {
+			m := c.NewDialogue(part, at, "000042")
+			m.MTI = "0820"
+			want := part
+			if part == messages.KeyChange {
+				want = ""
+			}
+			if got := c.Demanded(m); got != want {
+				t.Errorf("%s: %s is taken for %q", name, part, got)
+			}
+			m.SetSensitive(messages.Element(c.Dialect().NetworkManagement.KeyData.Element), "0123456789ABCDEF")
+			if got := c.Demanded(m); got != part {
+				t.Errorf("%s: %s with a key is taken for %q", name, part, got)
+			}
+			for _, mti := range []messages.MTI{"0830", "0840", "0802", "0620"} {
+				if m.MTI = mti; c.Demanded(m) != "" {
+					t.Errorf("%s: %s of %s is demanded", name, part, mti)
+				}
+			}
+		}
+	}
+}

@@ -67,17 +67,28 @@ func (c *Codec) networkType() MTI {
 	return MTI(own)
 }
 
-// Demanded says which part of the dialogue a request of this party is, "" for none. A cutover may be told by an advice too (0820).
+// Demanded says which part of the dialogue a request of this party is, "" for none. An advice (0820) demands what the request would: it tells
+// of what the party has done, and a sign-off, a day or a key of which it is told in vain would leave the two sides apart. Only a key change
+// that brings no key is none: that confirms one.
 func (c *Codec) Demanded(m *Message) Dialogue {
 	if m.MTI.Class() != Network || !m.MTI.IsRequest() {
 		return ""
 	}
-	demanded := c.dialect.NetworkManagement.Demanded()
-	code := m.Reveal(Element(c.dialect.NetworkManagement.Element))
+	n := &c.dialect.NetworkManagement
+	demanded := n.Demanded()
+	code := m.Reveal(Element(n.Element))
+	isAdvice := m.MTI.IsAdvice()
+	if !isAdvice && m.MTI.First() != c.networkType() {
+		return ""
+	}
 	for _, part := range []Dialogue{SignOn, SignOff, Echo, KeyChange, Cutover} {
-		if own := codeOf(demanded, part); own != "" && own == code && (m.MTI.First() == c.networkType() || part == Cutover) {
-			return part
+		if own := codeOf(demanded, part); own == "" || own != code {
+			continue
 		}
+		if part == KeyChange && isAdvice && !m.Has(Element(n.KeyData.Element)) {
+			return ""
+		}
+		return part
 	}
 	return ""
 }
