@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -65,6 +67,7 @@ type keepingRecord struct {
 	Advising
 	original string // JSON
 	withheld string
+	digest   [sha256.Size]byte
 	advised  Advised
 }
 
@@ -95,24 +98,26 @@ func newKeepingRecord(a Advising) (*keepingRecord, error) {
 		names[i] = e.Name()
 	}
 	r.original, r.withheld = string(original), strings.Join(names, " ")
+	r.digest = sha256.Sum256(append(original, a.Token[:]...)) // JSON has an end, and the token one length
 	return r, nil
 }
 
 // Of two advices with one identity and other content, neither is the other's repeat: nothing may be lost. After a change of the token's key
-// a repeat is recorded once more.
+// a repeat is recorded once more. The index leads to the one that is equal: a processor that gives all its advices one identity does not have
+// the writer, for which everybody waits, read all of them.
 const keptBeforeSQL = `SELECT id, response_code, coalesce(transaction_id, 0), undoes FROM processor_advices
-WHERE endpoint = ? AND identity = ? AND original = ? AND pan_token IS ? ORDER BY id LIMIT 1`
+WHERE endpoint = ? AND identity = ? AND digest = ?`
 
-const namedSQL = `SELECT t.id, coalesce(t.outcome, ''), t.masked_pan, coalesce(o.state, ''), coalesce(o.replacement, '') FROM transactions t
+const namedSQL = `SELECT t.id, coalesce(t.outcome, ''), t.masked_pan, t.pan_token, coalesce(o.state, ''), coalesce(o.replacement, '') FROM transactions t
 LEFT JOIN owed o ON o.transaction_id = t.id AND o.kind = 'reversal' WHERE t.stan = ?1 AND t.endpoint = ?2
 AND (?3 = '' OR t.transmission_time = ?3) AND (?4 = '' OR t.original ->> '$.local_time' = ?4) ORDER BY t.id DESC LIMIT 1`
 
-const insertAdviceSQL = `INSERT INTO processor_advices (endpoint, identity, mti, original, masked_pan, pan_token, pan_key_id, pan_nonce,
-pan_ciphertext, withheld, response_code, transaction_id, undoes, business_date, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+const insertAdviceSQL = `INSERT INTO processor_advices (endpoint, identity, mti, original, masked_pan, pan_token, digest, pan_key_id, pan_nonce,
+pan_ciphertext, withheld, response_code, transaction_id, undoes, business_date, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 RETURNING id`
 
 func (r *keepingRecord) write(w *writer, at time.Time) error {
-	before, err := w.keptBefore.one(r.Endpoint, r.Identity, r.original, tokenOrNull(r.Token))
+	before, err := w.keptBefore.one(r.Endpoint, r.Identity, r.digest[:])
 	if err != nil {
 		return err
 	}
@@ -136,7 +141,7 @@ func (r *keepingRecord) write(w *writer, at time.Time) error {
 		undoes = 1
 	}
 	row, err := w.insertAdvice.one(r.Endpoint, r.Identity, string(r.Original.MTI), r.original, r.MaskedPAN, tokenOrNull(r.Token),
-		orNull(r.PAN.KeyID), bytesOrNull(r.PAN.Nonce), bytesOrNull(r.PAN.Ciphertext), r.withheld, r.ResponseCode, transaction, undoes,
+		r.digest[:], orNull(r.PAN.KeyID), bytesOrNull(r.PAN.Nonce), bytesOrNull(r.PAN.Ciphertext), r.withheld, r.ResponseCode, transaction, undoes,
 		w.days[r.Endpoint].date, at.UnixMicro())
 	if err != nil {
 		return err
@@ -157,13 +162,18 @@ func (r *keepingRecord) tie(w *writer) error {
 		id          TransactionID
 		outcome     Kind
 		maskedPAN   string
+		token       []byte // none of a row whose key was barred
 		reversal    State
 		replacement string
 	}
-	if err := scanRow(row)(&named.id, &named.outcome, &named.maskedPAN, &named.reversal, &named.replacement); err != nil {
+	if err := scanRow(row)(&named.id, &named.outcome, &named.maskedPAN, &named.token, &named.reversal, &named.replacement); err != nil {
 		return err
 	}
 	if named.maskedPAN != "" && r.MaskedPAN != "" && named.maskedPAN != r.MaskedPAN {
+		return nil
+	}
+	// Many cards have one mask. After a change of the token's key an advice is tied to nothing that is older, and is for a person all the same.
+	if named.token != nil && r.Token != (card.PANToken{}) && !bytes.Equal(named.token, r.Token[:]) {
 		return nil
 	}
 	r.advised.Transaction = named.id

@@ -27,7 +27,7 @@ func TestARepeatedAdviceIsFoundWithoutReadingAllOfItsName(t *testing.T) {
 		var id, parent, unused int
 		err = scan(&id, &parent, &unused, &detail)
 		return detail, err
-	}, "EXPLAIN QUERY PLAN "+keptBeforeSQL, "", "", "", nil)
+	}, "EXPLAIN QUERY PLAN "+keptBeforeSQL, "", "", []byte{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,5 +35,20 @@ func TestARepeatedAdviceIsFoundWithoutReadingAllOfItsName(t *testing.T) {
 		if strings.HasPrefix(step, "SEARCH") && strings.HasSuffix(step, "(endpoint=? AND identity=?)") {
 			t.Errorf("what is compared beyond the name is in no index: %s", step)
 		}
+	}
+}
+
+func TestAnAdviceIsTiedToACardByItsTokenWhereBothHaveOne(t *testing.T) {
+	r := start(t, Config{Path: create(t)})
+	ticket := r.begin("key")
+	r.finish(ticket, Outcome{Kind: Approved, ResponseCode: "00"})
+	same := advisingOf("700001", ticket.STAN())
+	if got := r.keep(same); got.Transaction != ticket.ID() || !got.Undoes {
+		t.Errorf("of the same card: %+v", got)
+	}
+	without := advisingOf("700002", ticket.STAN())
+	without.Token = card.PANToken{}
+	if got := r.keep(without); got.Transaction != ticket.ID() || !got.Undoes {
+		t.Errorf("of a card without a token: %+v", got)
 	}
 }

@@ -175,7 +175,7 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.noted, 1, notedSQL},
 		{&w.openDay, 1, openDaySQL},
 		{&w.keptBefore, 4, keptBeforeSQL},
-		{&w.named, 5, namedSQL},
+		{&w.named, 6, namedSQL},
 		{&w.insertAdvice, 1, insertAdviceSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {

@@ -22,6 +22,7 @@ CREATE TABLE processor_advices (
 	original       TEXT NOT NULL, -- all of it that is not sensitive, as a first sending, as JSON
 	masked_pan     TEXT NOT NULL,
 	pan_token      BLOB CHECK (length(pan_token) = 32),
+	digest         BLOB NOT NULL CHECK (length(digest) = 32), -- SHA-256 of original and token: a repeat is found by it, and not by reading
 	pan_key_id     TEXT,
 	pan_nonce      BLOB,
 	pan_ciphertext BLOB,
@@ -34,6 +35,6 @@ CREATE TABLE processor_advices (
 	CHECK ((pan_key_id IS NULL) = (pan_ciphertext IS NULL))
 ) STRICT;
 
-CREATE INDEX processor_advices_identity ON processor_advices (endpoint, identity);
+CREATE UNIQUE INDEX processor_advices_identity ON processor_advices (endpoint, identity, digest);
 CREATE INDEX processor_advices_transaction ON processor_advices (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX processor_advices_undoing ON processor_advices (id) WHERE undoes = 1;
