@@ -19,13 +19,13 @@ func moment(t *testing.T, text string) time.Time {
 func TestCutoversOfOneEveningDoNotRunAwayFromTheCalendar(t *testing.T) {
 	at := moment(t, "2026-11-24T22:00:00Z")
 	day := businessDay{date: "2026-11-25", since: at}
-	for _, named := range []string{"1129", "1203", "1207", "1211", "1215"} {
+	for _, named := range []string{"1129", "1203", "1207", "1211", "1215", "", ""} {
 		date, possible := day.next(named, at)
 		if possible {
 			day = businessDay{date, at}
 		}
 	}
-	if day.date > "2026-11-29" {
+	if day.date > "2026-12-04" { // ten days, as over the longest holidays
 		t.Errorf("the business date is %s on the evening of 2026-11-24", day.date)
 	}
 }

@@ -2,8 +2,10 @@ package journal
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -22,8 +24,10 @@ type Advanced struct {
 // ErrBusinessDate is the error of Advance for a day that cannot be the next one. Nothing was written.
 var ErrBusinessDate = errors.New("business date is none, goes back, or is too far ahead")
 
-// Advance records that a business day of an endpoint has begun. From then on each record bears its date. Without a year, the nearest one is meant. A cutover to the date that is current changes nothing, and neither does one that names no day and comes within shortestDay of
-// the last: it is that one's repeat. Else, without a day, it is the next one, or the day that begins about now if cutovers were missed.
+// Advance records that a business day of an endpoint has begun. From then on each record bears its date. Without a year, the nearest one is
+// meant. A cutover to the date that is current changes nothing, and neither does one that names no day and comes within shortestDay of the
+// last: it is that one's repeat. Else, without a day, it is the next one or, from longestDay on, the day that begins about now: cutovers were
+// missed.
 //
 // An error wrapping ErrBusinessDate comes with what was refused; one wrapping ErrBusy means, too, that nothing was written. It waits for
 // its batch whatever becomes of ctx.
@@ -73,27 +77,127 @@ func (r *cutoverRecord) write(w *writer, at time.Time) error {
 	return nil
 }
 
-func (r *cutoverRecord) done(_ *Journal, err error) { r.answer(err) }
+func (r *cutoverRecord) done(j *Journal, err error) {
+	if err == nil && r.refused == nil {
+		j.days.set(r.Endpoint, r.advanced.To)
+	}
+	r.answer(err)
+}
+
+// businessDates are the current ones of endpoints as they were committed, for who may not wait for the writer.
+type businessDates struct {
+	mu sync.Mutex
+	of map[string]string // by endpoint; guarded by mu
+}
+
+func (d *businessDates) set(endpoint, date string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.of[endpoint] = date
+}
+
+// Opens reports whether a day that an endpoint's processor names is a later one than the current, or the first: one for Advance, which may
+// still refuse it. It reads memory alone.
+func (j *Journal) Opens(endpoint, day string) bool {
+	named, exists := nearest(day, time.Now().UTC())
+	j.days.mu.Lock()
+	defer j.days.mu.Unlock()
+	return exists && named.Format(time.DateOnly) > j.days.of[endpoint]
+}
+
+// SetBusinessDate puts a date (YYYY-MM-DD) in the place of an endpoint's current one, as a person says: also one that is earlier. Later ones
+// are forgotten; records that bear them stay as they are. The next cutover counts from there.
+//
+// An error wrapping ErrCorrection or ErrBusy means that nothing was written. It waits for its batch whatever becomes of ctx.
+func (j *Journal) SetBusinessDate(ctx context.Context, endpoint, date string) (Advanced, error) {
+	err := ctx.Err()
+	day, errDate := time.Parse(time.DateOnly, date)
+	switch {
+	case err != nil:
+	case endpoint == "":
+		err = errors.New("it has no endpoint")
+	case errDate != nil || time.Until(day).Abs() > mostCorrected:
+		err = ErrCorrection
+	}
+	r := &correctionRecord{call: newCall(), endpoint: endpoint, advanced: Advanced{To: date}}
+	if err == nil {
+		err = j.record(r, false)
+	}
+	if err != nil {
+		return Advanced{}, fmt.Errorf("setting business date: %w", err)
+	}
+	return r.advanced, nil
+}
+
+// ErrCorrection is the error of SetBusinessDate for what can only be a slip of the hand.
+var ErrCorrection = errors.New("business date is no date, or more than 31 days from today")
+
+const mostCorrected = 31 * aDay
+
+type correctionRecord struct {
+	call
+	endpoint string
+	advanced Advanced
+}
+
+const correctDaySQL = `INSERT INTO business_days (endpoint, date, began_at) VALUES (?, ?, ?)
+ON CONFLICT (endpoint, date) DO UPDATE SET began_at = excluded.began_at`
+
+func (r *correctionRecord) write(w *writer, at time.Time) (err error) {
+	current := w.days[r.endpoint]
+	r.advanced.From = current.date
+	// The last cutover stays when it was: only its date was wrong. Without one, a cutover that comes now is not the repeat of any.
+	since := current.since
+	if current.date == "" {
+		since = at.Add(-shortestDay)
+	}
+	// Prepared each time: it is rare.
+	for _, change := range []struct {
+		query string
+		args  []driver.Value
+	}{
+		{"DELETE FROM business_days WHERE endpoint = ? AND date > ?", []driver.Value{r.endpoint, r.advanced.To}},
+		{correctDaySQL, []driver.Value{r.endpoint, r.advanced.To, since.UnixMicro()}},
+	} {
+		statement, err := w.conn.prepare(change.query, 0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(statement.run(change.args...), statement.close()); err != nil {
+			return err
+		}
+	}
+	w.days[r.endpoint] = businessDay{r.advanced.To, since}
+	return nil
+}
+
+func (r *correctionRecord) done(j *Journal, err error) {
+	if err == nil {
+		j.days.set(r.endpoint, r.advanced.To)
+	}
+	r.answer(err)
+}
 
 const (
 	aDay = 24 * time.Hour // dates are at midnight UTC, where each day has one
 
-	// shortestDay is less than any business day lasts: a processor has one cutover a day.
-	shortestDay = 12 * time.Hour
+	// shortestDay is less than any business day lasts: a processor has one cutover a day. Half a day is also the most by which cutovers of
+	// two days are further apart than a day, or nearer.
+	shortestDay = aDay / 2
+	longestDay  = aDay + shortestDay
 
-	// mostAhead is how far a business date may be ahead of the calendar, or of the last one: over a long weekend. The first that is heard
-	// may be as far behind the calendar.
-	mostAhead = 4 * aDay
+	// mostAhead is how far a business date may be ahead of the calendar: over the longest public holidays, nine days and a weekend's end. The
+	// first that is heard may be as far behind. It is counted from the calendar alone: counted from the last date, a processor that repeats
+	// its mistake would run away, and nothing goes back by itself.
+	mostAhead = 10 * aDay
 )
 
-// next is the day that a cutover at a time begins. It is not possible if it is no date, before the current one, or further ahead than
-// mostAhead of the current one and of the calendar. A date that was left behind may be caught up with: cutovers are missed while nobody
-// listens.
+// next is the day that a cutover at a time begins. It is not possible if it is no date, before the current one, or further ahead of the
+// calendar than mostAhead. A date that was left behind may be caught up with: cutovers are missed while nobody listens.
 func (d businessDay) next(day string, at time.Time) (date string, possible bool) {
 	at = at.UTC()
 	today := at.Truncate(aDay)
-	current, known := today, d.date != ""
-	earliest := today.Add(-mostAhead)
+	current, earliest, known := today, today.Add(-mostAhead), d.date != ""
 	if known {
 		var err error
 		if current, err = time.Parse(time.DateOnly, d.date); err != nil {
@@ -111,14 +215,10 @@ func (d businessDay) next(day string, at time.Time) (date string, possible bool)
 		}
 	case known && at.Sub(d.since).Abs() < shortestDay:
 		return d.date, true
-	case known && !following.After(current):
+	case known && (at.Sub(d.since) < longestDay || !following.After(current)):
 		following = current.Add(aDay)
 	}
-	latest := current.Add(mostAhead)
-	if today.After(current) {
-		latest = today.Add(mostAhead)
-	}
-	return following.Format(time.DateOnly), !following.Before(earliest) && !following.After(latest)
+	return following.Format(time.DateOnly), !following.Before(earliest) && !following.After(today.Add(mostAhead))
 }
 
 // nearest is the date of a month and day (MMDD) in the year that brings it nearest to a time, or of a year of the century, month and day

@@ -37,15 +37,18 @@ func TestTheDayThatACutoverBegins(t *testing.T) {
 		{"the first, in the evening before", "", "", "", evening, "2026-11-25"},
 		{"the first, in its own morning", "", "", "", morning, "2026-11-25"},
 		{"the first that is named", "", "", "1126", evening, "2026-11-26"},
-		{"the first, as far behind as may be", "", "", "1120", evening, "2026-11-20"},
-		{"the first, further behind", "", "", "1119", evening, ""},
-		{"the first, as far ahead as may be", "", "", "1128", evening, "2026-11-28"},
-		{"the first, further ahead", "", "", "1129", evening, ""},
+		{"the first, as far behind as may be", "", "", "1114", evening, "2026-11-14"},
+		{"the first, further behind", "", "", "1113", evening, ""},
+		{"the first, as far ahead as may be", "", "", "1204", evening, "2026-12-04"},
+		{"the first, further ahead", "", "", "1205", evening, ""},
 		{"the next, not named", "2026-11-24", "2026-11-23T22:00:00Z", "", evening, "2026-11-25"},
 		{"the next, of a processor that is ahead of the calendar", "2026-11-25", "2026-11-23T22:00:00Z", "", evening, "2026-11-26"},
 		{"the next, and one was missed", "2026-11-23", "2026-11-22T22:00:00Z", "", evening, "2026-11-25"},
 		{"the next, and a month was missed", "2026-10-23", "2026-10-22T22:00:00Z", "", evening, "2026-11-25"},
-		{"the next, too far ahead of the calendar", "2026-11-28", "2026-11-23T22:00:00Z", "", evening, "2026-11-29"},
+		{"the next, far ahead of the calendar", "2026-12-03", "2026-11-23T22:00:00Z", "", evening, "2026-12-04"},
+		{"the next, too far ahead of the calendar", "2026-12-04", "2026-11-23T22:00:00Z", "", evening, ""},
+		{"the next, just under a day and a half after the last", "2026-11-20", "2026-11-23T10:00:01Z", "", evening, "2026-11-21"},
+		{"the next, a day and a half after the last", "2026-11-20", "2026-11-23T10:00:00Z", "", evening, "2026-11-25"},
 		{"not named, just under half a day after the last", "2026-11-25", "2026-11-24T10:00:01Z", "", evening, "2026-11-25"},
 		{"not named, half a day after the last", "2026-11-24", "2026-11-24T10:00:00Z", "", evening, "2026-11-25"},
 		{"not named, after the clock was set back", "2026-11-25", "2026-11-24T23:00:00Z", "", evening, "2026-11-25"},
@@ -54,10 +57,11 @@ func TestTheDayThatACutoverBegins(t *testing.T) {
 		{"named, soon after the last", "2026-11-25", "2026-11-24T21:59:00Z", "1126", evening, "2026-11-26"},
 		{"over a weekend", "2026-11-20", "2026-11-19T22:00:00Z", "1123", "2026-11-20T22:00:00Z", "2026-11-23"},
 		{"back", "2026-11-25", "2026-11-24T22:00:00Z", "1124", evening, ""},
-		{"as far ahead as may be", "2026-11-25", "2026-11-24T22:00:00Z", "1129", evening, "2026-11-29"},
-		{"further ahead", "2026-11-25", "2026-11-24T22:00:00Z", "1130", evening, ""},
+		{"as far ahead as may be", "2026-11-25", "2026-11-24T22:00:00Z", "1204", evening, "2026-12-04"},
+		{"further ahead", "2026-11-25", "2026-11-24T22:00:00Z", "1205", evening, ""},
+		{"ahead of a date that is ahead", "2026-12-03", "2026-11-24T22:00:00Z", "1205", evening, ""},
 		{"what was left behind is caught up with", "2026-10-01", "2026-09-30T22:00:00Z", "1125", evening, "2026-11-25"},
-		{"but not beyond the calendar", "2026-10-01", "2026-09-30T22:00:00Z", "1129", evening, ""},
+		{"but not beyond the calendar", "2026-10-01", "2026-09-30T22:00:00Z", "1205", evening, ""},
 		{"over the turn of the year", "2026-12-31", "2026-12-30T22:00:00Z", "0101", "2026-12-31T22:00:00Z", "2027-01-01"},
 		{"back over the turn of the year", "2027-01-01", "2026-12-31T22:00:00Z", "1231", "2027-01-01T02:00:00Z", ""},
 		{"the day of a leap year", "2028-02-28", "2028-02-27T22:00:00Z", "0229", "2028-02-28T22:00:00Z", "2028-02-29"},
@@ -177,7 +181,7 @@ func TestACutoverThatCannotBeChangesNothing(t *testing.T) {
 		path := create(t)
 		r := start(t, Config{Path: path})
 		r.cutOver("0102")
-		for day, want := range map[string]Advanced{"0101": {"2000-01-02", "2000-01-01"}, "0107": {"2000-01-02", "2000-01-07"}, "1345": {From: "2000-01-02"}} {
+		for day, want := range map[string]Advanced{"0101": {"2000-01-02", "2000-01-01"}, "0112": {"2000-01-02", "2000-01-12"}, "1345": {From: "2000-01-02"}} {
 			got, err := r.Advance(t.Context(), Cutover{"processor-a", day})
 			if !errors.Is(err, ErrBusinessDate) || got != want {
 				t.Errorf("%s: %+v, want %+v: %v", day, got, want, err)
@@ -226,6 +230,93 @@ func TestACutoverBetweenRecordsOfOneBatch(t *testing.T) {
 		}
 		if one, two := r.transaction(2), r.transaction(3); one.BusinessDate != "2000-01-01" || two.BusinessDate != "2000-01-02" {
 			t.Errorf("%q and %q", one.BusinessDate, two.BusinessDate)
+		}
+	})
+}
+
+// What an answer says of the day is compared in memory, and is a cutover only if it is a later one.
+func TestALaterDayOpensANewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01 there
+		path := create(t)
+		r := start(t, Config{Path: path})
+		if !r.Opens("processor-a", "1231") || r.Opens("processor-a", "0230") || r.Opens("processor-a", "") {
+			t.Error("before the first")
+		}
+		r.cutOver("0102")
+		if _, err := r.Advance(t.Context(), Cutover{"processor-a", "0112"}); !errors.Is(err, ErrBusinessDate) {
+			t.Errorf("refused: %v", err)
+		}
+		for range 2 {
+			for day, want := range map[string]bool{"1231": false, "0101": false, "0102": false, "000102": false, "0103": true, "000103": true, "0112": true, "1301": false} {
+				if got := r.Opens("processor-a", day); got != want {
+					t.Errorf("%s: %v", day, got)
+				}
+			}
+			if !r.Opens("processor-b", "0101") {
+				t.Error("of another endpoint")
+			}
+			r = r.reopened(path)
+			path = r.path
+		}
+	})
+}
+
+func (r *running) setDate(date string) Advanced {
+	r.t.Helper()
+	advanced, err := r.SetBusinessDate(context.Background(), "processor-a", date)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return advanced
+}
+
+// A wrong date is mended by a person, to whichever side it is wrong; the cutover that follows begins the day after.
+func TestAPersonSetsTheBusinessDate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := create(t)
+		r := start(t, Config{Path: path})
+		if got := r.setDate("1999-12-30"); got != (Advanced{"", "1999-12-30"}) {
+			t.Errorf("the first: %+v", got)
+		}
+		if got := r.cutOver(""); got != (Advanced{"1999-12-30", "1999-12-31"}) { // not the repeat of any
+			t.Errorf("and then %+v", got)
+		}
+		r.cutOver("0111") // wrong
+		wrong := r.begin("wrong")
+		<-time.After(time.Hour)
+		if got := r.setDate("2000-01-01"); got != (Advanced{"2000-01-11", "2000-01-01"}) || !r.Opens("processor-a", "0102") {
+			t.Errorf("back: %+v", got)
+		}
+		right := r.begin("right")
+		if r.transaction(wrong.ID()).BusinessDate != "2000-01-11" || r.transaction(right.ID()).BusinessDate != "2000-01-01" {
+			t.Error("what was recorded has changed, or what is recorded has not")
+		}
+		if got := r.setDate("2000-01-01"); got.From != got.To {
+			t.Errorf("the same: %+v", got)
+		}
+		r = r.reopened(path)
+		if got := r.cutOver(""); got.To != "2000-01-01" { // an hour after the one that was wrong
+			t.Errorf("a repeat: %+v", got)
+		}
+		<-time.After(22 * time.Hour)
+		if got := r.cutOver(""); got != (Advanced{"2000-01-01", "2000-01-02"}) {
+			t.Errorf("the next: %+v", got)
+		}
+		for _, date := range []string{"", "2000-02-30", "20000103", "2000-02-05", "1999-11-30"} {
+			if got, err := r.SetBusinessDate(t.Context(), "processor-a", date); !errors.Is(err, ErrCorrection) || got != (Advanced{}) {
+				t.Errorf("%q: %+v, %v", date, got, err)
+			}
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := r.SetBusinessDate(ended, "processor-a", "2000-01-03"); !errors.Is(err, context.Canceled) {
+			t.Errorf("with an ended context: %v", err)
+		}
+		if _, err := r.SetBusinessDate(t.Context(), "", "2000-01-03"); err == nil {
+			t.Error("of no endpoint")
+		}
+		if got := dump(t, r.path, "business_days", "date"); strings.Join(got, " ") != "'1999-12-30' '1999-12-31' '2000-01-01' '2000-01-02'" {
+			t.Errorf("business days %v", got)
 		}
 	})
 }

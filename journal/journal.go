@@ -34,6 +34,7 @@ type Journal struct {
 	batch    int
 	numbers  numbers
 	standing *standing
+	days     businessDates
 	metrics  *metrics
 
 	path string
@@ -247,7 +248,7 @@ func open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (_ *Journal, 
 		return nil, err
 	}
 	j := &Journal{path: cfg.Path,
-		batch: cfg.Batch, queue: newQueue(cfg.Queue), standing: newStanding(),
+		batch: cfg.Batch, queue: newQueue(cfg.Queue), standing: newStanding(), days: businessDates{of: map[string]string{}},
 	}
 	j.numbers = numbers{journal: j, block: int64(cfg.BlockSize), sequences: map[string]*sequence{}}
 	var opened []func() error
@@ -326,6 +327,7 @@ func (j *Journal) load() error {
 	}
 	for _, d := range days {
 		j.writer.days[d.Endpoint] = businessDay{d.Date, d.BeganAt}
+		j.days.set(d.Endpoint, d.Date)
 	}
 	return j.reader.standing(ctx, j.standing)
 }

@@ -61,6 +61,7 @@ type model struct {
 	newestOwed   OwedID
 	fresh        []OwedID // what the payer has not been told of
 	date         string   // the business date of the endpoint
+	undated      bool     // that was set by hand, and no cutover was heard: the next one that names no day begins one
 	advices      []*modelAdvice
 	lastAdvice   AdviceID
 }
@@ -117,10 +118,10 @@ func (m *model) step() {
 		{"begin", 8, m.begin}, {"finish", 7, m.finish}, {"owe", 3, m.owe}, {"attempt", 6, m.attempt}, {"settle", 6, m.settle},
 		{"accept", 3, m.accept}, {"bar", 1, m.bar}, {"hear", 4, m.hear}, {"park", 2, m.park}, {"release", 3, m.release},
 		{"prune", 1, m.prune}, {"incurred", 3, m.incurred}, {"find", 2, m.find},
-		{"cutover", 2, m.cutover}, {"keep", 4, m.keep},
+		{"cutover", 2, m.cutover}, {"correct", 1, m.correct}, {"keep", 4, m.keep},
 		{"compare", 1, m.compare}, {"reopen", 1, func() { m.reopen(false) }}, {"crash", 1, func() { m.reopen(true) }},
 	}
-	n := m.random.IntN(58)
+	n := m.random.IntN(59)
 	for _, s := range steps {
 		if n -= s.weight; n < 0 {
 			m.steps = append(m.steps[max(0, len(m.steps)-20):], s.name)
@@ -321,18 +322,21 @@ func (m *model) hear() {
 // cutover names a day near the current one, or none: all of this takes minutes, so that one without a day is a repeat.
 func (m *model) cutover() {
 	today := time.Now().UTC().Truncate(24 * time.Hour)
-	from, earliest, latest := today, today.AddDate(0, 0, -4), today.AddDate(0, 0, 4)
+	from, earliest, latest := today, today.AddDate(0, 0, -10), today.AddDate(0, 0, 10)
 	if m.date != "" {
 		from, _ = time.Parse(time.DateOnly, m.date)
 		earliest = from
-		if from.After(today) {
-			latest = from.AddDate(0, 0, 4)
-		}
 	}
-	named := from.AddDate(0, 0, m.random.IntN(11)-5)
+	named := from.AddDate(0, 0, m.random.IntN(25)-12)
 	c, want, possible := Cutover{"processor-a", named.Format("0102")}, named, !named.Before(earliest) && !named.After(latest)
+	if got, later := m.r.Opens("processor-a", c.Day), named.Format(time.DateOnly) > m.date; got != later {
+		m.t.Errorf("from %q, %v opens a day: %v", m.date, named, got)
+	}
 	if m.random.IntN(4) == 0 {
 		c.Day, want, possible = "", from, true // it is early in the day
+		if m.undated {
+			want = from.AddDate(0, 0, 1)
+		}
 	}
 	got, err := m.r.Advance(context.Background(), c)
 	if !possible {
@@ -344,7 +348,21 @@ func (m *model) cutover() {
 	if err != nil || got != (Advanced{m.date, want.Format(time.DateOnly)}) {
 		m.t.Errorf("from %q to %v: %+v, %v", m.date, want, got, err)
 	}
+	m.undated = m.undated && got.From == got.To
 	m.date = got.To
+}
+
+// correct sets the date by hand, near today.
+func (m *model) correct() {
+	date := time.Now().UTC().AddDate(0, 0, m.random.IntN(9)-4).Format(time.DateOnly)
+	got, err := m.r.SetBusinessDate(context.Background(), "processor-a", date)
+	if err != nil || got != (Advanced{m.date, date}) {
+		m.t.Errorf("from %q set to %s: %+v, %v", m.date, date, got, err)
+	}
+	if m.date == "" {
+		m.undated = true
+	}
+	m.date = date
 }
 
 // keep tells of a transaction, of none, or again of what was told before.

@@ -58,6 +58,10 @@ func steps() map[string]step {
 			_, err := r.Advance(ctx, Cutover{Endpoint: "processor-a", Day: "0102"})
 			return err
 		}, owed: 1, parked: 1},
+		"SetBusinessDate": {call: func(r *running) error {
+			_, err := r.SetBusinessDate(ctx, "processor-a", time.Now().UTC().Format(time.DateOnly))
+			return err
+		}, owed: 1, parked: 1},
 		"Keep": {call: func(r *running) error {
 			advised, err := r.Keep(ctx, advisingOf("700001", "000002"))
 			if err == nil && (advised.ID != 1 || advised.Transaction != 2 || !advised.Undoes) {
