@@ -39,31 +39,32 @@ func (r *Reader) Dossier(ctx context.Context, id TransactionID) (Dossier, error)
 // exportPage is how many transactions Export holds at a time.
 const exportPage = 500
 
-// Export calls each with every transaction that was begun at or after since and before until, oldest first; a zero time is no bound. All
-// is as it stood when it began, whatever is written meanwhile, and SQLite's log grows until it ends. An error of each ends it, and is
-// returned as it is.
-func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(Dossier) error) error {
-	var failed error // of each
-	err := r.snapshot(ctx, func(tx *sql.Tx) error {
-		for last := TransactionID(0); ; {
-			where := conditions{}
-			where.add("t.id > ?", int64(last), true)
-			where.add("t.begun_at >= ?", since.UnixMicro(), !since.IsZero())
-			where.add("t.begun_at < ?", until.UnixMicro(), !until.IsZero())
-			page, err := dossiers(ctx, tx, where.text(), where.args...)
-			if err != nil {
-				return err
-			}
-			for _, d := range page {
-				if failed = each(d); failed != nil {
-					return nil
-				}
-			}
-			if len(page) < exportPage {
-				return nil
-			}
-			last = page[len(page)-1].ID
+// Export calls each with every transaction that was begun at or after since and before until, oldest first, and then untied with every advice
+// of a processor that came in that time and names none; a zero time is no bound. All is as it stood when it began, whatever is written
+// meanwhile, and SQLite's log grows until it ends. An error of each or untied ends it, and is returned as it is.
+func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(Dossier) error, untied func(ProcessorAdvice) error) error {
+	within := func(id, at string, last int64) conditions {
+		where := conditions{}
+		where.add(id+" > ?", last, true)
+		where.add(at+" >= ?", since.UnixMicro(), !since.IsZero())
+		where.add(at+" < ?", until.UnixMicro(), !until.IsZero())
+		return where
+	}
+	var failed error // of each or untied
+	err := r.snapshot(ctx, func(tx *sql.Tx) (err error) {
+		failed, err = pages(func(last int64) ([]Dossier, error) {
+			where := within("t.id", "t.begun_at", last)
+			return dossiers(ctx, tx, where.text(), where.args...)
+		}, func(d Dossier) int64 { return int64(d.ID) }, each)
+		if failed != nil || err != nil {
+			return err
 		}
+		failed, err = pages(func(last int64) ([]ProcessorAdvice, error) {
+			where := within("id", "at", last)
+			return rows(ctx, tx, "selecting advices of processors", scanProcessorAdvice, selectProcessorAdvice+" WHERE transaction_id IS NULL AND "+
+				where.text()+" ORDER BY id LIMIT ?", append(where.args, exportPage)...)
+		}, func(a ProcessorAdvice) int64 { return int64(a.ID) }, untied)
+		return err
 	})
 	if failed != nil {
 		return failed
@@ -72,6 +73,25 @@ func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(D
 		return fmt.Errorf("exporting transactions: %w", err)
 	}
 	return nil
+}
+
+// pages reads page after page, each behind the last ID of the one before, and calls each with what is on them. failed is its error.
+func pages[T any](read func(last int64) ([]T, error), id func(T) int64, each func(T) error) (failed, err error) {
+	for last := int64(0); ; {
+		page, err := read(last)
+		if err != nil {
+			return nil, err
+		}
+		for _, one := range page {
+			if failed := each(one); failed != nil {
+				return failed, nil
+			}
+		}
+		if len(page) < exportPage {
+			return nil, nil
+		}
+		last = id(page[len(page)-1])
+	}
 }
 
 // snapshot reads in one transaction, which sees nothing of what is written after its first query.

@@ -62,6 +62,8 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 	export := c.command("export", "Write transactions with all that belongs to them as lines of JSON, masked",
 		"acquirerd journal export --since 2026-11-24T00:00:00Z --until 2026-11-25T00:00:00Z --file day.jsonl", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return c.journalExport(ctx, since, until, file) })
+	export.Long = "Export writes one line a transaction that was begun in a time, oldest first, with the advices of processors that name it, and then one\n" +
+		"line, {\"processor_advice\": ...}, for each advice that came in that time and names none."
 	export.Flags().StringVar(&since, "since", "", "begun at or after this time, RFC 3339")
 	export.Flags().StringVar(&until, "until", "", "begun before this time, RFC 3339")
 	export.Flags().StringVar(&file, "file", "-", "a new file; - is standard output")
@@ -241,12 +243,18 @@ func (c *cli) journalExport(ctx context.Context, since, until, file string) erro
 			if d.Outcome == "" {
 				d.Outcome = journal.StillOpen
 			}
-			if err := lines.Encode(d); err != nil {
-				return fmt.Errorf("exporting: %w", err)
-			}
-			return nil
+			return exported(lines.Encode(d))
+		}, func(a journal.ProcessorAdvice) error {
+			return exported(lines.Encode(map[string]journal.ProcessorAdvice{"processor_advice": a}))
 		})
 	})
+}
+
+func exported(err error) error {
+	if err != nil {
+		return fmt.Errorf("exporting: %w", err)
+	}
+	return nil
 }
 
 // openForChange opens the journal of the config, which no daemon may hold.
