@@ -1,0 +1,194 @@
+package hsm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// The processor was told that its change has failed, and goes on with the old key. So must we, also after an orderly restart, which is what
+// an operator does whose HSM has trouble.
+func TestAKeyChangeThatHasFailedIsNotInUseAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), "DestroyObject")
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
+			t.Error("done")
+		}
+		restore()
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		h, stop = f.start(cfg, io.Discard, nil)
+		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
+			t.Errorf("version %d is in use, %v", h.KeyStatus()[1].Version, err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// "A key has at most the versions of the overlap: current, previous, and for a CallTimeout older ones." A processor that changes it every
+// second keeps all of them in the token, because only a current key that is older than a CallTimeout lets older ones go.
+func TestAProcessorThatChangesItsKeyInALoopDoesNotFillTheToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		for i := range 120 {
+			if err := changeTo("out", zoneKey(fmt.Sprint("loop ", i))).ask(t.Context(), h); err != nil {
+				t.Error(err)
+				break
+			}
+			<-time.After(time.Second)
+		}
+		if got := f.labels("out"); len(got) > 30 {
+			t.Errorf("%d versions are in the token", len(got))
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// After a ceremony the configuration pins a new key of version 1, under the label that is free since the old one was destroyed. Either it is
+// used, or the start is refused; it is not passed over for an older successor, and not destroyed.
+func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
+			t.Error(err)
+		}
+		<-time.After(defaultOverlap + time.Minute)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if got := f.labels("out"); !slices.Equal(got, []string{"out#2"}) {
+			t.Errorf("keys %q", got)
+		}
+		ceremony := zoneKey("of a ceremony")
+		f.set(func() { f.keys = append(f.keys, fakeKey{label: "out", use: PINOut, value: ceremony}) })
+		cfg.Keys[1].KCV = changeTo("out", ceremony).KCV
+		h = f.hsm(cfg, io.Discard, nil)
+		if err := h.Open(t.Context()); err != nil {
+			return // it says so
+		}
+		if got := h.KeyStatus()[1].KCV; got != cfg.Keys[1].KCV {
+			t.Errorf("the configuration pins %s, and %s is in use", cfg.Keys[1].KCV, got)
+		}
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+		_, stop = f.start(cfg, io.Discard, nil)
+		<-time.After(time.Minute)
+		if got := f.labels("out"); !slices.Contains(got, "out") {
+			t.Errorf("the new key was destroyed; left are %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Two nodes that share a token are told of the same key at the same time. The one that is second by a moment must not take the other's away:
+// that one has answered 00.
+func TestAChangeThatFindsAnothersKeyDoesNotDestroyIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		created := 0
+		others := fakeKey{label: "out#2", use: PINOut, value: zoneKey("new")}
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "CreateObject" {
+					if created++; created == 2 { // between our look and our key
+						f.keys = append(f.keys, others)
+					}
+				}
+				return nil
+			}
+		})
+		err := changeTo("out", zoneKey("new")).ask(t.Context(), h)
+		f.set(func() { f.script = nil })
+		if got := f.labels("out"); err != nil && !slices.Contains(got, "out#2") {
+			t.Errorf("the change was refused (%v), and the other's key is gone: %q", err, got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A key of triple length is not replaced by one of double length.
+func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		for i := range f.keys {
+			if f.keys[i].label == "zmk" || f.keys[i].label == "out" {
+				f.keys[i].value = append(slices.Clone(f.keys[i].value), zoneKey("third " + f.keys[i].label)[:8]...)
+			}
+		}
+		again := f.config()
+		for i := range cfg.Keys {
+			cfg.Keys[i].KCV = again.Keys[i].KCV
+		}
+		h, stop := f.start(cfg, io.Discard, nil)
+		short := zoneKey("short")
+		err := h.ChangeKey(t.Context(), "out", fakeTDES(f.keys[len(f.keys)-1].value, short, true), changeTo("out", short).KCV)
+		if !errors.Is(err, ErrKeyChange) {
+			t.Errorf("got %v, version %d", err, h.KeyStatus()[1].Version)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What was replaced is refused for as long as a record remembers it. A message that was written down 25 changes ago comes back as current.
+func TestAKeyOfLongAgoIsNotPlayedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		for i := range mostReplaced + 2 {
+			if err := changeTo("out", zoneKey(fmt.Sprint("day ", i))).ask(t.Context(), h); err != nil {
+				t.Error(err)
+			}
+			<-time.After(24 * time.Hour)
+		}
+		if err := changeTo("out", zoneKey("day 0")).ask(t.Context(), h); !errors.Is(err, ErrKeyChange) {
+			t.Errorf("got %v, version %d", err, h.KeyStatus()[1].Version)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The answer to the first change was lost, and the processor makes another key. Its own side, and blocks that wait in queues, are still under
+// the one before both, and its overlap has hardly begun.
+func TestAKeyIsNotLostByTwoChangesWithinItsOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		for _, key := range []string{"2", "3"} {
+			if err := changeTo("in", zoneKey(key)).ask(t.Context(), h); err != nil {
+				t.Error(err)
+			}
+			<-time.After(time.Second)
+		}
+		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil {
+			t.Errorf("a block of two seconds ago: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
