@@ -192,3 +192,59 @@ func TestAKeyIsNotLostByTwoChangesWithinItsOverlap(t *testing.T) {
 		}
 	})
 }
+
+// Without its zone master key in the configuration a key cannot be changed any more. What was changed stays changed: the old one, which is in
+// the token until its overlap ends, is not in use again without a word.
+func TestAKeyThatWasChangedIsNotTakenBackByTheConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "", ""
+		h = f.hsm(cfg, io.Discard, nil)
+		if err := h.Open(t.Context()); err != nil {
+			return // it says so
+		}
+		if got := h.gen.Load().key("out").KCV; got != changeTo("out", zoneKey("2")).KCV {
+			t.Errorf("the key before the change is in use again: KCV %s", got)
+		}
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Each zone has a key of its own, also if two processors bring the same one at the same time.
+func TestTwoZonesDoNotTakeTheSameKeyAtTheSameTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		hang, created := make(chan struct{}), 0
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "CreateObject" {
+					if created++; created == 2 {
+						<-hang
+					}
+				}
+				return nil
+			}
+		})
+		first := make(chan error, 1)
+		go func() { first <- changeTo("in", zoneKey("same")).ask(t.Context(), h) }()
+		synctest.Wait()
+		second := changeTo("out", zoneKey("same")).ask(t.Context(), h)
+		close(hang)
+		if err := <-first; err == nil && second == nil {
+			t.Errorf("both have it: %+v", h.KeyStatus())
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
