@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,14 +23,16 @@ const (
 	keyLength      = "length"      // of cryptogram or check value
 	keyParity      = "parity"
 	keyWeak        = "weak"
+	keyWeaker      = "weaker"   // than the key in use
 	keyWeakZMK     = "weak_zmk" // the ZMK is weaker than the new key
 	keyKCV         = "kcv"
 	keyReused      = "reused" // it is another zone's, or was replaced before
 	keyRefused     = "token_refused"
+	keyBusy        = "busy" // another key is being changed, or there were too many changes
 	keyUnavailable = "unavailable"
 )
 
-var keyResults = []string{keyChanged, keyRepeated, keyUnknown, keyLength, keyParity, keyWeak, keyWeakZMK, keyKCV, keyReused, keyRefused, keyUnavailable}
+var keyResults = []string{keyChanged, keyRepeated, keyUnknown, keyLength, keyParity, keyWeak, keyWeaker, keyWeakZMK, keyKCV, keyReused, keyRefused, keyBusy, keyUnavailable}
 
 // A refusal is an ErrKeyChange with its result.
 type refusal struct{ result, reason string }
@@ -51,17 +54,17 @@ var shortKCV = regexp.MustCompile(`^[0-9A-Fa-f]{4}([0-9A-Fa-f]{2})?$`)
 // ChangeKey makes the key of the cryptogram the current version of the label, which is of a pin-in or pin-out key that has a ZMK in the
 // configuration. The cryptogram is the new TDES key in ECB under that ZMK, 16 bytes or 24, and the caller's again when it returns; the check value is
 // the first 4 or 6 hexadecimal digits of the new key's KCV. When it returns nil, that version is in the token, survives a
-// crash and is in use: answer the processor then, and not before. After any error the old key is in use. A change that
+// crash and is in use: answer the processor then, and not before. After any error the old key is in use (but see the package documentation, "Limits"). A change that
 // brings the current key once more is a success, so that a processor that has lost our answer may repeat it.
 //
 // The old key stays for Config.Overlap: for Card.Previous, and for PIN blocks that upstreams still encipher under it.
 //
-// Errors: ErrKeyChange for what the change carries, ErrUnavailable for all else (ErrBusy while the same key is being changed).
+// Errors: ErrKeyChange for what the change carries, ErrUnavailable for all else (ErrBusy while another key of the token is being changed, and after
+// too many changes: mostChanges in a minute, mostVersions in the token).
 func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, checkValue string) error {
 	c, err := h.newChange(label, cryptogram, checkValue)
 	if err == nil {
-		err = h.call(ctx, changeKey, func(g *generation, _ int, mem *scratch) error { return h.replace(g, c, mem) })
-		err = c.settle(err)
+		err = h.change(ctx, c)
 	}
 	result := keyUnavailable
 	var refused *refusal
@@ -72,6 +75,8 @@ func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, ch
 		result = keyChanged
 	case errors.As(err, &refused):
 		result = refused.result
+	case errors.Is(err, ErrBusy):
+		result = keyBusy
 	}
 	h.metrics.changes[result].Inc()
 	// Both are logged here, whatever the caller does: it is the audit trail of the key.
@@ -92,10 +97,11 @@ type change struct {
 	kcv        string
 
 	// The rest is under line.mu.
-	adopted   *key   // the version that is current by this change
-	replaced  string // KCV of the one before
-	repeated  bool
-	abandoned bool // nobody waits any more: nothing may be adopted
+	adopted  *key   // the version that is current by this change
+	replaced string // KCV of the one before
+	repeated bool
+	running  bool // its task
+	over     bool // nobody waits any more: nothing may be adopted
 }
 
 // newChange refuses what needs no token to be refused.
@@ -133,62 +139,120 @@ func equalParts(key []byte) bool {
 	return false
 }
 
-// settle decides about a change whose call has ended with err. What was adopted meanwhile stays, and what was not never will be.
-func (c *change) settle(err error) error {
+// change waits until it is the only change in the token, and has it made. Two zones could take the same key else, both at the same moment.
+func (h *HSM) change(ctx context.Context, c *change) error {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
+	defer cancel()
+	select {
+	case h.changing <- struct{}{}:
+	case <-ctx.Done():
+		err := fmt.Errorf("%w: another key is being changed", ErrBusy)
+		h.count(err)
+		return err
+	}
+	err := h.call(ctx, changeKey, func(g *generation, _ int, mem *scratch) error {
+		if !c.begin() {
+			return errDown
+		}
+		defer c.end(h.changing)
+		return h.replace(g, c, mem)
+	})
+	return c.settle(err, h.changing)
+}
+
+func (c *change) begin() bool {
 	c.line.mu.Lock()
 	defer c.line.mu.Unlock()
+	c.running = !c.over
+	return c.running
+}
+
+// end makes room for other changes if the call has ended before: a task that hangs in the module keeps the room until it returns.
+func (c *change) end(changing <-chan struct{}) {
+	c.line.mu.Lock()
+	defer c.line.mu.Unlock()
+	if c.running = false; c.over {
+		<-changing
+	}
+}
+
+// settle decides about a change whose call has ended with err. What was adopted meanwhile stays, and what was not never will be.
+func (c *change) settle(err error, changing <-chan struct{}) error {
+	c.line.mu.Lock()
+	defer c.line.mu.Unlock()
+	if c.over = true; !c.running {
+		<-changing
+	}
 	if c.adopted != nil {
 		return nil
 	}
-	c.abandoned = true
 	return err
 }
 
 // replace is the task of a change, in this order: a trial key that lives in the session shows that the cryptogram is good; then the
-// key is made in the token; then it is used. If we crash before it is in the token, the change has not happened. If
-// we crash after that and before the answer, the processor knows as little as after a lost answer: the next start uses the new
-// key, keeps the old one for the overlap, and the processor's repeat is answered as done.
+// key is made in the token; then its mark says that it is adopted; then it is used. If we crash before the mark is in the token, the change has
+// not happened: the next start uses the old key, and destroys the new one. If we crash after that and before the answer, the processor knows as little
+// as after a lost answer: the next start uses the new key, keeps the old one for the overlap, and the processor's repeat is answered as done.
 //
 // If the generation breaks on the way, the task is tried again in the next one: what the first try may have left in the token is not
-// used (line.unadopted), and destroyed.
+// used (line.unfinished), and destroyed.
 func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
-	if !c.line.changing.TryLock() {
-		return fmt.Errorf("%w: the key is being changed", ErrBusy)
-	}
-	defer c.line.changing.Unlock()
 	defer mem.clear()
 	return h.writing(g, func(s pkcs11.SessionHandle) error {
-		create, err := h.receive(s, c, g.key(c.key.ZMK), mem)
+		create, err := h.receive(s, c, g, mem)
 		if err != nil {
 			return err
 		}
-		old := g.lineage(c.key.Label)
-		kcv, isCurrent, err := h.try(s, c, old.current, create)
+		kcv, isCurrent, err := h.try(s, c, g.key(c.key.Label), create)
 		if err != nil {
 			return err
 		}
 		if isCurrent {
-			return c.adopt(nil, func() { c.adopted, c.repeated = old.current, true })
+			return c.adopt(nil, func() { c.adopted, c.repeated = g.key(c.key.Label), true })
 		}
 		if err := h.refuseReuse(g, c.key.Label, kcv); err != nil {
 			return err
 		}
-		label := successorLabel(c.key.Label, old.highest+1)
-		r := record{kcv: kcv, made: time.Now(), replaced: old.current.history()}
-		made, err := h.make(s, c, label, r, create)
+		if err := h.makeRoom(g, s, c); err != nil {
+			return err
+		}
+		old := g.lineage(c.key.Label)
+		b := newBirth(successorLabel(c.key.Label, old.highest+1), kcv)
+		made, err := h.make(s, c, b, old.current.history(), create)
 		if err == nil {
 			err = c.adopt(made, func() {
 				c.adopted, c.replaced = made, old.current.KCV
-				g.keys[c.key.Label].Store(old.succeeded(made, h.cfg.Overlap))
+				g.keys[c.key.Label].Store(old.succeeded(made, c.line.began[made.version].Add(h.cfg.Overlap)))
 				h.metrics.version[c.key.Label].Set(float64(made.version))
 			})
 		}
-		// What may be there must go before this process ends: the next one would take it for the current key.
-		if err != nil && c.line.mayHold(label) && h.destroy(s, unfinished(c.key, label), true) != nil {
-			g.keys[c.key.Label].Store(old.with(unfinished(c.key, label)))
+		// What may be there goes at once, or it is left to retire. The next process knows it by its want of a mark.
+		if leftover := unfinished(c.key, b); err != nil && c.line.isUnfinished(leftover.birth) && h.destroyLeftover(s, leftover) != nil {
+			g.keys[c.key.Label].Store(old.with(leftover))
 		}
 		return err
 	})
+}
+
+// mostChanges is how often a key may be changed in a minute. Its other side does that every day, or every few hours.
+const mostChanges = 6
+
+// makeRoom destroys what is due of the key and refuses a change that comes too soon: a processor that makes new keys in a loop must not fill the token, nor
+// push the keys out that PIN blocks are still under.
+func (h *HSM) makeRoom(g *generation, s pkcs11.SessionHandle, c *change) error {
+	if err := h.destroyDue(g, s, c.key.Label); breaks(err) {
+		return err
+	} // any other error is for retire, which sees it too
+	if n := g.lineage(c.key.Label).versions(); n >= mostVersions {
+		return fmt.Errorf("%w: %d versions of the key are in the token, and their overlap is not over", ErrBusy, n)
+	}
+	now := time.Now()
+	c.line.recent = slices.DeleteFunc(c.line.recent, func(at time.Time) bool { return now.Sub(at) >= time.Minute })
+	if n := len(c.line.recent); n >= mostChanges {
+		return fmt.Errorf("%w: %d changes of the key in a minute", ErrBusy, n)
+	}
+	c.line.recent = append(c.line.recent, now)
+	return nil
 }
 
 // A creator makes the received key from a template without a value.
@@ -196,7 +260,15 @@ type creator func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 
 // receive returns what makes the key of the cryptogram. Where the ZMK unwraps inside the token, nothing is seen of the key, and its parity cannot be
 // checked. Else the clear key is in mem from here until the task ends, and in slices of the PKCS#11 wrapper, as PIN blocks are.
-func (h *HSM) receive(s pkcs11.SessionHandle, c *change, zmk *key, mem *scratch) (creator, error) {
+func (h *HSM) receive(s pkcs11.SessionHandle, c *change, g *generation, mem *scratch) (creator, error) {
+	currentType, err := number(h.module, s, g.key(c.key.Label).handle, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	if currentType == pkcs11.CKK_DES3 && len(c.cryptogram) < tdes3Bytes {
+		return nil, refuse(keyWeaker, "the key in use has triple length, and the new one has not")
+	}
+	zmk := g.key(c.key.ZMK)
 	keyType, err := number(h.module, s, zmk.handle, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return nil, err
@@ -289,53 +361,76 @@ func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 		if k.Label != label && sameKCV(kcv, now.KCV) {
 			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own", k.Label)
 		}
-		if slices.ContainsFunc(now.replaced, func(old string) bool { return sameKCV(kcv, old) }) {
+		if now.hasReplaced(kcv) {
 			return refuse(keyReused, "the key %q had the same check value before", k.Label)
 		}
 	}
 	return nil
 }
 
-// make makes the key in the token and checks it there as a start would.
-func (h *HSM) make(s pkcs11.SessionHandle, c *change, label string, r record, create creator) (*key, error) {
-	if err := refuseExisting(h.module, s, label); err != nil {
+// make makes the key in the token, checks it there as a start would, and marks it as adopted.
+func (h *HSM) make(s pkcs11.SessionHandle, c *change, b birth, replaced []string, create creator) (*key, error) {
+	if err := refuseExisting(h.module, s, b.label); err != nil {
 		if errors.Is(err, ErrKeyExists) {
-			err = fmt.Errorf("%w: %q: does another process change keys in this token?", ErrUnavailable, label)
+			err = fmt.Errorf("%w: %q: does another process change keys in this token?", ErrUnavailable, b.label)
 		}
 		return nil, err
 	}
-	c.line.mu.Lock()
-	if c.abandoned {
-		c.line.mu.Unlock()
-		return nil, errDown
+	if err := c.goOn(func() { c.line.unfinished[b.text()] = true }); err != nil { // from here on it may exist
+		return nil, err
 	}
-	c.line.unadopted[label] = true // from here on it may exist
-	c.line.mu.Unlock()
-	_, err := create(recipes[c.key.Use].template(label, r.text(label), len(c.cryptogram)))
+	handle, err := create(recipes[c.key.Use].template(b.label, b.text(), len(c.cryptogram)))
 	if err != nil {
-		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", label, err))
+		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", b.label, err))
 	}
-	k, problem, err := findSuccessor(h.module, s, c.key, label)
+	made, problem, err := readBirth(h.module, s, b.label)
+	var k *key
+	if err == nil && problem == "" {
+		if k, problem, err = checkSuccessor(h.module, s, c.key, b, replaced); made != b {
+			problem = "is not the one that it was told to make"
+		}
+	}
 	if err == nil && problem != "" {
+		_ = h.module.DestroyObject(s, handle) // by its handle, whatever the token thinks that it is
 		err = refuse(keyRefused, "the token made a key that %s", problem)
+	}
+	if err == nil {
+		err = c.goOn(nil) // if nobody waits, a mark would only be in the way
 	}
 	if err != nil {
 		return nil, keepGeneration(err)
 	}
+	if _, err := h.module.CreateObject(s, mark{birth: b.text(), replaced: replaced}.template(b.label)); err != nil {
+		return nil, h.refusedByToken(fmt.Errorf("marking %q: %w", b.label, err))
+	}
 	return k, nil
 }
 
-// adopt lets the change happen, unless nobody waits for it any more.
-func (c *change) adopt(made *key, happen func()) error {
+// goOn does a step of a change, unless nobody waits for it any more.
+func (c *change) goOn(step func()) error {
 	c.line.mu.Lock()
 	defer c.line.mu.Unlock()
-	if c.abandoned {
+	if c.over {
 		return errDown
 	}
-	if made != nil {
-		delete(c.line.unadopted, made.Label)
-		c.line.version, c.line.kcv = made.version, made.KCV
+	if step != nil {
+		step()
 	}
-	happen()
 	return nil
+}
+
+// forgotten is how many versions later nobody asks any more since when one was current: far beyond mostVersions, because numbers may be missing.
+const forgotten = 100
+
+// adopt lets the change happen, unless nobody waits for it any more.
+func (c *change) adopt(made *key, happen func()) error {
+	return c.goOn(func() {
+		if made != nil {
+			delete(c.line.unfinished, made.birth)
+			c.line.version, c.line.kcv = made.version, made.KCV
+			c.line.began[made.version] = monotonic(made.made)
+			maps.DeleteFunc(c.line.began, func(version int, _ time.Time) bool { return version < made.version-forgotten })
+		}
+		happen()
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -80,7 +81,7 @@ func (f *fakeModule) labels(base string) []string {
 	defer f.mu.Unlock()
 	var labels []string
 	for _, k := range f.keys {
-		if of, _, ok := successorOf(k.label); !k.gone && k.owner == 0 && (k.label == base || ok && of == base) {
+		if of, _, ok := successorOf(k.label); !k.gone && !k.data && k.owner == 0 && (k.label == base || ok && of == base) {
 			labels = append(labels, k.label)
 		}
 	}
@@ -223,22 +224,22 @@ func breakAt(f *fakeModule, op string, nth int, err error, also ...string) (rest
 	return func() { f.set(func() { f.script = nil }) }
 }
 
-// A key change dies at each of its steps, with the process. The next start uses the old key, or the new one if that was in the
-// token; never anything else.
+// A key change dies at each of its steps, with the process. The next start uses the old key, because the new one has no mark.
 func TestACrashInAKeyChange(t *testing.T) {
 	dead := pkcs11.Error(pkcs11.CKR_DEVICE_ERROR) // what is called after it does nothing
 	all := []string{"OpenSession", "FindObjectsInit", "GetAttributeValue", "CreateObject", "DestroyObject", "EncryptInit", "DecryptInit", "CloseSession"}
 	for _, step := range []struct {
 		name, op string
 		nth      int
-		version  int
+		made     bool // the key, without its mark
 	}{
-		{"before its session", "OpenSession", 1, 1},
-		{"before the trial", "CreateObject", 1, 1},
-		{"after the trial", "DestroyObject", 1, 1},
-		{"before the key is made", "CreateObject", 2, 1},
-		{"after the key is made", "FindObjectsInit", 2, 2},
-		{"before its check", "EncryptInit", 2, 2},
+		{"before its session", "OpenSession", 1, false},
+		{"before the trial", "CreateObject", 1, false},
+		{"after the trial", "DestroyObject", 1, false},
+		{"before the key is made", "CreateObject", 2, false},
+		{"after the key is made", "FindObjectsInit", 2, true},
+		{"before its check", "EncryptInit", 2, true},
+		{"before its mark", "CreateObject", 3, true},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -254,21 +255,21 @@ func TestACrashInAKeyChange(t *testing.T) {
 					t.Error(err)
 				}
 				h, stop = f.start(cfg, io.Discard, nil)
-				current := firstOut
-				if step.version == 2 {
-					current = key
-					if err := translated(t.Context(), t, h, firstIn, firstOut, true); err != nil {
-						t.Errorf("the old key: %v", err)
-					}
-				}
-				if err := translated(t.Context(), t, h, firstIn, current, false); err != nil || h.KeyStatus()[1].Version != step.version {
+				if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
 					t.Errorf("after the start: %v, %+v", err, h.KeyStatus()[1])
+				}
+				if got := f.labels("out"); len(got) == 2 != step.made {
+					t.Errorf("keys %q", got)
+				}
+				<-time.After(10 * time.Second)
+				if got := f.labels("out"); !slices.Equal(got, []string{"out"}) {
+					t.Errorf("later: keys %q", got)
 				}
 				// The processor has no answer and asks again.
 				if err := changeTo("out", key).ask(t.Context(), h); err != nil {
 					t.Error(err)
 				}
-				if err := translated(t.Context(), t, h, firstIn, key, false); err != nil || h.KeyStatus()[1].Version != 2 {
+				if err := translated(t.Context(), t, h, firstIn, key, false); err != nil || h.KeyStatus()[1].PreviousKCV != cfg.Keys[1].KCV {
 					t.Errorf("after the repeat: %v, %+v", err, h.KeyStatus()[1])
 				}
 				if err := stop(); err != nil {
@@ -362,12 +363,8 @@ func TestALeftoverIsNoneOfTheVersions(t *testing.T) {
 		if err := changeTo("out", zoneKey("newer")).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
-		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#2", "out#3"}) {
+		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#3"}) { // the second change destroys what the first one left
 			t.Errorf("keys %q", got)
-		}
-		<-time.After(20 * time.Second)
-		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#3"}) {
-			t.Errorf("later: keys %q", got)
 		}
 		if err := translated(t.Context(), t, h, firstIn, zoneKey("newer"), false); err != nil {
 			t.Error(err)
@@ -383,7 +380,7 @@ func TestAKeyChangeGoesOnInTheNextGeneration(t *testing.T) {
 		op      string
 		nth     int
 		version int
-	}{{"CreateObject", 1, 2}, {"CreateObject", 2, 2}, {"FindObjectsInit", 2, 3}} {
+	}{{"CreateObject", 1, 2}, {"CreateObject", 2, 2}, {"FindObjectsInit", 2, 3}, {"CreateObject", 3, 3}} {
 		synctest.Test(t, func(t *testing.T) {
 			f, cfg := changing(t)
 			h, stop := f.start(cfg, io.Discard, nil)
@@ -547,15 +544,19 @@ func TestATokenThatUnwrapsNeverShowsTheNewKey(t *testing.T) {
 
 func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 	for name, spoil := range map[string]func(f *fakeModule){
-		"the newest is gone":           func(f *fakeModule) { f.keys = f.keys[:len(f.keys)-1] },
-		"the newest has another value": func(f *fakeModule) { f.keys[len(f.keys)-1].value = zoneKey("another") },
-		"the newest has no record":     func(f *fakeModule) { f.keys[len(f.keys)-1].not[pkcs11.CKA_ID] = []byte("out#3") },
-		"the newest is there twice":    func(f *fakeModule) { f.keys = append(f.keys, f.keys[len(f.keys)-1]) },
-		"the newest can be extracted":  func(f *fakeModule) { f.keys[len(f.keys)-1].not[pkcs11.CKA_EXTRACTABLE] = true },
+		"the newest is gone":               func(f *fakeModule) { f.keys = slices.Delete(f.keys, len(f.keys)-2, len(f.keys)-1) },
+		"the newest is gone, and its mark": func(f *fakeModule) { f.keys = f.keys[:len(f.keys)-2] },
+		"the mark is gone":                 func(f *fakeModule) { f.keys = f.keys[:len(f.keys)-1] },
+		"the newest has another value":     func(f *fakeModule) { f.keys[len(f.keys)-2].value = zoneKey("another") },
+		"the newest has no record":         func(f *fakeModule) { f.keys[len(f.keys)-2].not[pkcs11.CKA_ID] = []byte("out#3") },
+		"the newest is there twice":        func(f *fakeModule) { f.keys = append(f.keys, f.keys[len(f.keys)-2]) },
+		"the newest can be extracted":      func(f *fakeModule) { f.keys[len(f.keys)-2].not[pkcs11.CKA_EXTRACTABLE] = true },
 		"another of the same version": func(f *fakeModule) {
-			k := &f.keys[len(f.keys)-1]
+			k, beside := &f.keys[len(f.keys)-2], &f.keys[len(f.keys)-1]
 			k.value = zoneKey("another")
-			k.not[pkcs11.CKA_ID] = []byte(record{kcvText(fakeTDES(k.value, make([]byte, 8), true)), time.Now(), []string{"123456"}}.text("out#3"))
+			b := newBirth("out#3", kcvText(fakeTDES(k.value, make([]byte, 8), true)))
+			k.not[pkcs11.CKA_ID] = []byte(b.text())
+			beside.not[pkcs11.CKA_VALUE] = []byte(mark{birth: b.text(), replaced: []string{"123456", "40D328"}}.text())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -573,14 +574,12 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 					t.Fatal(err)
 				}
 				good := slices.Clone(f.keys)
-				f.set(func() { // session keys are not there any more: the newest is the last
+				f.set(func() { // session keys are not there any more: the newest and its mark are the last
 					f.keys = slices.Clone(f.keys)
-					last := &f.keys[len(f.keys)-1]
-					attributes := map[uint]any{}
-					for which, value := range last.not {
-						attributes[which] = value
+					for i := range f.keys[len(f.keys)-2:] {
+						last := &f.keys[len(f.keys)-2+i]
+						last.not = maps.Clone(last.not)
 					}
-					last.not = attributes
 					spoil(f)
 				})
 				f.loseSessions()
@@ -649,6 +648,7 @@ func TestNewRefusesWrongZones(t *testing.T) {
 func TestACallEndsUnderTheKeyThatItTook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, cfg := changing(t)
+		cfg.Overlap = time.Nanosecond
 		h, stop := f.start(cfg, io.Discard, nil)
 		<-time.After(probeInterval - 100*time.Millisecond)
 		var once sync.Once
@@ -677,7 +677,7 @@ func TestACallEndsUnderTheKeyThatItTook(t *testing.T) {
 			t.Errorf("generation %d, %v", h.Statement().Generation, err)
 		}
 		<-time.After(2 * probeInterval)
-		if got := f.labels("out"); len(got) != 2 {
+		if got := f.labels("out"); len(got) != 1 {
 			t.Errorf("later: keys %q", got)
 		}
 		if err := stop(); err != nil {

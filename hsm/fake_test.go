@@ -54,6 +54,7 @@ type fakeKey struct {
 	value []byte
 	not   map[uint]any // attributes that differ from what its use demands
 
+	data  bool                 // it is an object of data, with the attributes in not
 	gone  bool                 // destroyed: its handle names nothing, until Initialize gives all handles anew
 	owner pkcs11.SessionHandle // of a key that ends with its session
 }
@@ -227,6 +228,8 @@ func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute
 		k.not[a.Type] = a.Value
 		set := len(a.Value) == 1 && a.Value[0] == 1
 		switch {
+		case a.Type == pkcs11.CKA_CLASS:
+			k.data = bytes.Equal(a.Value, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA).Value)
 		case a.Type == pkcs11.CKA_VALUE:
 			k.value = bytes.Clone(a.Value)
 		case a.Type == pkcs11.CKA_LABEL:
@@ -237,7 +240,9 @@ func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute
 			k.use = PINOut
 		}
 	}
-	delete(k.not, pkcs11.CKA_VALUE)
+	if !k.data {
+		delete(k.not, pkcs11.CKA_VALUE)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.keys = append(slices.Clone(f.keys), k) // operations point into the old one
@@ -280,7 +285,8 @@ func (f *fakeModule) FindObjectsInit(s pkcs11.SessionHandle, template []*pkcs11.
 	f.found = nil
 	for i, k := range f.keys {
 		if f.loggedIn && !k.gone && !slices.ContainsFunc(template, func(a *pkcs11.Attribute) bool {
-			return a.Type == pkcs11.CKA_LABEL && string(a.Value) != k.label
+			return a.Type == pkcs11.CKA_LABEL && string(a.Value) != k.label ||
+				a.Type == pkcs11.CKA_CLASS && bytes.Equal(a.Value, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA).Value) != k.data
 		}) {
 			f.found = append(f.found, pkcs11.ObjectHandle(i+1))
 		}
@@ -313,11 +319,13 @@ func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHa
 	if k.use == ZMK && f.unwrap {
 		r.flags = r.inside
 	}
-	for _, a := range r.template(k.label, k.label, len(k.value)) {
-		has[a.Type] = a.Value
+	if !k.data {
+		for _, a := range r.template(k.label, k.label, len(k.value)) {
+			has[a.Type] = a.Value
+		}
+		has[pkcs11.CKA_VALUE_LEN] = len(k.value)
 	}
-	has[pkcs11.CKA_VALUE_LEN] = len(k.value)
-	if k.use == PINIn || k.use == ZMK {
+	if !k.data && (k.use == PINIn || k.use == ZMK) {
 		has[pkcs11.CKA_CHECK_VALUE] = fakeTDES(k.value, make([]byte, 8), true)[:3]
 	}
 	maps.Copy(has, k.not)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,14 +104,11 @@ type key struct {
 	version int    // 1: the one of the configuration; more: a successor
 	inside  bool   // of a zmk key: it unwraps inside the token
 
+	birth    string    // of a successor: its CKA_ID
 	made     time.Time // of a successor: when it was made
 	replaced []string  // of a successor: KCVs of the versions before it, the last one first
-}
-
-// history is what the record of the next version says of those before it.
-func (k *key) history() []string {
-	all := append([]string{strings.ToUpper(k.KCV)}, k.replaced...)
-	return all[:min(len(all), mostReplaced)]
+	until    time.Time // of one that is not current: when it may be used no more
+	leftover bool      // of a successor: it was never adopted
 }
 
 // lineage returns the key of a label of the configuration with what is left of its predecessors.
@@ -274,7 +270,7 @@ func findToken(m module, label string) (slot, flags uint, err error) {
 
 // findKeys looks every key up and checks it. It reports the faults of all keys at once, unless the module itself fails.
 func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
-	successors, err := h.findSuccessors(s)
+	successions, err := h.findSuccessions(s)
 	if err != nil {
 		return nil, err
 	}
@@ -284,12 +280,16 @@ func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
 		var l *lineage
 		var problem string
 		var err error
-		if want.ZMK == "" {
+		switch found := successions[want.Label]; {
+		case want.ZMK != "":
+			l, problem, err = h.findLineage(s, want, found)
+		case found != nil && len(found.marks) > 0:
+			problem = fmt.Sprintf("was replaced by %q: without its zone master key in the configuration the old key would be in use again; "+
+				"name that, or give a new key a new label", found.newest())
+		default:
 			var k *key
 			k, problem, err = findKey(h.module, s, want)
 			l = &lineage{current: k}
-		} else {
-			l, problem, err = h.findLineage(s, want, successors[want.Label])
 		}
 		if err != nil {
 			return nil, fmt.Errorf("checking key %q: %w", want.Label, err)

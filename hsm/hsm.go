@@ -63,6 +63,7 @@ type HSM struct {
 	memory   *lockedMemory    // scratches of the workers
 	uses     map[string]Use   // of cfg.Keys, by label
 	lines    map[string]*line // of the keys that may be changed, by label
+	changing chan struct{}    // capacity 1: holds one token while the keys of the token are changed or destroyed
 	queue    chan *task
 	inflight atomic.Int64               // callers admitted and not yet served
 	since    []atomic.Int64             // by worker: when its call began (Unix ns), 0 while it waits
@@ -94,19 +95,20 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 	}
 	h := &HSM{
 		cfg: cfg, log: log, load: load, login: newLogin(),
-		uses:   map[string]Use{},
-		lines:  map[string]*line{},
-		queue:  make(chan *task, cfg.Workers+cfg.Queue),
-		since:  make([]atomic.Int64, cfg.Workers),
-		broken: make(chan *generation, 1),
-		ended:  make(chan struct{}),
-		made:   time.Now(), checked: time.Now(),
+		uses:     map[string]Use{},
+		lines:    map[string]*line{},
+		changing: make(chan struct{}, 1),
+		queue:    make(chan *task, cfg.Workers+cfg.Queue),
+		since:    make([]atomic.Int64, cfg.Workers),
+		broken:   make(chan *generation, 1),
+		ended:    make(chan struct{}),
+		made:     time.Now(), checked: time.Now(),
 	}
 	h.watched = []string{cfg.TokenKey}
 	for _, k := range cfg.Keys {
 		h.uses[k.Label] = k.Use
 		if k.ZMK != "" {
-			h.lines[k.Label] = &line{unadopted: map[string]bool{}}
+			h.lines[k.Label] = &line{began: map[int]time.Time{}, unfinished: map[string]bool{}}
 		}
 		if k.Label != cfg.TokenKey {
 			h.watched = append(h.watched, k.Label)

@@ -27,24 +27,43 @@ func TestLabelsOfSuccessors(t *testing.T) {
 
 func TestRecordsOfSuccessors(t *testing.T) {
 	made := time.Date(2026, 11, 25, 16, 45, 38, 0, time.UTC)
-	const text = "zpk#3 08D7B4 2026-11-25T16:45:38Z 40D328FE988B"
-	if got := (record{"08D7B4", made.In(time.FixedZone("", 3600)), []string{"40D328", "FE988B"}}).text("zpk#3"); got != text {
+	const text = "zpk#3 08D7B4 2026-11-25T16:45:38Z 00112233aabbccdd"
+	b := birth{"zpk#3", "08D7B4", made, "00112233aabbccdd"}
+	if got := b.text(); got != text {
 		t.Errorf("written %q", got)
 	}
-	if r, ok := parseRecord("zpk#3", text); r.kcv != "08D7B4" || !r.made.Equal(made) || !ok || !slices.Equal(r.replaced, []string{"40D328", "FE988B"}) {
-		t.Errorf("read %+v, %t", r, ok)
+	if got, ok := parseBirth("zpk#3", text); got != b || !ok {
+		t.Errorf("read %+v, %t", got, ok)
 	}
-	for _, bad := range []string{"", "zpk#3", "zpk#2 08D7B4 2026-11-25T16:45:38Z 40D328", "zpk#3 08D7 2026-11-25T16:45:38Z 40D328", "zpk#3 08D7B4", "zpk#3 08D7B4 now 40D328",
-		"zpk#3 08D7B4 2026-11-25T16:45:38Z", "zpk#3 08D7B4 2026-11-25T16:45:38Z ", text + " x", text + "1", text + "\x00"} {
-		if _, ok := parseRecord("zpk#3", bad); ok {
-			t.Errorf("%q is taken for a record", bad)
+	for _, bad := range []string{"", "zpk#3", "zpk#2 08D7B4 2026-11-25T16:45:38Z 00112233aabbccdd", "zpk#3 08D7 2026-11-25T16:45:38Z 00112233aabbccdd", "zpk#3 08D7B4",
+		"zpk#3 08D7B4 now 00112233aabbccdd", "zpk#3 08D7B4 2026-11-25T16:45:38Z 40D328FE988B", "zpk#3 08D7B4 2026-11-25T16:45:38Z ", text + " x", text + "1", text + "\x00"} {
+		if _, ok := parseBirth("zpk#3", bad); ok {
+			t.Errorf("%q is taken for a birth", bad)
+		}
+		if _, ok := parseMark("zpk#3", bad+" 40D328"); ok {
+			t.Errorf("%q is taken for a mark", bad)
 		}
 	}
-	k := &key{Key: Key{Label: strings.Repeat("k", 64), KCV: "08d7b4"}}
-	for range 100 {
-		k = &key{Key: k.Key, replaced: k.history()}
+	m := mark{birth: text, replaced: []string{"40D328", "FE988B"}}
+	if got := m.text(); got != text+" 40D328FE988B" {
+		t.Errorf("written %q", got)
 	}
-	if got := (record{"08D7B4", made, k.replaced}).text(k.Label + "#1000"); len(got) > 255 || len(k.replaced) != mostReplaced || k.replaced[0] != "08D7B4" {
-		t.Errorf("a record of %d bytes, %d versions", len(got), len(k.replaced))
+	if got, ok := parseMark("zpk#3", m.text()); got.birth != text || !slices.Equal(got.replaced, m.replaced) || !ok {
+		t.Errorf("read %+v, %t", got, ok)
+	}
+	for _, bad := range []string{text, text + " ", text + " 40D32", text + " 40D328FE988", text + " 40D328 FE988B", text + " 40D328FE988G"} {
+		if _, ok := parseMark("zpk#3", bad); ok {
+			t.Errorf("%q is taken for a mark", bad)
+		}
+	}
+	k := &key{Key: Key{Label: strings.Repeat("k", 64), KCV: "aaaaaa"}}
+	for range 2 * mostReplaced {
+		k = &key{Key: Key{Label: k.Label, KCV: "08d7b4"}, replaced: k.history()}
+	}
+	if n := len(k.replaced); n != mostReplaced || k.replaced[0] != "08D7B4" || k.replaced[n-1] != "AAAAAA" || k.replaced[n-2] != "08D7B4" {
+		t.Errorf("%d versions, the first is %s", n, k.replaced[n-1])
+	}
+	if got := (mark{birth: newBirth(k.Label+"#1000000", "08D7B4").text(), replaced: k.replaced}).text(); len(got) >= 2048 {
+		t.Errorf("a mark of %d bytes", len(got))
 	}
 }
