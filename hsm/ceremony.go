@@ -88,7 +88,7 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 	}
 	defer release()
 	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
-		if err := refuseExisting(m, s, label); err != nil {
+		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
 		if !r.isTDES() {
@@ -295,7 +295,7 @@ func importComponents(cfg Config, label string, use Use, components [][]byte, kc
 	}
 	defer release()
 	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
-		if err := refuseExisting(m, s, label); err != nil {
+		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
 		template := r.on(m, slot).template(label, label, len(value))
@@ -438,6 +438,32 @@ func refuseExisting(m module, s pkcs11.SessionHandle, label string) error {
 		err = ErrKeyExists
 	}
 	return err
+}
+
+// refuseTaken refuses the label of a key that was replaced by key changes too: the daemon would refuse to start, and the work of its custodians be lost.
+func refuseTaken(m module, s pkcs11.SessionHandle, label string) error {
+	if err := refuseExisting(m, s, label); err != nil {
+		return err
+	}
+	handles, err := findClass(m, s, pkcs11.CKO_DATA, "")
+	if err != nil {
+		return err
+	}
+	for _, handle := range handles {
+		value, _, err := attribute(m, s, handle, pkcs11.CKA_LABEL)
+		if err != nil {
+			return err
+		}
+		if base, _, ok := successorOf(string(value)); !ok || base != label {
+			continue
+		}
+		if _, ok, err := readMark(m, s, string(value), handle); err != nil {
+			return err
+		} else if ok {
+			return fmt.Errorf("%w: it was replaced by %q, and a new key needs a new label", ErrKeyExists, value)
+		}
+	}
+	return nil
 }
 
 // inspect describes the key that was just made, and refuses one that the daemon would refuse.

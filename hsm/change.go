@@ -227,8 +227,12 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 			})
 		}
 		// What may be there goes at once, or it is left to retire. The next process knows it by its want of a mark.
-		if leftover := unfinished(c.key, b); err != nil && c.line.isUnfinished(leftover.birth) && h.destroyLeftover(s, leftover) != nil {
-			g.keys[c.key.Label].Store(old.with(leftover))
+		if leftover := unfinished(c.key, b); err != nil && c.line.isUnfinished(leftover.birth) {
+			if found, also := h.destroyLeftover(s, leftover); also != nil || !found {
+				g.keys[c.key.Label].Store(old.with(leftover))
+			} else {
+				c.line.forget(leftover.birth)
+			}
 		}
 		return err
 	})

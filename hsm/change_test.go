@@ -68,7 +68,7 @@ func pin(t testing.TB, h *hsm.HSM, in, out []byte, previous bool) (string, error
 }
 
 func TestKeysChangeOnSoftHSM(t *testing.T) {
-	_, cfg := changeable(t)
+	token, cfg := changeable(t)
 	start := func() (*hsm.HSM, func()) {
 		t.Helper()
 		h, err := hsm.New(cfg, slog.New(slog.DiscardHandler), nil)
@@ -136,7 +136,6 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 	// The same token when the overlap is over: what is old is destroyed on SoftHSM too.
 	cfg.Overlap = time.Nanosecond
 	h, stop = start()
-	defer stop()
 	good("after the overlap", h, in, out, false)
 	if _, err := pin(t, h, in, out, true); !errors.Is(err, hsm.ErrNoPreviousKey) {
 		t.Errorf("got %v", err)
@@ -148,6 +147,41 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 		t.Errorf("keys %q", got)
 	}
 	good("when the old keys are gone", h, in, out, false)
+	stop()
+
+	// A key of a ceremony has another label, and what is not marked is not used.
+	parts := [][]byte{hsmtest.ZoneKey("first", 16), hsmtest.ZoneKey("second", 16)}
+	if _, err := hsm.ImportComponents(cfg, hsmtest.ProcessorKey, hsm.PINOut, parts, ""); !errors.Is(err, hsm.ErrKeyExists) || !strings.Contains(err.Error(), "needs a new label") {
+		t.Errorf("a key of the label of one that was replaced: %v", err)
+	}
+	token.Use(func(m *pkcs11.Ctx) {
+		s := token.Login(m)
+		if err := m.FindObjectsInit(s, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA)}); err != nil {
+			t.Fatal(err)
+		}
+		marks, _, err := m.FindObjects(s, 100)
+		if err != nil || len(marks) != 2 {
+			t.Errorf("%d marks, %v", len(marks), err)
+		}
+		if err := m.FindObjectsFinal(s); err != nil {
+			t.Error(err)
+		}
+		for _, mark := range marks {
+			if err := m.SetAttributeValue(s, mark, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE, "another")}); err == nil {
+				t.Error("a mark can be written over")
+			}
+			if err := m.DestroyObject(s, mark); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	h, err := hsm.New(cfg, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Open(t.Context()); err == nil || strings.Count(err.Error(), "has no mark of its adoption") != 2 {
+		t.Errorf("without their marks: %v", err)
+	}
 }
 
 func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {

@@ -77,11 +77,18 @@ func translated(ctx context.Context, t *testing.T, h *HSM, under, expected []byt
 
 // labels are those of the token's keys that are there, of one family.
 func (f *fakeModule) labels(base string) []string {
+	return f.objects(base, false)
+}
+
+// marks are the labels of the marks that are there, of one family.
+func (f *fakeModule) marks(base string) []string { return f.objects(base, true) }
+
+func (f *fakeModule) objects(base string, data bool) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var labels []string
 	for _, k := range f.keys {
-		if of, _, ok := successorOf(k.label); !k.gone && !k.data && k.owner == 0 && (k.label == base || ok && of == base) {
+		if of, _, ok := successorOf(k.label); !k.gone && k.data == data && k.owner == 0 && (k.label == base || ok && of == base) {
 			labels = append(labels, k.label)
 		}
 	}
@@ -148,8 +155,8 @@ func TestTheOldKeyLivesForTheOverlap(t *testing.T) {
 		<-time.After(10 * time.Second)
 		usable("when the old keys are gone", false)
 		for _, label := range []string{"in", "out"} {
-			if got := f.labels(label); !slices.Equal(got, []string{label + "#2"}) {
-				t.Errorf("keys %q", got)
+			if got := f.labels(label); !slices.Equal(got, []string{label + "#2"}) || !slices.Equal(f.marks(label), got) {
+				t.Errorf("keys %q, marks %q", got, f.marks(label))
 			}
 		}
 		if s := h.KeyStatus(); s[0].PreviousKCV != "" || !s[0].Until.IsZero() {

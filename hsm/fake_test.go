@@ -37,6 +37,7 @@ type fakeModule struct {
 	keys   []fakeKey                                     // in the order of their handles
 	unwrap bool                                          // it unwraps by itself
 	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
+	late   func(k fakeKey) error                         // asked when an object is made, with mu: its making is answered so
 
 	initialised, loggedIn bool
 	sessions              map[pkcs11.SessionHandle]*fakeOperation
@@ -246,6 +247,11 @@ func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.keys = append(slices.Clone(f.keys), k) // operations point into the old one
+	if f.late != nil {
+		if err := f.late(k); err != nil {
+			return 0, err
+		}
+	}
 	return pkcs11.ObjectHandle(len(f.keys)), nil
 }
 
@@ -345,6 +351,9 @@ func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, o pkcs11.ObjectHan
 	defer f.mu.Unlock()
 	if operation.key != nil {
 		return pkcs11.Error(pkcs11.CKR_OPERATION_ACTIVE)
+	}
+	if !f.loggedIn {
+		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
 	}
 	if o < 1 || int(o) > len(f.keys) || f.keys[o-1].gone {
 		return pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)
@@ -461,6 +470,9 @@ func (f *fakeModule) config() Config {
 		f.t.Fatal(err)
 	}
 	s, err := f.OpenSession(0, 0)
+	if err == nil {
+		err = f.Login(s, pkcs11.CKU_USER, f.pin)
+	}
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -474,7 +486,7 @@ func (f *fakeModule) config() Config {
 	if err := f.Finalize(); err != nil {
 		f.t.Fatal(err)
 	}
-	f.lives, f.clear = 0, nil
+	f.lives, f.logins, f.clear = 0, 0, nil
 	return cfg
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,24 +91,19 @@ func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {
 		}
 		ceremony := zoneKey("of a ceremony")
 		f.set(func() { f.keys = append(f.keys, fakeKey{label: "out", use: PINOut, value: ceremony}) })
-		cfg.Keys[1].KCV = changeTo("out", ceremony).KCV
-		h = f.hsm(cfg, io.Discard, nil)
-		if err := h.Open(t.Context()); err != nil {
-			return // it says so
+		first, next := cfg.Keys[1].KCV, changeTo("out", ceremony).KCV
+		for pinned, want := range map[string]string{
+			next:     `"out" is pinned with KCV ` + next + `, which no version before "out#2" had: a new key needs a new label`,
+			first:    `"out" has KCV ` + next + ` in the token, which no version before "out#2" had: a new key needs a new label`,
+			"123456": `"out" is pinned with KCV 123456, which no version before`,
+		} {
+			cfg.Keys[1].KCV = pinned
+			if err := f.hsm(cfg, io.Discard, nil).Open(t.Context()); !errors.Is(err, ErrKeyCheck) || !strings.Contains(err.Error(), want) {
+				t.Errorf("pinned with %s: %v", pinned, err)
+			}
 		}
-		if got := h.KeyStatus()[1].KCV; got != cfg.Keys[1].KCV {
-			t.Errorf("the configuration pins %s, and %s is in use", cfg.Keys[1].KCV, got)
-		}
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-		_, stop = f.start(cfg, io.Discard, nil)
-		<-time.After(time.Minute)
-		if got := f.labels("out"); !slices.Contains(got, "out") {
-			t.Errorf("the new key was destroyed; left are %q", got)
-		}
-		if err := stop(); err != nil {
-			t.Error(err)
+		if got := f.labels("out"); !slices.Equal(got, []string{"out#2", "out"}) {
+			t.Errorf("keys %q", got)
 		}
 	})
 }
@@ -157,7 +153,7 @@ func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		short := zoneKey("short")
 		err := h.ChangeKey(t.Context(), "out", fakeTDES(f.keys[len(f.keys)-1].value, short, true), changeTo("out", short).KCV)
-		if !errors.Is(err, ErrKeyChange) {
+		if !errors.Is(err, ErrKeyChange) || !strings.Contains(err.Error(), "triple length") {
 			t.Errorf("got %v, version %d", err, h.KeyStatus()[1].Version)
 		}
 		if err := stop(); err != nil {
@@ -221,15 +217,8 @@ func TestAKeyThatWasChangedIsNotTakenBackByTheConfiguration(t *testing.T) {
 			t.Error(err)
 		}
 		cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "", ""
-		h = f.hsm(cfg, io.Discard, nil)
-		if err := h.Open(t.Context()); err != nil {
-			return // it says so
-		}
-		if got := h.gen.Load().key("out").KCV; got != changeTo("out", zoneKey("2")).KCV {
-			t.Errorf("the key before the change is in use again: KCV %s", got)
-		}
-		if err := h.Close(); err != nil {
-			t.Error(err)
+		if err := f.hsm(cfg, io.Discard, nil).Open(t.Context()); !errors.Is(err, ErrKeyCheck) || !strings.Contains(err.Error(), `"out" was replaced by "out#2": without its zone master key`) {
+			t.Errorf("got %v", err)
 		}
 	})
 }
@@ -257,6 +246,210 @@ func TestTwoZonesDoNotTakeTheSameKeyAtTheSameTime(t *testing.T) {
 		close(hang)
 		if err := <-first; err == nil && second == nil {
 			t.Errorf("both have it: %+v", h.KeyStatus())
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A key is taken for adopted by the answer that its mark is made. A token that says no and has made it leaves nothing that the next start would use,
+// as soon as it destroys objects.
+func TestAMarkThatTheTokenDeniesIsNoAdoption(t *testing.T) {
+	for _, also := range []string{"", "DestroyObject"} { // destroyed at once, or when the token destroys again
+		synctest.Test(t, func(t *testing.T) {
+			f, cfg := changing(t)
+			h, stop := f.start(cfg, io.Discard, nil)
+			f.set(func() {
+				f.late = func(k fakeKey) error {
+					if !k.data {
+						return nil
+					}
+					f.script = func(op string, _ pkcs11.SessionHandle) error {
+						if op == also {
+							return pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)
+						}
+						return nil
+					}
+					return pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)
+				}
+			})
+			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("got %v", err)
+			}
+			if left := len(f.marks("out")) + len(f.labels("out")); (left == 3) != (also != "") {
+				t.Errorf("keys %q, marks %q", f.labels("out"), f.marks("out"))
+			}
+			for range 2 { // in this generation and the next
+				if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
+					t.Errorf("%v, %+v", err, h.KeyStatus()[1])
+				}
+				f.loseSessions()
+			}
+			f.set(func() { f.late, f.script = nil, nil })
+			<-time.After(20 * time.Second)
+			if left := len(f.marks("out")) + len(f.labels("out")); left != 1 {
+				t.Errorf("later: keys %q, marks %q", f.labels("out"), f.marks("out"))
+			}
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			h, stop = f.start(cfg, io.Discard, nil)
+			if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil || h.KeyStatus()[1].Version != 1 {
+				t.Errorf("after a start: %v, %+v", err, h.KeyStatus()[1])
+			}
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The process dies when the mark is made and before it can answer. The next one uses the new key, and the processor's repeat is answered as done.
+func TestACrashBetweenTheMarkAndTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		f.set(func() {
+			f.late = func(k fakeKey) error {
+				if k.data { // from here on nothing of this process reaches the token
+					f.script = func(string, pkcs11.SessionHandle) error { return pkcs11.Error(pkcs11.CKR_DEVICE_REMOVED) }
+					return pkcs11.Error(pkcs11.CKR_DEVICE_REMOVED)
+				}
+				return nil
+			}
+		})
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
+			t.Error("done") // the answer of a process that is dead
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		f.set(func() { f.late, f.script = nil, nil })
+		h, stop = f.start(cfg, io.Discard, nil)
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil || h.KeyStatus()[1].Version != 2 {
+			t.Errorf("the repeat: %v, %+v", err, h.KeyStatus()[1])
+		}
+		if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+			t.Error(err)
+		}
+		if err := translated(t.Context(), t, h, firstIn, firstOut, true); err != nil {
+			t.Errorf("the key before: %v", err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A start finds a key that has no mark yet: another process is about to adopt it, and does.
+func TestALeftoverThatIsAdoptedAfterAllIsNotDestroyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		at := len(f.keys) - 1 // the mark is the last
+		f.set(func() { f.keys[at].gone = true })
+		all := slices.Clone(f.keys)
+		all[at].gone = false
+		h, stop = f.start(cfg, io.Discard, nil)
+		if got := h.KeyStatus()[1].Version; got != 1 {
+			t.Errorf("version %d without a mark", got)
+		}
+		f.set(func() { f.keys = append(f.keys, all[at]) })
+		<-time.After(20 * time.Second)
+		if got := f.labels("out"); !slices.Equal(got, []string{"out", "out#2"}) {
+			t.Errorf("keys %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Each key has its own overlap, from the change that replaced it.
+func TestEachOldKeyLivesForItsOwnOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		under := map[string][]byte{"1": firstIn, "2": zoneKey("2"), "3": zoneKey("3"), "4": zoneKey("4")}
+		usable := func(when string, want ...string) {
+			t.Helper()
+			for name, key := range under {
+				err := translated(t.Context(), t, h, key, firstOut, false)
+				if usable := slices.Contains(want, name); usable && err != nil || !usable && !errors.Is(err, ErrPINBlock) {
+					t.Errorf("%s: a block under %s: %v", when, name, err)
+				}
+			}
+		}
+		for _, name := range []string{"2", "3", "4"} {
+			if err := changeTo("in", under[name]).ask(t.Context(), h); err != nil {
+				t.Error(err)
+			}
+			<-time.After(3 * time.Minute)
+		}
+		usable("9 minutes after the first change", "1", "2", "3", "4") // and 6 and 3 after the others
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		h, stop = f.start(cfg, io.Discard, nil)
+		usable("after a start", "1", "2", "3", "4")
+		<-time.After(2 * time.Minute)
+		usable("11 minutes", "2", "3", "4")
+		f.loseSessions()
+		<-time.After(3 * time.Minute)
+		usable("14 minutes", "3", "4")
+		if got := f.labels("in"); !slices.Equal(got, []string{"in#3", "in#4"}) {
+			t.Errorf("keys %q", got)
+		}
+		<-time.After(3 * time.Minute)
+		usable("17 minutes", "4")
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The clock was a year ahead during the change. After a start the old key has its overlap, and not a year, however often sessions are lost.
+func TestAClockThatWasAheadDoesNotKeepTheOldKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		f.set(func() {
+			for i, k := range f.keys {
+				for _, which := range []uint{pkcs11.CKA_ID, pkcs11.CKA_VALUE} {
+					if text, ok := k.not[which].([]byte); ok && !k.gone {
+						f.keys[i].not[which] = []byte(strings.Replace(string(text), " 2000-", " 2001-", 1))
+					}
+				}
+			}
+		})
+		h, stop = f.start(cfg, io.Discard, nil)
+		if got := h.KeyStatus()[1].Since.Year(); got != 2001 {
+			t.Errorf("since %d", got)
+		}
+		<-time.After(defaultOverlap - time.Minute)
+		f.loseSessions()
+		if err := translated(t.Context(), t, h, firstIn, firstOut, true); err != nil {
+			t.Error(err)
+		}
+		<-time.After(2 * time.Minute)
+		if err := translated(t.Context(), t, h, firstIn, firstOut, true); !errors.Is(err, ErrNoPreviousKey) {
+			t.Errorf("got %v", err)
+		}
+		if got := f.labels("out"); !slices.Equal(got, []string{"out#2"}) {
+			t.Errorf("keys %q", got)
 		}
 		if err := stop(); err != nil {
 			t.Error(err)

@@ -48,11 +48,15 @@ func (h *HSM) destroyDue(g *generation, s pkcs11.SessionHandle, label string) er
 		if err := g.key(label).checkAgain(h.module, s); err != nil {
 			return err
 		}
-		destroy := h.destroyFormer
+		var err error
 		if k.leftover {
-			destroy = h.destroyLeftover
+			if _, err = h.destroyLeftover(s, k); err == nil {
+				h.lines[label].forget(k.birth)
+			}
+		} else {
+			err = h.destroyFormer(s, k)
 		}
-		switch err := destroy(s, k); {
+		switch {
 		case errors.Is(err, ErrKeyCheck):
 			h.log.Warn("hsm old key is left in the token", "key", label, "version", k.version, "error", err)
 		case err != nil:
@@ -95,40 +99,41 @@ func (h *HSM) destroyFormer(s pkcs11.SessionHandle, k *key) error {
 }
 
 // destroyLeftover destroys what a change made and did not finish: the key of this birth and no other of its label, which another process may have made.
-// A mark is in its way, unless the change was ours: another process has adopted the key since.
-func (h *HSM) destroyLeftover(s pkcs11.SessionHandle, k *key) error {
+// A mark is in its way, unless the change was ours: another process has adopted the key since. That
+// nothing is found proves little, in a session that may have lost its login: only destroyDue, which knows that the current key works, forgets it then.
+func (h *HSM) destroyLeftover(s pkcs11.SessionHandle, k *key) (found bool, err error) {
 	base, _, _ := successorOf(k.Label)
 	ours := h.lines[base].isUnfinished(k.birth)
 	marks, err := findMarks(h.module, s, k.Label, k.birth)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(marks) > 0 && !ours {
-		return fmt.Errorf("%w: it was adopted by another process", ErrKeyCheck)
+		return false, fmt.Errorf("%w: it was adopted by another process", ErrKeyCheck)
 	}
 	for _, m := range marks { // first: a mark without its key would stand for a key that was lost
 		if err := h.module.DestroyObject(s, m.handle); err != nil {
-			return err
+			return false, err
 		}
 	}
 	handles, err := find(h.module, s, k.Label)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, handle := range handles {
 		id, _, err := attribute(h.module, s, handle, pkcs11.CKA_ID)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if string(id) != k.birth {
 			continue
 		}
+		found = true
 		if err := h.module.DestroyObject(s, handle); err != nil {
-			return err
+			return false, err
 		}
 	}
-	h.lines[base].forget(k.birth)
-	return nil
+	return found, nil
 }
 
 // writing lends a session that may write. The workers' own sessions may not.

@@ -181,7 +181,7 @@ func (f *faults) validateUpstreams(c *Config) {
 	if len(c.Upstreams) == 0 {
 		f.add("upstreams", "missing: at least one is needed")
 	}
-	names := map[string]string{}
+	names, zones := map[string]string{}, map[string]string{}
 	for i, u := range c.Upstreams {
 		at := fmt.Sprintf("upstreams[%d]", i)
 		f.name(at+".name", u.Name)
@@ -194,6 +194,7 @@ func (f *faults) validateUpstreams(c *Config) {
 			"write_timeout": u.WriteTimeout, "frame_timeout": u.FrameTimeout})
 		if u.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
+			f.zone(&c.HSM, at+".pin_key", u.PINKey, zones)
 		}
 		f.validateAccess(at, &u)
 	}
@@ -229,7 +230,7 @@ func (f *faults) validateEndpoints(c *Config) {
 	if len(c.Endpoints) == 0 {
 		f.add("endpoints", "missing: at least one is needed")
 	}
-	names := map[string]string{}
+	names, zones := map[string]string{}, map[string]string{}
 	for i, e := range c.Endpoints {
 		at := fmt.Sprintf("endpoints[%d]", i)
 		f.name(at+".name", e.Name)
@@ -261,8 +262,22 @@ func (f *faults) validateEndpoints(c *Config) {
 		}
 		if e.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
+			f.zone(&c.HSM, at+".pin_key", e.PINKey, zones)
 		}
 	}
+}
+
+// zone demands that a key which its other side may change is of no other one: a message of one would change it for both, and the other could
+// read no PIN any more. Each zone has a key of its own (PCI PIN 17). seen holds the paths of such keys by label.
+func (f *faults) zone(c *HSMConfig, path, label string, seen map[string]string) {
+	if !slices.ContainsFunc(c.Keys, func(k KeyConfig) bool { return k.Label == label && k.ZMK != "" }) {
+		return
+	}
+	if first := seen[label]; first != "" {
+		f.add(path, "key %q has a zmk and is %s already: a message of one would change it for both", label, first)
+		return
+	}
+	seen[label] = path
 }
 
 // mostAlike bounds the links that one entry stands for.
