@@ -31,7 +31,7 @@ func TestEveryDifferenceOfTwoDialectsIsNamed(t *testing.T) {
 			{"messages.0110.when[0].if", "", "39"}, {"messages.0110.when[0].begins", "", "00"}, {"messages.0110.when[0].then", "", "38, 37"}}},
 		{[]string{answerLine, `"0110": { mandatory: [7, 11, 39], fields: { 44: { type: String, length: 5, enc: Digits, prefix: ASCII.L, description: x } } }`},
 			[]specs.Difference{{"messages.0110.fields.44", "", "String ..5 Digits after ASCII.L"}}},
-		{[]string{answerLine, `#`}, []specs.Difference{{"messages.0110", "known", ""}}},
+		{[]string{`"0820": { mandatory: [7, 11, 70] }`, `#`}, []specs.Difference{{"messages.0820", "known", ""}}},
 		{[]string{answerLine, answerLine + "\n  \"0112\": {}"}, []specs.Difference{{"messages.0112", "", "known"}}},
 		{[]string{echoedLine, echoedLine + "\ntimers: { reply: 10s }\nvalues: { 22: { \"051\": \"052\" } }"}, []specs.Difference{
 			{"values.22.051", "", "052"}, {"timers.reply", "", "10s"}}},
