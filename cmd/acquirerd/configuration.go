@@ -13,11 +13,14 @@ import (
 )
 
 func (c *cli) configCommands() *cobra.Command {
+	var strict bool
 	check := c.command("check", "Name every fault of the config, with its key path", "acquirerd config check --config acquirerd.yaml",
-		cobra.NoArgs, c.configCheck)
+		cobra.NoArgs, func(context.Context, []string) error { return c.configCheck(strict) })
+	check.Flags().BoolVar(&strict, "strict", false, "exit with 0 only if there is no warning either")
 	check.Long = "Check reads the config, the environment that overrides it, and the dialect files, certificates and keys of TLS that it names.\n" +
 		"It looks at no other file and at no token: whether pin_file, module and journal are there, and the keys in the token, shows only\n" +
-		"on the host that serves. What is no fault, and should not stay, is a warning."
+		"on the host that serves. What is no fault, and should not stay, is a warning: above all a certificate that has expired, with which\n" +
+		"serve starts all the same, because what is owed to other processors has to be paid."
 	reload := c.command("reload", "Have the running daemon read its config again", "acquirerd config reload --config acquirerd.yaml",
 		cobra.NoArgs, c.configReload)
 	reload.Long = "Reload has the daemon read and check its own config file, and change what differs: routes, links, timers, limits, TLS, who may\n" +
@@ -29,8 +32,8 @@ func (c *cli) configCommands() *cobra.Command {
 			cobra.NoArgs, c.configShow), reload)
 }
 
-// configCheck prints "ok" to stdout, or a line for each fault to stderr, and a line there for each warning.
-func (c *cli) configCheck(context.Context, []string) error {
+// configCheck prints "ok" to stdout, or a line for each fault to stderr, and a line there for each warning. Strict, a warning is an error.
+func (c *cli) configCheck(strict bool) error {
 	cfg, err := loadConfig(c.config)
 	var faulty *configError
 	if err != nil && !errors.As(err, &faulty) {
@@ -39,6 +42,9 @@ func (c *cli) configCheck(context.Context, []string) error {
 	var warnings []fault
 	if cfg != nil {
 		warnings = cfg.warnings(time.Now())
+	}
+	if strict && err == nil && len(warnings) > 0 {
+		err = fmt.Errorf("checking config: no fault, and %d to be warned of", len(warnings))
 	}
 	if c.output == "text" {
 		for _, w := range warnings {

@@ -189,6 +189,9 @@ func (d *daemon) newKeeper() (*keeper, error) {
 	return k, nil
 }
 
+// remindInterval is how often a certificate that is not valid is warned of.
+const remindInterval = time.Hour
+
 // enter notes the config that is in force from now on.
 func (k *keeper) enter(cfg *Config) {
 	k.inForce = cfg
@@ -236,12 +239,16 @@ func (k *keeper) report(by string, answer reloadAnswer) {
 		return
 	}
 	k.reloaded.WithLabelValues(reloadRefused).Inc()
+	remind := time.NewTicker(remindInterval)
+	defer remind.Stop()
 	k.successful.Set(0)
 	var faulty *configError
 	if !errors.As(answer.err, &faulty) {
 		k.log.Error("config is not reloaded: the old one stays in force", "by", by, "error", oneLine(answer.err))
 		return
 	}
+		case <-remind.C:
+			k.certificates.remind()
 	for _, f := range faulty.faults {
 		k.log.Error("config is not reloaded: the old one stays in force", "by", by, "key", f.path, "problem", f.text)
 	}
@@ -423,7 +430,7 @@ func (c *Config) tlsUses() []tlsUse {
 }
 
 // warnings are what is no fault of a config and should not stay: card data over plain TCP where real cards are, and certificates that
-// end soon.
+// end soon or are not valid.
 func (c *Config) warnings(now time.Time) []fault {
 	var list []fault
 	warn := func(path, format string, args ...any) { list = append(list, fault{path, fmt.Sprintf(format, args...)}) }
@@ -442,10 +449,13 @@ func (c *Config) warnings(now time.Time) []fault {
 		}
 	}
 	for _, use := range c.tlsUses() {
-		m, _ := use.files.read(now, nil)
-		for kind, key := range map[string]string{kindOwn: "cert_file", kindAuthority: use.files.caKey()} {
-			if end, has := m.ends[kind]; has && end.Sub(now) < soonExpired {
-				warn(join(use.path, key), "expires soon, on %s", end.UTC().Format(time.RFC3339))
+		m, _ := use.files.read(nil)
+		for _, f := range use.files.untimely(m, now) {
+			warn(join(use.path, f.path), "%s: no connection can be opened with it", f.text)
+		}
+		for _, kind := range certificateKinds {
+			if s, has := m.span(kind, now); has && s.covers(now) == nil && s.to.Sub(now) < soonExpired {
+				warn(join(use.path, use.files.keyOf(kind)), "expires soon, on %s", s.to.UTC().Format(time.RFC3339))
 			}
 		}
 	}

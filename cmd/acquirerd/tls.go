@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -33,7 +34,36 @@ type party struct {
 type material struct {
 	certificate *tls.Certificate // nil: none is shown
 	authorities *x509.CertPool
-	ends        map[string]time.Time // by kind: when the first certificate of that kind ends
+	spans       map[string][]span // by kind
+}
+
+// A span is the time for which a certificate is valid.
+type span struct{ from, to time.Time }
+
+func spanOf(c *x509.Certificate) span { return span{c.NotBefore, c.NotAfter} }
+
+// covers is an error if the certificate is not valid at a time.
+func (s span) covers(now time.Time) error {
+	switch {
+	case now.After(s.to):
+		return fmt.Errorf("expired on %s", s.to.UTC().Format(time.RFC3339))
+	case now.Before(s.from):
+		return fmt.Errorf("is not valid before %s", s.from.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// span is when the certificates of a kind are good: of those that are valid now, that of the first to end; without one, that of the last.
+// An authority that has ended does no harm beside others: it verifies nothing.
+func (m *material) span(kind string, now time.Time) (best span, has bool) {
+	for _, s := range m.spans[kind] {
+		valid, better := s.covers(now) == nil, best.covers(now) != nil
+		switch {
+		case !has, valid && better, valid && s.to.Before(best.to), !valid && better && s.to.After(best.to):
+			best, has = s, true
+		}
+	}
+	return best, has
 }
 
 // The kinds of acquirerd_certificate_not_after_timestamp_seconds.
@@ -41,6 +71,8 @@ const (
 	kindOwn       = "own"
 	kindAuthority = "authority"
 )
+
+var certificateKinds = []string{kindOwn, kindAuthority}
 
 // tlsFiles are the files of a party, under the names of their keys in the config.
 type tlsFiles struct {
@@ -63,6 +95,14 @@ func (t tlsFiles) caKey() string {
 	return "ca_file"
 }
 
+// keyOf is the config's key of the file with the certificates of a kind.
+func (t tlsFiles) keyOf(kind string) string {
+	if kind == kindOwn {
+		return "cert_file"
+	}
+	return t.caKey()
+}
+
 // tlsVersions are the versions that may be the least. What is older is not spoken (PCI DSS 4.0.1, 4.2.1: strong cryptography).
 var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
@@ -78,26 +118,26 @@ const mostPEM = 1 << 20
 // soonExpired is how long before its end a certificate is warned of: the time that a processor's change procedure takes.
 const soonExpired = 30 * 24 * time.Hour
 
-// faults are what is wrong with the files at a time, each with the key of its file. A key in the token is not looked at.
-func (t tlsFiles) faults(now time.Time) []fault {
-	_, faults := t.read(now, nil)
+// faults are what is wrong with the files, each with the key of its file. A key in the token is not looked at.
+func (t tlsFiles) faults() []fault {
+	_, faults := t.read(nil)
 	return faults
 }
 
 // read reads the files. A key in the token comes from keys; without them it is left out.
-func (t tlsFiles) read(now time.Time, keys keyring) (*material, []fault) {
-	m := &material{authorities: x509.NewCertPool(), ends: map[string]time.Time{}} // without a pool, those of the system would be trusted
+//
+// That a certificate is not valid at this time is no fault: each handshake judges that by itself. If it were one, a daemon that a crash has
+// ended would not start again because of one link, and what is owed to every other processor would not be paid. See untimely.
+func (t tlsFiles) read(keys keyring) (*material, []fault) {
+	m := &material{authorities: x509.NewCertPool(), spans: map[string][]span{}} // without a pool, those of the system would be trusted
 	var faults []fault
 	wrong := func(key string, err error) { faults = append(faults, fault{key, oneLine(err)}) }
 	if t.certFile != "" {
 		chain, err := readCertificates(t.certFile)
-		if err == nil {
-			err = timely(chain[0], now)
-		}
 		if err != nil {
 			wrong("cert_file", err)
 		} else {
-			m.ends[kindOwn] = chain[0].NotAfter
+			m.spans[kindOwn] = []span{spanOf(chain[0])}
 			m.certificate = &tls.Certificate{Leaf: chain[0]}
 			for _, c := range chain {
 				m.certificate.Certificate = append(m.certificate.Certificate, c.Raw)
@@ -114,11 +154,12 @@ func (t tlsFiles) read(now time.Time, keys keyring) (*material, []fault) {
 	}
 	if t.caFile != "" {
 		authorities, err := readCertificates(t.caFile)
-		if err == nil {
-			err = m.trust(authorities, now)
-		}
 		if err != nil {
 			wrong(t.caKey(), err)
+		}
+		for _, authority := range authorities {
+			m.authorities.AddCert(authority)
+			m.spans[kindAuthority] = append(m.spans[kindAuthority], spanOf(authority))
 		}
 	}
 	return m, faults
@@ -137,33 +178,16 @@ func (t tlsFiles) key(keys keyring) (key crypto.Signer, named string, err error)
 	return nil, "", nil
 }
 
-// trust takes the authorities whose time it is. An authority that has ended does no harm beside others: it verifies nothing.
-func (m *material) trust(authorities []*x509.Certificate, now time.Time) error {
-	var over error
-	for _, authority := range authorities {
-		if over = timely(authority, now); over != nil {
-			continue
-		}
-		m.authorities.AddCert(authority)
-		if end, has := m.ends[kindAuthority]; !has || authority.NotAfter.Before(end) {
-			m.ends[kindAuthority] = authority.NotAfter
+// untimely are the certificates that are not valid at a time, each with the key of its file: until others are there, no connection can be
+// opened with them, and those that are open go on.
+func (t tlsFiles) untimely(m *material, now time.Time) []fault {
+	var list []fault
+	for _, kind := range certificateKinds {
+		if s, has := m.span(kind, now); has && s.covers(now) != nil {
+			list = append(list, fault{t.keyOf(kind), s.covers(now).Error()})
 		}
 	}
-	if _, has := m.ends[kindAuthority]; !has {
-		return over
-	}
-	return nil
-}
-
-// timely is an error if a certificate is not valid now.
-func timely(c *x509.Certificate, now time.Time) error {
-	switch {
-	case now.After(c.NotAfter):
-		return fmt.Errorf("expired on %s", c.NotAfter.UTC().Format(time.RFC3339))
-	case now.Before(c.NotBefore):
-		return fmt.Errorf("is not valid before %s", c.NotBefore.UTC().Format(time.RFC3339))
-	}
-	return nil
+	return list
 }
 
 // readCertificates reads the certificates of a PEM file, at least one.
@@ -352,11 +376,23 @@ type reading struct {
 	*material
 }
 
-// read reads files for a party of a name, and changes nothing. Its error is a *configError.
+// read reads files for a party of a name, and changes nothing. Its error is a *configError. What is not valid now may be what there is at a
+// start; it does not take the place of what is.
 func (c *certificates) read(name string, files tlsFiles) (reading, error) {
 	r := reading{name: name, files: files, seen: files.stamps()} // before the files: what changes meanwhile is read again
 	var faults []fault
-	if r.material, faults = files.read(time.Now(), c.keys); len(faults) > 0 {
+	if r.material, faults = files.read(c.keys); len(faults) > 0 {
+		return r, &configError{faults}
+	}
+	if p, now := c.parties[name], time.Now(); p != nil {
+		before := files.untimely(p.current.Load(), now)
+		for _, f := range files.untimely(r.material, now) {
+			if !slices.ContainsFunc(before, func(b fault) bool { return b.path == f.path }) {
+				faults = append(faults, fault{f.path, f.text + ", and what is in use is valid"})
+			}
+		}
+	}
+	if len(faults) > 0 {
 		return r, &configError{faults}
 	}
 	return r, nil
@@ -373,13 +409,13 @@ func (c *certificates) take(r reading) *party {
 	}
 	p.files, p.seen = r.files, r.seen
 	p.current.Store(r.material)
-	for _, kind := range []string{kindOwn, kindAuthority} {
-		end, has := r.ends[kind]
+	for _, kind := range certificateKinds {
+		s, has := r.span(kind, time.Now())
 		if !has {
 			c.ends.DeleteLabelValues(r.name, kind)
 			continue
 		}
-		c.ends.WithLabelValues(r.name, kind).Set(float64(end.Unix()))
+		c.ends.WithLabelValues(r.name, kind).Set(float64(s.to.Unix()))
 	}
 	return p
 }
@@ -412,7 +448,7 @@ func (c *certificates) retain(cfg *Config) {
 			continue
 		}
 		delete(c.parties, name)
-		for _, kind := range []string{kindOwn, kindAuthority} {
+		for _, kind := range certificateKinds {
 			c.ends.DeleteLabelValues(name, kind)
 		}
 		for _, result := range []string{readTaken, readFailed} {
@@ -440,10 +476,20 @@ func (c *certificates) look() {
 		c.take(r)
 		c.reads.WithLabelValues(p.name, readTaken).Inc()
 		c.log.Info("certificate files are read again", "name", p.name)
-		for kind, end := range r.ends {
-			if time.Until(end) < soonExpired {
-				c.log.Warn("certificate expires soon", "name", p.name, "kind", kind, "not_after", end.UTC().Format(time.RFC3339))
+		for _, kind := range certificateKinds {
+			if s, has := r.span(kind, time.Now()); has && time.Until(s.to) < soonExpired {
+				c.log.Warn("certificate expires soon", "name", p.name, "kind", kind, "not_after", s.to.UTC().Format(time.RFC3339))
 			}
+		}
+	}
+}
+
+// remind logs the certificates in use that are not valid.
+func (c *certificates) remind() {
+	for _, name := range slices.Sorted(maps.Keys(c.parties)) {
+		p := c.parties[name]
+		for _, f := range p.files.untimely(p.current.Load(), time.Now()) {
+			c.log.Warn("certificate is not valid: no connection can be opened with it", "name", name, "key", f.path, "problem", f.text)
 		}
 	}
 }

@@ -345,7 +345,7 @@ func (f *faults) tls(path string, files tlsFiles, minVersion string) {
 		f.add(path+".key_file", "missing, and there is no key_label")
 	}
 	f.given(path+"."+files.caKey(), files.caFile)
-	for _, wrong := range files.faults(time.Now()) {
+	for _, wrong := range files.faults() {
 		f.add(join(path, wrong.path), "%s", wrong.text)
 	}
 }
