@@ -257,6 +257,13 @@ func (f *faults) validateEndpoints(c *Config) {
 		f.durations(at, map[string]time.Duration{"reply_timeout": e.ReplyTimeout, "write_timeout": e.WriteTimeout,
 			"dial_timeout": e.DialTimeout, "sign_on_timeout": e.SignOnTimeout, "echo_interval": e.EchoInterval,
 			"echo_timeout": e.EchoTimeout, "backoff_min": e.BackoffMin, "backoff_max": e.BackoffMax, "fail_back": e.FailBack})
+		if c.Environment == "production" {
+			for key, pause := range map[string]time.Duration{"backoff_min": e.BackoffMin, "fail_back": e.FailBack} {
+				if pause >= leastDuration && pause < leastPause {
+					f.add(at+"."+key, "%v is shorter than %v: it would be a flood of connections for the processor", pause, leastPause)
+				}
+			}
+		}
 		if e.BackoffMax < e.BackoffMin {
 			f.add(at+".backoff_max", "%v is shorter than backoff_min (%v)", e.BackoffMax, e.BackoffMin)
 		}
@@ -406,48 +413,104 @@ func (f *faults) validateNesting(c *Config) {
 }
 
 // validateGrace checks that an orderly stop fits into its grace. One after the other end: what upstreams wait for, the reversals on their
-// way, and the links.
+// way, and the links: a sign-off may wait for its turn and its answer, for the write between, and for the farewell of TLS after it.
 func (f *faults) validateGrace(c *Config) {
 	var drain, reversal, signOff time.Duration
 	for _, u := range c.Upstreams {
 		drain = max(drain, u.Budget+u.WriteTimeout+upstream.PartingTime)
 	}
 	for _, e := range c.Endpoints {
-		reversal, signOff = max(reversal, e.ReplyTimeout), max(signOff, e.SignOnTimeout)
+		reversal, signOff = max(reversal, e.ReplyTimeout), max(signOff, e.SignOnTimeout+2*e.WriteTimeout)
 	}
 	if need := drain + reversal + signOff; c.Shutdown.Grace <= need && c.Shutdown.Grace > 0 {
-		f.add("shutdown.grace", "%v is not longer than an upstream's budget, write_timeout and parting, an endpoint's reply_timeout and its sign_on_timeout together (%v)",
+		f.add("shutdown.grace", "%v is not longer than an upstream's budget, write_timeout and parting, an endpoint's reply_timeout, its sign_on_timeout and two write_timeouts together (%v)",
 			c.Shutdown.Grace, need)
 	}
 }
 
-// validateListeners checks that no two listen at one address. One for all addresses of the host takes its port from each of them.
+// validateListeners checks that no two listen at one address.
 func (f *faults) validateListeners(c *Config) {
-	type place struct{ path, host string }
-	taken := map[string][]place{} // by port
-	take := func(path, address string) {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil || port == "0" {
-			return
+	var taken []listener
+	for _, l := range c.listeners() {
+		if at := slices.IndexFunc(taken, func(other listener) bool { return l.overlaps(other.socket) }); at >= 0 {
+			f.add(l.path, "%q is %s already", l.address, taken[at].path)
+		} else {
+			taken = append(taken, l)
 		}
-		isAll := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip != nil && ip.IsUnspecified() }
-		for _, other := range taken[port] {
-			if host == other.host || isAll(host) || isAll(other.host) {
-				f.add(path, "%q is %s already", address, other.path)
-				return
+	}
+	for i, e := range c.Endpoints { // links share a listener only by the same text, and a port of 0 only so
+		for j, l := range e.Links {
+			first := slices.IndexFunc(e.Links, func(other LinkConfig) bool { return other.Listen == l.Listen })
+			if l.Listen != "" && !slices.Equal(l.Allow, e.Links[first].Allow) {
+				f.add(fmt.Sprintf("endpoints[%d].links[%d].allow", i, j), "is not that of links[%d], which listens at the same %q", first, l.Listen)
 			}
 		}
-		taken[port] = append(taken[port], place{path, host})
+	}
+}
+
+// A listener is one place of the config where an address is listened at.
+type listener struct {
+	path, owner string
+	upstream    string // its name, if it is one's
+	address     string
+	socket
+}
+
+// A socket is an address, however it is spelled.
+type socket struct {
+	host string // "" for all addresses of the host
+	port int
+}
+
+// socketOf returns what an address means, if it has a port of its own.
+func socketOf(address string) (s socket, fixed bool) {
+	host, port, err := net.SplitHostPort(address)
+	if s.port, _ = strconv.Atoi(port); err != nil || s.port <= 0 {
+		return s, false
+	}
+	if host == "localhost" {
+		host = "127.0.0.1" // which net prefers
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if host = ip.Unmap().String(); ip.Unmap().IsUnspecified() {
+			host = ""
+		}
+	}
+	s.host = strings.ToLower(host)
+	return s, true
+}
+
+// isSameAddress reports whether two addresses are one that has a port of its own. All addresses of the host are so only by the same text:
+// those of IPv4 are not those of both versions.
+func isSameAddress(a, b string) bool {
+	one, fixed := socketOf(a)
+	other, _ := socketOf(b)
+	return fixed && one == other && (one.host != "" || a == b)
+}
+
+// overlaps reports whether two cannot be there at once. One for all addresses of the host takes its port from each of them.
+func (s socket) overlaps(other socket) bool {
+	return s.port == other.port && (s.host == other.host || s.host == "" || other.host == "")
+}
+
+// listeners are the places with a port of their own.
+func (c *Config) listeners() (list []listener) {
+	add := func(l listener) {
+		var fixed bool
+		if l.socket, fixed = socketOf(l.address); fixed {
+			list = append(list, l)
+		}
 	}
 	for i, u := range c.Upstreams {
-		take(fmt.Sprintf("upstreams[%d].listen", i), u.Listen)
+		add(listener{path: fmt.Sprintf("upstreams[%d].listen", i), owner: u.party(), upstream: u.Name, address: u.Listen})
 	}
 	for i, e := range c.Endpoints {
 		for j, l := range e.Links {
-			take(fmt.Sprintf("endpoints[%d].links[%d].listen", i, j), l.Listen)
+			add(listener{path: fmt.Sprintf("endpoints[%d].links[%d].listen", i, j), owner: e.party(), address: l.Listen})
 		}
 	}
-	take("operations.listen", c.Operations.Listen)
+	add(listener{path: "operations.listen", owner: "the operations port", address: c.Operations.Listen})
+	return list
 }
 
 var (
@@ -515,6 +578,9 @@ func (f *faults) count(path string, value, most int) {
 
 // leastDuration keeps waits from being none and pauses from being busy loops. No wait on a network is shorter.
 const leastDuration = time.Millisecond
+
+// leastPause is the same for what dials a processor again and again, each time with a handshake and a sign-on there.
+const leastPause = 100 * time.Millisecond
 
 // durations checks that each is long enough.
 func (f *faults) durations(path string, values map[string]time.Duration) {
