@@ -94,6 +94,24 @@ func TestLinksAreListedDrainedResumedAndCut(t *testing.T) {
 }
 
 // A processor that dials us is served like one that we dial.
+// Nothing is wrong with it, and nothing can be carried to it.
+func TestAnEndpointThatIsHeldIsNotReadyAndNotFailed(t *testing.T) {
+	site := newSite(t, newProcessor(t, approveRightPIN))
+	site.create()
+	daemon := site.start()
+	daemon.inService(1)
+	if got := command(t, "link", "drain", "processor-a", "--config", daemon.config); got.code != 0 {
+		t.Fatalf("got %+v", got)
+	}
+	if code, body := daemon.get("/health/ready"); code != 503 || !strings.Contains(body, `{"name":"endpoint processor-a","status":"held"}`) {
+		t.Errorf("got %d %s", code, body)
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+}
+
 func TestAProcessorMayDial(t *testing.T) {
 	site := newSite(t)
 	site.links = `{ listen: "127.0.0.1:0", allow: ["127.0.0.0/8"], links: 2 }`

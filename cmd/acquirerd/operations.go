@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,6 +125,7 @@ const (
 	statusOK       = "ok"
 	statusFailed   = "failed"
 	statusDraining = "draining"
+	statusHeld     = "held" // an operator has drained every link, and nothing is wrong
 )
 
 // A check is one condition of readiness. Why it failed is in the log.
@@ -146,7 +148,11 @@ func (d *daemon) checks() []check {
 		{"journal", status(d.journal.Ready() == nil, statusFailed)},
 	}
 	for _, e := range d.processors() {
-		list = append(list, check{"endpoint " + e.name, status(e.InService(), statusFailed)})
+		otherwise := statusFailed
+		if !slices.ContainsFunc(e.Status(), func(l conn.LinkStatus) bool { return !l.Held }) {
+			otherwise = statusHeld
+		}
+		list = append(list, check{"endpoint " + e.name, status(e.InService(), otherwise)})
 	}
 	return list
 }
