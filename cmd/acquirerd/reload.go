@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"reflect"
@@ -18,11 +19,12 @@ import (
 	"acquirerd/acquirer"
 	"acquirerd/conn"
 	"acquirerd/specs"
+	"acquirerd/upstream"
 )
 
-// A reload reads the config again and puts it into force while the daemon serves: everything is read and checked before anything is
-// changed, and a fault, or one key that cannot change, leaves all as it was. Links and connections that the change does not concern are
-// not touched.
+// A reload reads the config again and puts it into force while the daemon serves: everything is read and checked, and every port opened,
+// before anything that serves is told, and a fault, or one key that cannot change, leaves all as it was. Nothing is changed back, because
+// that is not the same as not to touch it. Links and connections that the change does not concern are not touched.
 
 // reloadable are the keys that may change while the daemon serves, with all that stands below them. Every other one needs a restart:
 // because the journal and what is owed are tied to it, or because nobody has needed it yet.
@@ -51,7 +53,28 @@ type plan struct {
 func planReload(before, after *Config) plan {
 	var p plan
 	p.compare("", reflect.ValueOf(*before), reflect.ValueOf(*after))
+	p.comparePorts(before, after)
 	return p
+}
+
+// comparePorts refuses what a new upstream cannot have: an address that is in use until the reload is over, where it could not be
+// opened before something that serves has given it up. Only that of an upstream that goes can be handed over, and only whole.
+func (p *plan) comparePorts(before, after *Config) {
+	held := before.listeners()
+	for i, u := range after.Upstreams {
+		wanted, fixed := socketOf(u.Listen)
+		if !fixed || !slices.Contains(p.newUpstreams, u.Name) {
+			continue
+		}
+		for _, l := range held {
+			if !l.overlaps(wanted) || isSameAddress(l.address, u.Listen) && slices.Contains(p.noUpstreams, l.upstream) {
+				continue
+			}
+			p.refused = append(p.refused, fault{fmt.Sprintf("upstreams[%d].listen", i),
+				fmt.Sprintf("%q is in use by %s until it is given up: needs a reload without that first", u.Listen, l.owner)})
+			break
+		}
+	}
 }
 
 var indices = regexp.MustCompile(`\[\d+\]`)
@@ -150,6 +173,7 @@ type keeper struct {
 	*daemon
 	inForce  *Config
 	dialects map[string]sum
+	left     map[string]departed // upstreams that went, by name
 
 	reloaded   *prometheus.CounterVec
 	successful prometheus.Gauge
@@ -165,9 +189,12 @@ const (
 // lookInterval is how often the certificate files are looked at. Nobody waits for them who could also send a signal.
 const lookInterval = time.Minute
 
+// remindInterval is how often a certificate that is not valid is warned of.
+const remindInterval = time.Hour
+
 // newKeeper reads the certificates of the config. Its error names each fault.
 func (d *daemon) newKeeper() (*keeper, error) {
-	k := &keeper{daemon: d, inForce: d.cfg, dialects: dialectSums(d.cfg),
+	k := &keeper{daemon: d, inForce: d.cfg, dialects: dialectSums(d.cfg), left: map[string]departed{},
 		reloaded: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_config_reloads_total",
 			Help: "Reloads of the config while the daemon serves, by result; one that is refused changes nothing."}, []string{"result"}),
 		successful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "acquirerd_config_last_reload_successful",
@@ -188,9 +215,6 @@ func (d *daemon) newKeeper() (*keeper, error) {
 	k.enter(d.cfg)
 	return k, nil
 }
-
-// remindInterval is how often a certificate that is not valid is warned of.
-const remindInterval = time.Hour
 
 // enter notes the config that is in force from now on.
 func (k *keeper) enter(cfg *Config) {
@@ -215,12 +239,16 @@ func (k *keeper) run(ctx context.Context) error {
 	defer close(k.kept)
 	look := time.NewTicker(lookInterval)
 	defer look.Stop()
+	remind := time.NewTicker(remindInterval)
+	defer remind.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
 			k.certificates.look()
+		case <-remind.C:
+			k.certificates.remind()
 		case <-k.signals:
 			k.report("signal", k.reload(ctx))
 		case asking := <-k.reloads:
@@ -239,16 +267,12 @@ func (k *keeper) report(by string, answer reloadAnswer) {
 		return
 	}
 	k.reloaded.WithLabelValues(reloadRefused).Inc()
-	remind := time.NewTicker(remindInterval)
-	defer remind.Stop()
 	k.successful.Set(0)
 	var faulty *configError
 	if !errors.As(answer.err, &faulty) {
 		k.log.Error("config is not reloaded: the old one stays in force", "by", by, "error", oneLine(answer.err))
 		return
 	}
-		case <-remind.C:
-			k.certificates.remind()
 	for _, f := range faulty.faults {
 		k.log.Error("config is not reloaded: the old one stays in force", "by", by, "key", f.path, "problem", f.text)
 	}
@@ -262,6 +286,7 @@ func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	}
 	p := planReload(k.inForce, after)
 	p.refused = append(p.refused, k.changedDialects(after)...)
+	p.refused = append(p.refused, k.changedReturns(p, after)...)
 	if len(p.refused) > 0 {
 		return reloadAnswer{err: &configError{p.refused}}
 	}
@@ -272,72 +297,41 @@ func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	if err := k.apply(ctx, p, after, readings); err != nil {
 		return reloadAnswer{err: fmt.Errorf("changing the config: %w", err)}
 	}
+	for _, name := range p.noUpstreams {
+		u := k.inForce.upstream(name)
+		k.left[name] = departed{u.Dialect, u.PINKey, k.dialects[u.Dialect]}
+	}
 	k.dialects = dialectSums(after)
 	k.enter(after)
 	return reloadAnswer{changed: p.changed}
 }
 
-// apply changes one part after the other. If one refuses, those before it are changed back. The routes are last of what can refuse: from one
-// moment to the next transactions find all of the new ones. What is new begins after them, and who is gone is asked to go.
+// apply makes everything ready that can fail, and touches nothing that serves with it: new parties, checks of what changes, new endpoints,
+// new doors and their ports. The routes are the last of that: from one moment to the next transactions find all of the new ones. What cannot
+// fail comes after them.
 func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []reading) (err error) {
-	var undo []func() error
+	var undo []func()
 	defer func() {
 		if err == nil {
-			k.certificates.retain(after)
 			return
 		}
 		for _, back := range slices.Backward(undo) {
-			err = errors.Join(err, back())
+			back()
 		}
 		k.certificates.retain(k.inForce)
 	}()
+	var readAgain []reading
 	for _, r := range readings {
-		if before := k.certificates.parties[r.name]; before != nil {
-			old := reading{before.name, before.files, before.seen, before.current.Load()}
-			undo = append(undo, func() error { k.certificates.take(old); return nil })
+		if k.certificates.parties[r.name] != nil {
+			readAgain = append(readAgain, r)
+		} else {
+			k.certificates.take(r) // nobody uses it yet
 		}
-		k.certificates.take(r)
 	}
 	endpoints := k.processors()
-	for _, e := range endpoints {
-		if !slices.Contains(p.endpoints, e.name) {
-			continue
-		}
-		change := func(c *Config) error {
-			cfg := c.endpoint(e.name)
-			return e.Reconfigure(cfg.forConn(e.codec, k.certificates.parties[cfg.party()]))
-		}
-		if err := change(after); err != nil {
-			return err
-		}
-		undo = append(undo, func() error { return change(k.inForce) })
-	}
-	for _, o := range k.doors {
-		if !slices.Contains(p.upstreams, o.Name) {
-			continue
-		}
-		change := func(c *Config) error {
-			cfg := c.upstream(o.Name)
-			return o.Reconfigure(cfg.forDoor(o.Upstream, k.certificates.parties[cfg.party()]))
-		}
-		if err := change(after); err != nil {
-			return fmt.Errorf("upstream %s: %w", o.Name, err)
-		}
-		undo = append(undo, func() error { return change(k.inForce) })
-	}
-
-	var opening []*door
-	for _, name := range p.newUpstreams {
-		cfg := after.upstream(name)
-		o, err := k.newDoor(cfg)
-		if err != nil {
-			return err
-		}
-		if o.listener, err = openPort(ctx, "upstream "+name, cfg.Listen); err != nil {
-			return err
-		}
-		undo = append(undo, o.listener.Close)
-		opening = append(opening, o)
+	changes, err := k.changes(p, after, endpoints)
+	if err != nil {
+		return err
 	}
 	known := len(endpoints)
 	for _, name := range p.newEndpoints {
@@ -345,8 +339,22 @@ func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []re
 		if err != nil {
 			return err
 		}
-		undo = append(undo, func() error { return runNever(e) })
+		undo = append(undo, e.series.forget) // it has never run: there is nothing else of it
 		endpoints = append(endpoints, e)
+	}
+	var opening []*door
+	for _, name := range p.newUpstreams {
+		cfg := after.upstream(name)
+		o, err := k.newDoor(cfg)
+		if err != nil {
+			return err
+		}
+		undo = append(undo, func() { k.forget(o) })
+		if o.listener, err = k.openDoor(ctx, p, cfg); err != nil {
+			return err
+		}
+		undo = append(undo, func() { _ = o.listener.Close() })
+		opening = append(opening, o)
 	}
 	var routed []*acquirer.Endpoint
 	for _, e := range endpoints {
@@ -356,6 +364,15 @@ func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []re
 		return err
 	}
 
+	for _, r := range readAgain {
+		k.certificates.take(r)
+	}
+	for _, change := range changes {
+		if err := change(); err != nil { // of what was checked: nobody would know by which config this daemon serves
+			k.fail(fmt.Errorf("changing the config, of which a part is in force: %w", err))
+		}
+	}
+	k.certificates.retain(after)
 	k.mu.Lock()
 	k.endpoints = endpoints
 	k.mu.Unlock()
@@ -379,6 +396,77 @@ func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []re
 	return nil
 }
 
+// changes checks what the endpoints and doors of before are to become, and returns how they become it.
+func (k *keeper) changes(p plan, after *Config, endpoints []*endpoint) (list []func() error, err error) {
+	for _, e := range endpoints {
+		if !slices.Contains(p.endpoints, e.name) {
+			continue
+		}
+		to := after.endpoint(e.name)
+		cfg := to.forConn(e.codec, k.certificates.parties[to.party()])
+		if err := checkLinks(cfg); err != nil {
+			return nil, err
+		}
+		list = append(list, func() error { return e.Reconfigure(cfg) })
+	}
+	for _, o := range k.doors {
+		if !slices.Contains(p.upstreams, o.Name) {
+			continue
+		}
+		to := after.upstream(o.Name)
+		cfg := to.forDoor(o.Upstream, k.certificates.parties[to.party()])
+		if err := checkDoor(cfg); err != nil {
+			return nil, err
+		}
+		list = append(list, func() error { return o.Reconfigure(cfg) })
+	}
+	return list, nil
+}
+
+// checkLinks checks what an endpoint is given as conn does, which starts nothing at that.
+func checkLinks(cfg conn.Config) error {
+	_, err := conn.New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	return err
+}
+
+// checkDoor does the same for a door.
+func checkDoor(cfg upstream.Config) error {
+	if _, err := upstream.New(cfg, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
+		return fmt.Errorf("upstream %s: %w", cfg.Upstream.Name, err)
+	}
+	return nil
+}
+
+// openDoor opens the port of a new upstream. That of one that goes is handed over: who dials meanwhile waits for whichever of the two
+// accepts first, and none is turned away.
+func (k *keeper) openDoor(ctx context.Context, p plan, cfg *UpstreamConfig) (net.Listener, error) {
+	for _, o := range k.doors {
+		if !isSameAddress(k.inForce.upstream(o.Name).Listen, cfg.Listen) || !slices.Contains(p.noUpstreams, o.Name) {
+			continue
+		}
+		listener, err := sameSocket(o.listener)
+		if err != nil {
+			return nil, fmt.Errorf("taking over port of upstream %s: %w", o.Name, err)
+		}
+		return listener, nil
+	}
+	return openPort(ctx, "upstream "+cfg.Name, cfg.Listen)
+}
+
+// sameSocket returns another listener on the socket of one. Each is closed by itself, and the socket with the last.
+func sameSocket(listener net.Listener) (net.Listener, error) {
+	tcp, is := listener.(*net.TCPListener)
+	if !is {
+		return nil, errors.ErrUnsupported
+	}
+	file, err := tcp.File()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // of a copy, of which the next makes its own
+	return net.FileListener(file)
+}
+
 // hand gives something new to what runs it, unless that ends.
 func hand[T any](ctx context.Context, to chan<- T, what T) {
 	select {
@@ -387,11 +475,37 @@ func hand[T any](ctx context.Context, to chan<- T, what T) {
 	}
 }
 
-// runNever takes back what an endpoint that is not to run has made.
-func runNever(e *endpoint) error {
-	over, end := context.WithCancel(context.Background())
-	end()
-	return e.Run(over, func(context.Context, conn.Unasked) {})
+// A series is what one endpoint or upstream has registered, so that it can be taken away with it.
+type series struct {
+	prometheus.Registerer
+	labels prometheus.Labels // that its part of a vector has
+	has    []prometheus.Collector
+}
+
+// Register notes what is registered for this one alone, and the vectors of which it has a part.
+func (s *series) Register(c prometheus.Collector) error {
+	err := s.Registerer.Register(c)
+	var already prometheus.AlreadyRegisteredError
+	switch {
+	case err == nil:
+		s.has = append(s.has, c)
+	case errors.As(err, &already):
+		s.has = append(s.has, already.ExistingCollector)
+	}
+	return err
+}
+
+// forget takes it all away. The parts of others stay.
+func (s *series) forget() {
+	for _, c := range s.has {
+		if vector, is := c.(interface {
+			DeletePartialMatch(labels prometheus.Labels) int
+		}); is {
+			vector.DeletePartialMatch(s.labels)
+		} else {
+			s.Unregister(c)
+		}
+	}
 }
 
 // endpoint returns an endpoint that is in the config.
@@ -505,6 +619,32 @@ func (k *keeper) changedDialects(after *Config) []fault {
 	}
 	for i, e := range after.Endpoints {
 		check(fmt.Sprintf("endpoints[%d].dialect", i), e.Dialect)
+	}
+	return list
+}
+
+// A departed is what an upstream that went had that it cannot come back without.
+type departed struct {
+	dialect, pinKey string
+	sum             sum // of the dialect, if that is a file
+}
+
+// changedReturns names what keeps an upstream from coming back: what is on record under its name was named by its dialect, and what it
+// sends is encrypted for its key. To go and come must not change what cannot change in one step.
+func (k *keeper) changedReturns(p plan, after *Config) []fault {
+	var list []fault
+	now := dialectSums(after)
+	for i, u := range after.Upstreams {
+		was, returns := k.left[u.Name]
+		if !returns || !slices.Contains(p.newUpstreams, u.Name) {
+			continue
+		}
+		if u.Dialect != was.dialect || now[u.Dialect] != was.sum {
+			list = append(list, fault{fmt.Sprintf("upstreams[%d].dialect", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
+		}
+		if u.PINKey != was.pinKey {
+			list = append(list, fault{fmt.Sprintf("upstreams[%d].pin_key", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
+		}
 	}
 	return list
 }

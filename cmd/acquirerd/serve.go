@@ -133,7 +133,8 @@ type daemon struct {
 	desk         *acquirer.Switch
 	doors        []*door // owned by the keeper, once it runs
 	mu           sync.Mutex
-	endpoints    []*endpoint // guarded by mu: see processors
+	endpoints    []*endpoint    // guarded by mu: see processors
+	serving      map[string]int // doors that serve, by upstream: two while one that went still answers; guarded by mu
 
 	arriving chan *endpoint // from the keeper to what runs them
 	opening  chan *door
@@ -146,7 +147,7 @@ type daemon struct {
 }
 
 func newDaemon(cfg *Config, log *slog.Logger) *daemon {
-	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1), level: &slog.LevelVar{},
+	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), failed: make(chan error, 1), level: &slog.LevelVar{}, serving: map[string]int{},
 		arriving: make(chan *endpoint), opening: make(chan *door), reloads: make(chan reloadAsking), kept: make(chan struct{}), load: func() (*Config, error) { return cfg, nil }}
 	d.grace.Store(int64(cfg.Shutdown.Grace))
 	return d
@@ -155,8 +156,9 @@ func newDaemon(cfg *Config, log *slog.Logger) *daemon {
 // An endpoint is a processor's links under its name.
 type endpoint struct {
 	links
-	name  string
-	codec *messages.Codec
+	name   string
+	codec  *messages.Codec
+	series *series
 }
 
 // links are one processor's: *conn.Endpoint.
@@ -182,6 +184,7 @@ type door struct {
 	*upstream.Door
 	*acquirer.Upstream
 	listener net.Listener
+	series   *series
 	gone     context.Context // ended by close, when the upstream is taken out of the config
 	close    context.CancelFunc
 }
@@ -321,11 +324,12 @@ func (d *daemon) newEndpoint(e *EndpointConfig) (*endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	made, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, d.registry)
+	registered := &series{Registerer: d.registry, labels: prometheus.Labels{"endpoint": e.Name}}
+	made, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, registered)
 	if err != nil {
 		return nil, err
 	}
-	return &endpoint{made, e.Name, codec}, nil
+	return &endpoint{made, e.Name, codec, registered}, nil
 }
 
 // newDoor makes a door without its listener, and starts nothing.
@@ -335,12 +339,13 @@ func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
 		return nil, err
 	}
 	asker := &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}
-	made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, d.registry)
+	registered := &series{Registerer: d.registry, labels: prometheus.Labels{"upstream": u.Name}}
+	made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, registered)
 	if err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
 	}
 	gone, closed := context.WithCancel(context.Background())
-	return &door{Door: made, Upstream: asker, gone: gone, close: closed}, nil
+	return &door{Door: made, Upstream: asker, series: registered, gone: gone, close: closed}, nil
 }
 
 // routes is this config's routing in the words of the switch.
@@ -453,7 +458,11 @@ func (d *daemon) runLinks(ctx context.Context, endpoints []*endpoint) error {
 func (d *daemon) runDoors(ctx context.Context, doors []*door) error {
 	var group errgroup.Group
 	begin := func(o *door) {
+		d.mu.Lock()
+		d.serving[o.Name]++
+		d.mu.Unlock()
 		group.Go(func() error {
+			defer d.left(o)
 			ctx, stop := context.WithCancel(ctx)
 			defer stop()
 			defer context.AfterFunc(o.gone, stop)()
@@ -474,6 +483,25 @@ func (d *daemon) runDoors(ctx context.Context, doors []*door) error {
 		case <-ctx.Done():
 			return group.Wait()
 		}
+	}
+}
+
+// left notes that a door serves no more. One that went takes its series with it.
+func (d *daemon) left(o *door) {
+	d.mu.Lock()
+	d.serving[o.Name]--
+	d.mu.Unlock()
+	if o.gone.Err() != nil {
+		d.forget(o)
+	}
+}
+
+// forget takes a door's series away, unless another one of the name serves: they are its, too.
+func (d *daemon) forget(o *door) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.serving[o.Name] == 0 {
+		o.series.forget()
 	}
 }
 

@@ -125,6 +125,7 @@ func (f *faults) validate(c *Config) {
 	f.durations("shutdown", map[string]time.Duration{"grace": c.Shutdown.Grace})
 	f.validateNesting(c)
 	f.validateListeners(c)
+	f.validateParts(c)
 }
 
 // mostOverlap bounds hsm.key_overlap.
@@ -511,6 +512,45 @@ func (c *Config) listeners() (list []listener) {
 	}
 	add(listener{path: "operations.listen", owner: "the operations port", address: c.Operations.Listen})
 	return list
+}
+
+// validateParts has the links and the doors check what they would be given, where no fault is known: what is taken here, they take.
+func (f *faults) validateParts(c *Config) {
+	check := func(at, dialect string, files *tlsFiles, check func(*messages.Codec, *party) error) {
+		if slices.ContainsFunc(f.list, func(known fault) bool { return within(known.path, at) }) {
+			return
+		}
+		codec, err := loadCodec(dialect)
+		p := &party{}
+		if err == nil {
+			if files != nil {
+				m, _ := files.read(nil)
+				p.current.Store(m)
+			}
+			err = check(codec, p)
+		}
+		if err != nil {
+			f.add(at, "%s", oneLine(err))
+		}
+	}
+	for i, u := range c.Upstreams {
+		var files *tlsFiles
+		if u.TLS != nil {
+			t := u.TLS.files()
+			files = &t
+		}
+		check(fmt.Sprintf("upstreams[%d]", i), u.Dialect, files, func(codec *messages.Codec, p *party) error {
+			return checkDoor(u.forDoor(&acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}, p))
+		})
+	}
+	for i, e := range c.Endpoints {
+		var files *tlsFiles
+		if e.TLS != nil {
+			t := e.TLS.files()
+			files = &t
+		}
+		check(fmt.Sprintf("endpoints[%d]", i), e.Dialect, files, func(codec *messages.Codec, p *party) error { return checkLinks(e.forConn(codec, p)) })
+	}
 }
 
 var (
