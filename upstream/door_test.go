@@ -343,7 +343,7 @@ func TestAFormatErrorNamesItsElement(t *testing.T) {
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" || got.MTI != "0610" {
 			t.Errorf("an unknown type: got %v", got)
 		}
-		unserved := management("001", "1123120000", "000004")
+		unserved := management("999", "1123120000", "000004")
 		unserved.MTI = "0820"
 		c.send(unserved)
 		if got := c.receive(); got.Get(messages.ResponseCode) != "12" {
