@@ -275,7 +275,7 @@ endpoints:
     in_flight: {{.InFlight}}
     reply_timeout: {{.ReplyTimeout}}
     write_timeout: {{.WriteTimeout}}
-    backoff_min: 50ms
+    backoff_min: 100ms
     backoff_max: 1s
     echo_interval: {{.EchoInterval}}
     echo_timeout: {{.EchoTimeout}}
