@@ -118,3 +118,20 @@ func TestAnExchangeWithoutAnAnswerIsDroppedUnlessTheSignOffIsConfirmed(t *testin
 		})
 	}
 }
+
+// It waits for its answer elsewhere, and the processor may read on the connection whose sending half it has closed.
+func TestALostConnectionWithAnExchangeInFlightIsDropped(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Links = Dialled("one") }, func(r *rig, h *host) {
+		silent(h)
+		a := r.exchange(request(1))
+		l, _ := last(h, "000001")
+		_ = l.Close()
+		synctest.Wait()
+		h.script(func(h *host) {
+			if h.dropped != 1 {
+				t.Errorf("%d connections were closed with what stood in their buffers, want 1", h.dropped)
+			}
+		})
+		a.want(t, ErrTimeout)
+	})
+}

@@ -12,12 +12,13 @@
 // session in service gets exchanges: of several the one with the fewest in flight, and one whose write is stuck only if there is no other,
 // so that a link that is blocked holds up nothing that another could carry. A session leaves the service without a failure when the
 // endpoint stops, an operator drains the link, a better host takes over, a reload removes the link, or the processor signs off: it gets
-// nothing new, what is in flight ends by its own deadlines, it signs off and is closed. Everything else is a failure of a class in
+// nothing new, what is in flight ends by its own deadlines, it signs off and is closed; so does one whose processor a reload does not allow
+// any more. What the processor may not have read of requests without an answer is dropped at a close. Everything else is a failure of a class in
 // state.go: the session is closed, and its exchanges wait for their answers elsewhere, each until its own deadline.
 //
 // A link that dials tries its hosts in their order, the next one at once when one fails or is lost, and pauses after the last (link.go).
 // On another host than the first it tries the better ones every FailBack, beside the session that serves; the new one is signed on before
-// the old one drains. A link that is dialled shares its listener with the others of its address; a connection that comes when all links
+// the old one drains. Where a dialect has no sign-on, an echo stands for it. A link that is dialled shares its listener with the others of its address; a connection that comes when all links
 // have one is refused, unless one of those turns out to be dead (listener.go). Over either there may be TLS (tls.go).
 //
 // An operator drains, resumes and cuts links while the endpoint runs, and Reconfigure puts another configuration in the place of the
