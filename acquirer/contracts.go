@@ -44,6 +44,9 @@ type Recorder interface {
 	Keep(ctx context.Context, advising journal.Advising) (journal.Advised, error)
 	// Advance records that an endpoint's next business day has begun. An error wrapping journal.ErrBusinessDate means that it cannot be.
 	Advance(ctx context.Context, cutover journal.Cutover) (journal.Advanced, error)
+	// Opens reports whether a day that a processor names is later than its endpoint's business date. It is memory alone, and may be asked of
+	// each answer.
+	Opens(endpoint, day string) bool
 	// Creditors returns the endpoints to which something is owed.
 	Creditors(ctx context.Context) ([]string, error)
 	// Unfinished returns the tickets of intents without an outcome. They cannot be spent, only finished.

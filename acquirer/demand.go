@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"acquirerd/card"
 	"acquirerd/conn"
 	"acquirerd/hsm"
 	"acquirerd/journal"
@@ -83,11 +85,14 @@ const (
 
 // Why a person must look at a demand: "alarm" in the log.
 const (
-	alarmUndone        = "approval_undone" // the processor says that it has reversed what stands as approved here
-	alarmUndoneUnknown = "unknown_undone"  // it says that it has reversed what is not on record
-	alarmCutover       = "cutover_refused" // the business date stays as it is
-	alarmKeyChange     = "key_not_changed" // the old key stays in use
+	alarmUndone        = "approval_undone"    // the processor says that it has reversed what stands as approved here
+	alarmUndoneUnknown = "unknown_undone"     // it says that it has reversed what is not on record
+	alarmCutover       = "cutover_refused"    // the business date stays as it is
+	alarmKeyChange     = "key_not_changed"    // the old key stays in use
+	alarmMalformed     = "reversal_malformed" // it says that it has reversed something, in a form that is not its dialect's
 )
+
+var demandAlarms = []string{alarmUndone, alarmUndoneUnknown, alarmCutover, alarmKeyChange, alarmMalformed}
 
 func kindOf(e *Endpoint, msg conn.Unasked) demandKind {
 	if formatOf(e, msg) != nil {
@@ -130,10 +135,43 @@ type demands struct {
 	places   chan struct{}
 	limit    *rate.Limiter
 	changing chan struct{} // capacity 1: one change of a key at a time, and the second finds what the first has done
+	opening  chan struct{} // capacity 1: one answer begins a business day, the others that name it go on
+
+	mu     sync.Mutex
+	alarms map[string]*alarmed // by their names; guarded by mu
+	absurd refusedDay          // guarded by mu
 }
 
 func newDemands() *demands {
-	return &demands{make(chan struct{}, demandsAtOnce), rate.NewLimiter(demandsASecond, demandsBurst), make(chan struct{}, 1)}
+	return &demands{places: make(chan struct{}, demandsAtOnce), limit: rate.NewLimiter(demandsASecond, demandsBurst), changing: make(chan struct{}, 1),
+		opening: make(chan struct{}, 1), alarms: map[string]*alarmed{}}
+}
+
+// alarmInterval is the time after an alarm in which the same one of the same processor is only counted: who repeats a demand that cannot be
+// done is one fault, and fills no disk.
+const alarmInterval = time.Minute
+
+// An alarmed is when an alarm was last told to a person, and how often it was not told since.
+type alarmed struct {
+	at    time.Time
+	since int
+}
+
+// tell reports whether an alarm is to be told to a person, and how often it has come since it was told last, this time included.
+func (d *demands) tell(alarm string, now time.Time) (times int, told bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := d.alarms[alarm]
+	if last == nil {
+		last = &alarmed{}
+		d.alarms[alarm] = last
+	}
+	last.since++
+	if times = last.since; now.Sub(last.at) < alarmInterval {
+		return times, false
+	}
+	*last = alarmed{at: now}
+	return times, true
 }
 
 // enter takes a place, which the function that it returns gives back; nil if there is none.
@@ -169,7 +207,7 @@ func (s *Switch) serve(ctx context.Context, d *demand) served {
 	case demandAdvice:
 		return s.keep(ctx, d)
 	case demandMalformed:
-		return d.malformed(formatOf(d.endpoint, d.Unasked))
+		return s.malformed(ctx, d, formatOf(d.endpoint, d.Unasked))
 	case demandRequest:
 	}
 	err := errors.New("it is not served")
@@ -184,7 +222,26 @@ func (d *demand) recognisable() bool {
 	return d.Has(messages.STAN) && (d.Has(messages.TransmissionTime) || d.Has(messages.LocalTime))
 }
 
-// malformed refuses a demand that does not keep the format. Where the processor would not recognise the answer, it is given none.
+// malformed refuses a demand that does not keep the format. But a processor that tells of a reversal has made it, whatever it lacks: what could
+// be read is recorded, as refused, and it is for a person.
+func (s *Switch) malformed(ctx context.Context, d *demand, fault *messages.FormatError) served {
+	out := d.malformed(fault)
+	if d.MTI.Class() != messages.Reversal || !d.MTI.IsAdvice() {
+		return out
+	}
+	out.alarm = alarmMalformed
+	kept := s.record(ctx, d, d.PAN(), d.endpoint.Codec.Dialect().Answers.FormatError)
+	switch {
+	case kept.err != nil: // it may come again, and is told to a person already
+		return served{result: demandFailed, err: errors.Join(fault, kept.err), alarm: alarmMalformed}
+	case kept.alarm == alarmUndone:
+		out.alarm = alarmUndone
+	}
+	out.about = kept.about
+	return out
+}
+
+// malformed refuses a demand. Where the processor would not recognise the answer, it is given none.
 func (d *demand) malformed(fault *messages.FormatError) served {
 	out := served{result: demandRefused, err: fault}
 	if d.MTI.IsRequest() && d.recognisable() {
@@ -245,19 +302,42 @@ func (s *Switch) changeKey(ctx context.Context, d *demand) served {
 	return served{result: demandDone, about: about, answer: messages.NewAnswer(d.Message, dialect.NetworkManagement.Accepted[0])}
 }
 
-// keep records an advice. Of what is sensitive in it only the PAN is kept, sealed; with the HSM down it is not answered, and comes again.
+// keep records an advice. With the HSM down it is not answered, and comes again.
 func (s *Switch) keep(ctx context.Context, d *demand) served {
 	if !d.recognisable() {
 		return served{result: demandRefused, err: errors.New("it has no STAN or no time, by which its repeat would be known")}
 	}
-	advising := journal.Advising{Endpoint: d.endpoint.Name, Identity: d.endpoint.Codec.Identity(d.Message), Original: d.Original(), Withheld: d.withheld(),
-		ResponseCode: d.endpoint.Codec.Dialect().Reversal.Acknowledged[0], Reverses: d.MTI.Class() == messages.Reversal}
+	var pan card.PAN
 	if d.Has(messages.PAN) || d.Has(messages.Track2) {
-		pan, err := d.Card()
+		var err error
+		pan, err = d.Card()
 		var fault *messages.FormatError
 		if errors.As(err, &fault) {
-			return d.malformed(fault)
+			return s.malformed(ctx, d, fault)
 		}
+	}
+	return s.record(ctx, d, pan, d.accepted())
+}
+
+// accepted is the code that accepts an advice of its class.
+func (d *demand) accepted() string {
+	dialect := d.endpoint.Codec.Dialect()
+	switch d.MTI.Class() {
+	case messages.Reversal:
+		return dialect.Reversal.Acknowledged[0]
+	case messages.Network:
+		return dialect.NetworkManagement.Accepted[0]
+	case messages.Authorization, messages.Financial:
+	}
+	return dialect.Answers.Accepted
+}
+
+// record makes an advice durable, and answers it with a code or, of a repeat, with that of the first. Of what is sensitive in it only the
+// PAN is kept, sealed; it is zero if there is none.
+func (s *Switch) record(ctx context.Context, d *demand, pan card.PAN, code string) served {
+	advising := journal.Advising{Endpoint: d.endpoint.Name, Identity: d.endpoint.Codec.Identity(d.Message), Original: d.Original(), Withheld: d.withheld(),
+		ResponseCode: code, Reverses: d.MTI.Class() == messages.Reversal}
+	if !pan.IsZero() {
 		protected, err := s.vault.Protect(ctx, hsm.Card{PAN: pan})
 		if err != nil {
 			return served{result: demandFailed, err: fmt.Errorf("sealing PAN: %w", err)}
@@ -307,17 +387,27 @@ func (s *Switch) reportDemand(d *demand, out served) {
 	if out.err != nil {
 		attributes = append(attributes, "error", out.err)
 	}
+	if out.alarm != "" && s.alarm(d.endpoint, out.alarm, "demand of processor needs a person", attributes...) {
+		return
+	}
 	report := func() { s.log.Info("demand of processor", attributes...) }
-	switch {
-	case out.alarm != "":
-		report = func() { s.log.Error("demand of processor needs a person", append(attributes, "alarm", out.alarm)...) }
-	case out.result == demandRefused, out.result == demandFailed, out.result == demandBusy:
+	if out.result == demandRefused || out.result == demandFailed || out.result == demandBusy {
 		report = func() { s.log.Warn("demand of processor is not done", attributes...) }
 	}
-	// A processor may say the same again and again, but each first time is a line.
-	if out.result == demandDone || out.alarm != "" && out.result != demandAgain {
+	// A processor may say the same again and again, but what is done is a line.
+	if out.result == demandDone {
 		report()
 		return
 	}
 	s.sometimes.Do(report)
+}
+
+// alarm tells a person, unless the same was told of the same processor a moment ago. All of them are counted.
+func (s *Switch) alarm(e *Endpoint, alarm, text string, attributes ...any) (told bool) {
+	s.metrics.demandAlarms.WithLabelValues(e.Name, alarm).Inc()
+	times, told := e.demands.tell(alarm, time.Now())
+	if told {
+		s.log.Error(text, append(attributes, "alarm", alarm, "times", times)...)
+	}
+	return told
 }

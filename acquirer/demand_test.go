@@ -239,12 +239,12 @@ func TestWhatProcessorsDemandIsAnswered(t *testing.T) {
 		"an advice without a STAN":            {msg: of(without(told("0620", "700001"), messages.STAN)), kind: "advice", result: "refused"},
 		"an advice without a time":            {msg: of(without(told("0620", "700001"), messages.TransmissionTime)), kind: "advice", result: "refused"},
 		"an advice that lacks an element":     {msg: of(without(told("0220", "700001"), messages.Amount)), mti: "0230", code: "30", fault: "004", kind: "malformed", result: "refused"},
-		"a reversal without DE 90":            {msg: of(told("0420", "700001")), mti: "0430", code: "30", fault: "090", kind: "malformed", result: "refused"},
+		"a reversal without DE 90":            {msg: of(told("0420", "700001")), mti: "0430", code: "30", fault: "090", kind: "malformed", result: "refused", recorded: true},
 		"an advice that cannot be read":       {msg: malformed(told("0220", "700001"), messages.ChipData), mti: "0230", code: "30", fault: "055", kind: "malformed", result: "refused"},
 		"one that ends before its STAN":       {msg: malformed(without(told("0220", "700001"), messages.STAN), messages.STAN), kind: "malformed", result: "refused"},
 		"a cutover that names its day":        {msg: of(cutover("0102", "700001")), mti: "0810", code: "00", kind: "cutover", result: "done", advances: true},
 		"a cutover by an advice":              {msg: of(func() *messages.Message { m := cutover("0102", "700001"); m.MTI = "0820"; return m }()), mti: "0830", code: "00", kind: "cutover", result: "done", advances: true},
-		"a cutover that is far ahead":         {msg: of(cutover("0109", "700001")), mti: "0810", code: "30", fault: "015", kind: "cutover", result: "refused"},
+		"a cutover that is far ahead":         {msg: of(cutover("0112", "700001")), mti: "0810", code: "30", fault: "015", kind: "cutover", result: "refused"},
 		"a cutover to a day that is none":     {msg: of(cutover("0230", "700001")), mti: "0810", code: "30", fault: "015", kind: "cutover", result: "refused"},
 		"a key change":                        {msg: of(keyChange(newKey+"012345", "700001")), mti: "0810", code: "00", kind: "key_change", result: "done", changes: true},
 		"a key change, its check value wrong": {msg: of(keyChange(newKey+"543210", "700001")), mti: "0810", code: "96", kind: "key_change", result: "failed"},
@@ -687,7 +687,7 @@ func TestCutoversGoForward(t *testing.T) {
 			monthDay, code, date, result string
 		}{
 			{"0102", "00", "2000-01-02", "done"}, {"0102", "00", "2000-01-02", "again"}, {"0101", "30", "2000-01-02", "refused"}, {"0103", "00", "2000-01-03", "done"},
-			{"0108", "30", "2000-01-03", "refused"}, {"0102", "30", "2000-01-03", "refused"}, {"", "00", "2000-01-03", "again"},
+			{"0112", "30", "2000-01-03", "refused"}, {"0102", "30", "2000-01-03", "refused"}, {"", "00", "2000-01-03", "again"},
 		} {
 			before := w.metric("acquirerd_demands_total", "cutover", step.result)
 			answer := w.demand(cutover(step.monthDay, fmt.Sprintf("70000%d", i)))
@@ -695,7 +695,7 @@ func TestCutoversGoForward(t *testing.T) {
 				t.Errorf("%q: answered %v, business date %s, want %+v", step.monthDay, answer, w.businessDate(), step)
 			}
 		}
-		if got := strings.Count(log(), "alarm=cutover_refused"); got != 3 {
+		if got := strings.Count(log(), "alarm=cutover_refused"); got != 1 || w.metric("acquirerd_demand_alarms_total", "bank", "cutover_refused") != 3 {
 			t.Errorf("%d alarms: %s", got, log())
 		}
 		w.ask(w.request(), delivered)

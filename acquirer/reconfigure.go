@@ -28,10 +28,12 @@ func (s *Switch) Reconfigure(list []Route, endpoints []*Endpoint) error {
 		}
 	}
 	for name, e := range after.endpoints {
-		if before.endpoints[name] == nil {
-			s.metrics.begin(name)
-			s.forwarder.adopt(e)
+		if known := before.endpoints[name]; known != nil {
+			e.demands = known.demands // a reload is no new burst, and no second change of a key at the same time
+			continue
 		}
+		s.metrics.begin(name)
+		s.forwarder.adopt(e)
 	}
 	s.table.Store(after)
 	return nil

@@ -39,8 +39,9 @@ type metrics struct {
 	upstreamReversals *prometheus.CounterVec
 	alarms            *prometheus.CounterVec
 
-	demands *prometheus.CounterVec
-	undone  *prometheus.CounterVec
+	demands      *prometheus.CounterVec
+	demandAlarms *prometheus.CounterVec
+	undone       *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -70,6 +71,8 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Help: "Reversals and advices that were sent for the sixth time and not acknowledged."}, []string{"endpoint"}),
 		demands: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_demands_total",
 			Help: "What processors have sent of their own accord, by what they want and what became of it."}, []string{"endpoint", "kind", "result"}),
+		demandAlarms: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_demand_alarms_total",
+			Help: "What processors have said and a person must look at, by why: all of it, of which the log has the first and then one a minute."}, []string{"endpoint", "alarm"}),
 		undone: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_undone_approvals_total",
 			Help: "Reversals from processors, repeats too, of what stands as approved; nothing is done about them but by a person."}, []string{"endpoint"}),
 	}
@@ -83,7 +86,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.phases, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
-		m.alarms, m.demands, m.undone)
+		m.alarms, m.demands, m.demandAlarms, m.undone)
 	return m
 }
 
@@ -91,6 +94,9 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 func (m *metrics) begin(endpoint string) {
 	m.alarms.WithLabelValues(endpoint)
 	m.undone.WithLabelValues(endpoint)
+	for _, alarm := range demandAlarms {
+		m.demandAlarms.WithLabelValues(endpoint, alarm)
+	}
 	for _, kind := range []demandKind{demandCutover, demandKeyChange, demandAdvice, demandRequest, demandMalformed} {
 		for _, result := range []string{demandDone, demandAgain, demandRefused, demandFailed, demandBusy} {
 			m.demands.WithLabelValues(endpoint, string(kind), result)

@@ -36,6 +36,7 @@ type bank struct {
 	sent      []*messages.Message // reversals and advices, in the order in which they came
 	down      bool
 
+	day        string                                               // DE 15 of answers
 	partial    string                                               // amount of an approval with 10
 	advices    map[string]int                                       // that reached the bank, by STAN and DE 7
 	unknown    bool                                                 // reversals may name originals that were never sent
@@ -91,6 +92,7 @@ func (b *bank) Exchange(_ context.Context, req *messages.Message) (*messages.Mes
 		return nil, err
 	}
 	answer := messages.NewAnswer(req, code)
+	answer.Set(messages.SettlementDate, b.day)
 	if code == "00" || code == "10" {
 		answer.Set(messages.AuthorizationID, "123456")
 	}
