@@ -32,8 +32,8 @@
 // is open, Finish writes the reversal, unless the outcome is approved.
 //
 // Processors send messages of their own accord. Keep takes an advice, once, with the transaction that it names; it changes nothing of that,
-// and marks what says that an approval is undone. Advance takes a cutover: from then on each transaction, and what comes to be owed, bears
-// the new business date of its endpoint. What came to be owed yesterday and is owed again today is of today.
+// and marks what says that an approval is undone. Advance takes a cutover, SetBusinessDate a person's word: from then on each transaction, and
+// what comes to be owed, bears the new business date of its endpoint. What came to be owed yesterday and is owed again today is of today.
 //
 // Find gives the transaction of an upstream's key, with its answer and its reversal: that is how a repeat is answered. Prune deletes
 // transactions, with all that belongs to them, that ended before a time and owe nothing; Export reads them as they stood at one moment.

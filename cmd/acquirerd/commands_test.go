@@ -70,7 +70,7 @@ func TestBadInputIsOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"pay"}, 2, `unknown command "pay"`},
-		{[]string{"journal"}, 2, "which of list, owed, advices, show, release, park, prune, export?"},
+		{[]string{"journal"}, 2, "which of list, owed, advices, show, release, park, prune, export, business-date?"},
 		{[]string{"journal", "lst"}, 2, `unknown command "lst"`},
 		{[]string{"serve", "now"}, 2, "unknown command"},
 		{[]string{"serve", "--fast"}, 2, "unknown flag: --fast"},
@@ -97,6 +97,8 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{[]string{"journal", "prune", "--keep", "1h"}, 2, "--keep 1h0m0s is shorter than 48h0m0s"},
 		{[]string{"journal", "export", "--since", "2026-11-25T00:00:00Z", "--until", "2026-11-24T00:00:00Z"}, 2, "is after --until"},
 		{[]string{"journal", "export", "--since", "yesterday"}, 2, `--since "yesterday" is not a time such as 2026-11-25T00:00:00Z`},
+		{[]string{"journal", "business-date"}, 2, "accepts between 1 and 2 arg(s), received 0"},
+		{[]string{"journal", "business-date", "processor-a", "25.11."}, 2, `"25.11." is not a date such as 2026-11-25`},
 		{[]string{"link"}, 2, "which of list, drain, resume, cut?"},
 		{[]string{"link", "drain"}, 2, "accepts 1 arg(s), received 0"},
 		{[]string{"link", "drain", "processor-a/x"}, 2, `"processor-a/x" is neither an endpoint nor a link such as processor-a/0`},

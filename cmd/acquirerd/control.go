@@ -38,6 +38,7 @@ type upkeep interface {
 	Release(ctx context.Context, id journal.OwedID) error
 	Park(ctx context.Context, id journal.OwedID) error
 	Prune(ctx context.Context, before time.Time, most int) (int, error)
+	SetBusinessDate(ctx context.Context, endpoint, date string) (journal.Advanced, error)
 }
 
 // listenControl opens the socket. The journal is ours, so a socket that is there already is one that a daemon left behind.
@@ -125,6 +126,7 @@ func (d *daemon) control() http.Handler {
 		}
 		answer(w, http.StatusOK, map[string]int{"pruned": pruned})
 	})
+	mux.HandleFunc("POST /business-date/{endpoint}/{date}", d.controlBusinessDate)
 	mux.HandleFunc("POST /config/reload", d.controlReload)
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.links()) })
 	for name, do := range map[string]func(links, int) error{"drain": links.Drain, "resume": links.Resume, "cut": links.Cut} {
@@ -188,6 +190,28 @@ func (d *daemon) controlLink(w http.ResponseWriter, r *http.Request, name string
 	}
 	d.log.Warn("changed by an operator", "command", "link "+name, "endpoint", endpoints[at].name, "link", r.PathValue("link"))
 	answer(w, http.StatusOK, struct{}{})
+}
+
+// controlBusinessDate puts an operator's date in the place of an endpoint's business date.
+func (d *daemon) controlBusinessDate(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("endpoint")
+	if !slices.ContainsFunc(d.processors(), func(e *endpoint) bool { return e.name == name }) {
+		refuseControl(w, http.StatusNotFound, fmt.Errorf("there is no endpoint %q", name))
+		return
+	}
+	advanced, err := d.journal.SetBusinessDate(r.Context(), name, r.PathValue("date"))
+	if err != nil {
+		refuseControl(w, http.StatusConflict, err)
+		return
+	}
+	d.log.Warn("changed by an operator", "command", "business-date", "endpoint", name, "from", advanced.From, "to", advanced.To)
+	answer(w, http.StatusOK, dateChange{Before: advanced.From, Date: advanced.To})
+}
+
+// A dateChange is what became of a business date.
+type dateChange struct {
+	Before string `json:"before"`
+	Date   string `json:"date"`
 }
 
 // release sends what is parked again, if its endpoint is still there.
@@ -333,4 +357,11 @@ func (r *remote) Prune(ctx context.Context, before time.Time, most int) (int, er
 	}
 	err := r.post(ctx, "/journal/prune?"+query.Encode(), &result)
 	return result.Pruned, err
+}
+
+// SetBusinessDate is journal.SetBusinessDate.
+func (r *remote) SetBusinessDate(ctx context.Context, endpoint, date string) (journal.Advanced, error) {
+	var change dateChange
+	err := r.post(ctx, "/business-date/"+url.PathEscape(endpoint)+"/"+date, &change)
+	return journal.Advanced{From: change.Before, To: change.Date}, err
 }

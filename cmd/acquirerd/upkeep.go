@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -67,7 +68,12 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 	export.Flags().StringVar(&since, "since", "", "begun at or after this time, RFC 3339")
 	export.Flags().StringVar(&until, "until", "", "begun before this time, RFC 3339")
 	export.Flags().StringVar(&file, "file", "-", "a new file; - is standard output")
-	return []*cobra.Command{show, release, park, prune, export}
+	date := c.command("business-date ENDPOINT [YYYY-MM-DD]", "Show an endpoint's business date, or set it where it is wrong",
+		"acquirerd journal business-date processor-a\nacquirerd journal business-date processor-a 2026-11-25", cobra.RangeArgs(1, 2), c.businessDate)
+	date.Long = "Business-date shows the date that a processor's last cutover has begun. With a date, that one takes its place, also if it is earlier:\n" +
+		"records that bear the wrong one stay as they are, and the next cutover counts from the new one. It works beside a running daemon and\n" +
+		"without one."
+	return []*cobra.Command{show, release, park, prune, export, date}
 }
 
 func (c *cli) journalShow(ctx context.Context, args []string) error {
@@ -174,6 +180,59 @@ func (c *cli) eachOwed(ctx context.Context, args []string, done string, do func(
 		err = errors.Join(err, c.printJSON(map[string][]journal.OwedID{done: changed}))
 	}
 	return err
+}
+
+// businessDate shows an endpoint's business date, or puts another in its place.
+func (c *cli) businessDate(ctx context.Context, args []string) error {
+	if len(args) == 1 {
+		return c.showBusinessDate(ctx, args[0])
+	}
+	if _, err := time.Parse(time.DateOnly, args[1]); err != nil {
+		return usagef("%q is not a date such as 2026-11-25", args[1])
+	}
+	cfg, err := c.loadParts("station", "journal", "endpoints")
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(cfg.Endpoints, func(e EndpointConfig) bool { return e.Name == args[0] }) {
+		return usagef("endpoint %q is not in the config", args[0])
+	}
+	var advanced journal.Advanced
+	err = c.changeJournal(ctx, func(j upkeep) (err error) {
+		advanced, err = j.SetBusinessDate(ctx, args[0], args[1])
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if c.output == "json" {
+		return c.printJSON(map[string]string{"endpoint": args[0], "before": advanced.From, "date": advanced.To})
+	}
+	before := advanced.From
+	if before == "" {
+		before = "none"
+	}
+	_, err = fmt.Fprintf(c.out, "business date of %s is %s, was %s\n", args[0], advanced.To, before)
+	return err
+}
+
+func (c *cli) showBusinessDate(ctx context.Context, endpoint string) error {
+	return c.readJournal(func(r *journal.Reader) error {
+		days, err := r.BusinessDays(ctx)
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(days, func(d journal.BusinessDay) bool { return d.Endpoint == endpoint })
+		if at < 0 {
+			return fmt.Errorf("no business date of %q is known: no cutover was heard, and none was set", endpoint)
+		}
+		if c.output == "json" {
+			return c.printJSON(days[at])
+		}
+		table := c.table("ENDPOINT", "BUSINESS_DATE", "SINCE")
+		table.row(endpoint, days[at].Date, clock(days[at].BeganAt))
+		return table.Flush()
+	})
 }
 
 func (c *cli) journalPrune(ctx context.Context, keep time.Duration, vacuum bool) error {

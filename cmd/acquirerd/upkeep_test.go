@@ -236,9 +236,37 @@ func TestWhatTheProcessorSaysIsShown(t *testing.T) {
 	if got := command(t, "journal", "list", "--config", path); !strings.Contains(got.out, "BUSINESS_DATE") || !strings.Contains(got.out, date+"\n") {
 		t.Errorf("got %+v", got)
 	}
+	// The business date is shown, and mended, beside the daemon and without it.
+	date, earlier := today.Format(time.DateOnly), today.AddDate(0, 0, -1).Format(time.DateOnly)
+	dateCommand := func(args ...string) result {
+		return command(t, append(append([]string{"journal", "business-date"}, args...), "--config", path)...)
+	}
+	if got := dateCommand("processor-a"); got.code != 0 || !strings.Contains(got.out, date) {
+		t.Errorf("got %+v", got)
+	}
+	if got := dateCommand("processor-a", earlier); got != (result{0, "business date of processor-a is " + earlier + ", was " + date + "\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+	if line := daemon.log.await(t, "changed by an operator", func(line map[string]any) bool { return line["command"] == "business-date" }); line["to"] != earlier {
+		t.Errorf("logged %v", line)
+	}
+	if got := dateCommand("processor-a", today.AddDate(0, 0, 60).Format(time.DateOnly)); got.code != 1 || !strings.Contains(got.err, "more than 31 days from today") {
+		t.Errorf("got %+v", got)
+	}
+	for _, args := range [][]string{{"nobody"}, {"nobody", date}} {
+		if got := dateCommand(args...); got.code == 0 || got.out != "" || !strings.Contains(got.err, `"nobody"`) {
+			t.Errorf("got %+v", got)
+		}
+	}
 	daemon.stop()
 	if code := daemon.exit(); code != 0 {
 		t.Errorf("exit %d", code)
+	}
+	if got := dateCommand("processor-a", date, "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"before": "`+earlier+`"`) {
+		t.Errorf("got %+v", got)
+	}
+	if got := dateCommand("processor-a", "--output", "json"); got.code != 0 || !strings.Contains(got.out, `"date": "`+date+`"`) {
+		t.Errorf("got %+v", got)
 	}
 }
 
