@@ -30,11 +30,11 @@ func (s *Switch) heardDay(ctx context.Context, e *Endpoint, answer *messages.Mes
 		return
 	}
 	advanced, err := s.journal.Advance(context.WithoutCancel(ctx), journal.Cutover{Endpoint: e.Name, Day: day})
-	about := []any{"endpoint", e.Name, "from", advanced.From, "to", advanced.To}
+	about := []any{"kind", "answer", "endpoint", e.Name, "from", advanced.From, "to", advanced.To}
 	switch {
 	case errors.Is(err, journal.ErrBusinessDate):
 		e.demands.refuse(day)
-		s.alarm(e, alarmCutover, "business date of an answer needs a person", append(about, "error", err)...)
+		s.alarm(e, alarmCutover, append(about, "error", err)...)
 	case err != nil: // full or failed: the next answer tries again, or finds the process stopping
 		s.sometimes.Do(func() { s.log.Warn("business day not begun", append(about, "error", err)...) })
 	default:

@@ -387,7 +387,7 @@ func (s *Switch) reportDemand(d *demand, out served) {
 	if out.err != nil {
 		attributes = append(attributes, "error", out.err)
 	}
-	if out.alarm != "" && s.alarm(d.endpoint, out.alarm, "demand of processor needs a person", attributes...) {
+	if out.alarm != "" && s.alarm(d.endpoint, out.alarm, attributes...) {
 		return
 	}
 	report := func() { s.log.Info("demand of processor", attributes...) }
@@ -403,11 +403,11 @@ func (s *Switch) reportDemand(d *demand, out served) {
 }
 
 // alarm tells a person, unless the same was told of the same processor a moment ago. All of them are counted.
-func (s *Switch) alarm(e *Endpoint, alarm, text string, attributes ...any) (told bool) {
+func (s *Switch) alarm(e *Endpoint, alarm string, attributes ...any) (told bool) {
 	s.metrics.demandAlarms.WithLabelValues(e.Name, alarm).Inc()
 	times, told := e.demands.tell(alarm, time.Now())
 	if told {
-		s.log.Error(text, append(attributes, "alarm", alarm, "times", times)...)
+		s.log.Error("demand of processor needs a person", append(attributes, "alarm", alarm, "times", times)...)
 	}
 	return told
 }
