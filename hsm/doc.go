@@ -11,7 +11,7 @@
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
 //   - token-resident, transient: see Statement.
 //   - zone master key (ZMK): the key under which the other side of a zone sends new zone PIN keys.
-//   - version, successor, overlap: see "Key changes".
+//   - version, successor, birth, mark, leftover, overlap: see "Key changes".
 //
 // # States
 //
@@ -81,33 +81,42 @@
 //
 // # Key changes
 //
-// ChangeKey replaces a pin-in or pin-out key that the configuration marks with a ZMK, by a TDES key in ECB under that ZMK with its KCV, as
-// hosts of ISO 8583:1987 send them in an 0800. The mark is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
+// ChangeKey replaces a pin-in or pin-out key that the configuration gives a ZMK, by a TDES key in ECB under that ZMK with its KCV, as
+// hosts of ISO 8583:1987 send them in an 0800. That ZMK is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
 // The new key has to be of odd parity, without equal or weak parts, no longer than its ZMK (PCI PIN 10), of no other zone (17), not one that
 // was replaced before, and of the KCV that came. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
 // parts only where the cryptogram shows them. All else is as above: a change is token-resident or transient as Statement says.
+// A key of triple length is not replaced by one of double length.
 //
 // The configuration pins the KCV of a key's first version. After a change that pin fits no more, so this is how the others are trusted:
 //
-//   - A version n > 1 is a successor: a key of its own in the token with the label LABEL#n. The highest is current. It has the template of its use,
-//     and its CKA_ID records label, KCV, time, and the KCVs of up to 24 versions before it ("zpk-a#3 08D7B4 2026-11-25T16:45:38Z 40D328FE988B"). A highest version without a record, with another
-//     KCV than recorded, or that is not unique, refuses the start: the daemon never falls back to an older one by itself.
-//   - Who can make such an object has the token's user PIN, and can then do all that the daemon can. A MAC in the record would not
+//   - A version n > 1 is a successor: a key of its own in the token with the label LABEL#n. It has the template of its use, and its CKA_ID is its birth: label,
+//     KCV, time and a random number ("zpk-a#3 08D7B4 2026-11-25T16:45:38Z 00112233aabbccdd").
+//   - Beside it stands its mark, an object of data with the same label: its birth, and the KCVs of the versions before it. The mark is the adoption: a
+//     successor without one is a leftover of a change that failed, is never used, and is destroyed soon after a start. (The key cannot say so itself: nobody may modify it.)
+//   - The highest version with a mark is current. If it is gone, has another KCV than its birth says, or is not unique, or if there is a key of such a label
+//     without a birth, the start is refused: the daemon never falls back to an older one by itself.
+//   - Who can make such objects has the token's user PIN, and can then do all that the daemon can. A MAC in the mark would not
 //     change that: its key would be one that the same PIN commands. So the pin is weaker for keys with a ZMK than for others, and
 //     their versions and KCVs are logged at each start and change ("hsm key version"), shown by KeyStatus and counted, for a human to compare.
 //   - Within a process, no version may become lower or change its KCV from one generation to the next.
-//   - To pin a key again, or to replace it by hand, give the configuration another label.
+//   - What the configuration pins, and a key of version 1 that is still there, must be among what was replaced. So a new key from a ceremony under the old
+//     label refuses the start, and is neither passed over nor destroyed: give it another label. Generate and ImportComponents refuse such a label at once.
+//   - A key that has successors and no ZMK in the configuration any more refuses the start: its old value would be in use again without a word.
 //
-// Nothing is renamed or modified in the token: the new key is tried as an object of the session, then made in the token, then used. A crash
-// before it is made leaves the old key; a crash after it, the new one, with the old one in its overlap, as if the answer to the
-// processor had been lost. A change that fails in any other way leaves the old key: what it may have made is remembered as never to be used, and destroyed.
+// Nothing is renamed or modified in the token: the new key is tried as an object of the session, then made in the token, then marked, then used. A crash
+// before its mark leaves the old key; a crash after it, the new one, with the old one in its overlap, as if the answer to the
+// processor had been lost. A change that fails in any other way leaves the old key: what it may have made is known by its birth, and destroyed.
 //
-// For the Overlap after a change, by the time in the record and so also after a restart, the old key still deciphers blocks that the new one does not,
-// and enciphers for a Card that asks for the Previous one. Then it is destroyed, version 1 too: a key without a use has to go (PCI DSS 3.7.5, PCI PIN 24), what is
-// gone cannot be made current by taking the newest away, and the other side has had its time. The price is that a change that the other side wants
-// undone after that needs a new change. An object is destroyed only if it is found by its label, has the KCV that we know, and the current key works.
+// There is one change at a time in a token: another waits for it, and is refused as busy after a CallTimeout. So two zones never take the same key.
 //
-// Two processes that change the same key in one token are not supported: the second finds the label taken and is refused; it uses the
+// For the Overlap after the change that replaced it, also after a restart, each old key still deciphers blocks that newer ones do not,
+// and the last one enciphers for a Card that asks for the Previous one. Then it is destroyed, version 1 too: a key without a use has to go (PCI DSS 3.7.5, PCI PIN 24), and
+// the other side has had its time. The price is that a change that the other side wants undone after that needs a new change. An object is destroyed
+// only if it is found by its label, has the KCV that we know, and the current key works. Within a process the overlap is on the monotonic
+// clock; a start takes it from the birth of the next version, and where that is in the future (a clock was ahead), from the start.
+//
+// Two processes that change the same key in one token are not supported: the second finds the label taken and is refused, and destroys nothing of the other's; it uses the
 // other's version from its next generation on.
 //
 // # Keys for TLS
@@ -118,7 +127,17 @@
 //
 // # Limits
 //
-// A key has at most the versions of the overlap: current, previous, and for a CallTimeout older ones. Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
+// A label has at most 10 keys in the token: current, those in their overlap, and leftovers. A change that would make one more is refused as busy, and so is
+// the seventh of a label in a minute (a change of the key that is current already, and one that is refused for what it carries, do not count).
+//
+// The record of what was replaced is of the last 300 versions and of version 1, by 3 bytes of KCV: a recorded change that is older can be played again,
+// with daily changes after ten months. Give a zone a new ZMK before that: then no old cryptogram is of use. A new key whose KCV is by
+// chance that of an old one is refused, once in 56,000 changes.
+//
+// A change whose mark was made although the token answered an error, or no answer in time, is answered as failed. Its key is not used, and goes with its mark when
+// the token works again; but if the process ends before that, the next start takes the mark for what it says, and uses the new key.
+//
+// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
 // (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
 // functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest) are therefore refused beside an open HSM.

@@ -13,7 +13,7 @@ var (
 	// ErrUnavailable: the HSM did not do the work and may do it later: down, rebuilding, all workers busy, or out of
 	// time. The caller answers 96 (system malfunction).
 	ErrUnavailable = errors.New("HSM unavailable")
-	// ErrBusy is an ErrUnavailable: every worker is busy and the queue is full.
+	// ErrBusy is an ErrUnavailable: every worker is busy and the queue is full; or of a key change, another one is on its way, or there were too many.
 	ErrBusy = fmt.Errorf("%w: busy", ErrUnavailable)
 	// ErrPINBlock: the PIN block is not a well-formed format 0 block of this PAN under this key. It does not say what
 	// is wrong with it: more would make an oracle. The caller declines, and never sends the block.

@@ -287,7 +287,7 @@ func TestAMarkThatTheTokenDeniesIsNoAdoption(t *testing.T) {
 				f.loseSessions()
 			}
 			f.set(func() { f.late, f.script = nil, nil })
-			<-time.After(20 * time.Second)
+			<-time.After(retryRetire + 20*time.Second)
 			if left := len(f.marks("out")) + len(f.labels("out")); left != 1 {
 				t.Errorf("later: keys %q, marks %q", f.labels("out"), f.marks("out"))
 			}
@@ -450,6 +450,39 @@ func TestAClockThatWasAheadDoesNotKeepTheOldKey(t *testing.T) {
 		}
 		if got := f.labels("out"); !slices.Equal(got, []string{"out#2"}) {
 			t.Errorf("keys %q", got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Two processors change their keys at the same moment: one waits for the other, and neither is refused.
+func TestChangesOfTwoKeysWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		h, stop := f.start(cfg, io.Discard, nil)
+		inside, most := 0, 0
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "CreateObject" {
+					f.set(func() { inside++; most = max(most, inside) })
+					<-time.After(100 * time.Millisecond)
+					f.set(func() { inside-- })
+				}
+				return nil
+			}
+		})
+		first := make(chan error, 1)
+		go func() { first <- changeTo("in", zoneKey("in 2")).ask(t.Context(), h) }()
+		second := changeTo("out", zoneKey("out 2")).ask(t.Context(), h)
+		if err := errors.Join(<-first, second); err != nil || most != 1 {
+			t.Errorf("%v, %d at once", err, most)
+		}
+		for range 2 * mostChanges { // its answer was lost, again and again
+			if err := changeTo("in", zoneKey("in 2")).ask(t.Context(), h); err != nil {
+				t.Errorf("the repeat: %v", err)
+			}
 		}
 		if err := stop(); err != nil {
 			t.Error(err)

@@ -99,8 +99,8 @@ func (h *HSM) destroyFormer(s pkcs11.SessionHandle, k *key) error {
 }
 
 // destroyLeftover destroys what a change made and did not finish: the key of this birth and no other of its label, which another process may have made.
-// A mark is in its way, unless the change was ours: another process has adopted the key since. That
-// nothing is found proves little, in a session that may have lost its login: only destroyDue, which knows that the current key works, forgets it then.
+// A mark is in its way, unless the change was ours: another process has adopted the key since. That nothing
+// is found proves little, in a session that may have lost its login: only destroyDue, which knows that the current key works, forgets it then.
 func (h *HSM) destroyLeftover(s pkcs11.SessionHandle, k *key) (found bool, err error) {
 	base, _, _ := successorOf(k.Label)
 	ours := h.lines[base].isUnfinished(k.birth)

@@ -67,7 +67,7 @@ type HSMConfig struct {
 	Queue                int           `mapstructure:"queue"`                  // callers that may wait for a session
 	CallTimeout          time.Duration `mapstructure:"call_timeout"`           // of one call with its waiting
 	RequireTokenResident bool          `mapstructure:"require_token_resident"` // refuse to serve where a clear PIN block leaves the token
-	KeyOverlap           time.Duration `mapstructure:"key_overlap"`            // after a key change: how long the key before it may still be used
+	KeyOverlap           time.Duration `mapstructure:"key_overlap"`            // after a key change: how long each key before it may still be used
 	Keys                 []KeyConfig   `mapstructure:"keys"`
 	SealKey              string        `mapstructure:"seal_key"`  // label of the pan-seal key that seals; others only open
 	TokenKey             string        `mapstructure:"token_key"` // label of the pan-token key
