@@ -344,6 +344,11 @@ func (l *linter) lintCodes() {
 // lintAnswers checks that no answer of ours says the contrary to this party: that what was refused, or is not known, was approved; that what is
 // still owed was done. A message that comes back behind a reject header is answered with format_error, too.
 func (l *linter) lintAnswers() {
+	if code := l.Answers.Accepted; code != "" {
+		if l.code("answers.accepted", code); !l.Approves(code) && !slices.Contains(l.Reversal.Acknowledged, code) {
+			l.fault("answers.accepted", "%q neither approves nor acknowledges: an advice that is taken would be sent for ever", code)
+		}
+	}
 	for _, answer := range l.Answers.all() {
 		at, code := "answers."+answer.name, answer.code
 		switch {

@@ -173,6 +173,7 @@ var badLines = []badLine{
 	{name: "a part where the whole is first", changes: []string{`approving: ["00", "08", "10", "11", "85"]`, `approving: ["10", "00"]`}, want: []string{`approving: begins with "10"`}},
 	{name: "a part that is no approval", changes: []string{`partial: ["10"]`, `partial: ["51"]`}, want: []string{`partial: "51" is not in approving`}},
 	{name: "an answer without a code", changes: []string{`unknown: "91"`, `unknown: ""`}, want: []string{`answers.unknown: "" is not 2 characters long`}},
+	{name: "an answer to advices of another length", changes: []string{`original_not_found: "25" }`, `original_not_found: "25", accepted: "000" }`}, more: true, want: []string{`answers.accepted: "000" is not 2 characters long`}},
 	{name: "codes that ISO 8583:1987 does not have", more: true, changes: []string{field39, `39: { type: String, length: 3, enc: Digits, prefix: Fixed,`}, want: []string{"response_codes: missing", `approving: "00" is not 3`}},
 	{name: "a function code of no type", changes: []string{echoedLine, echoedLine + "\nfunction_codes: { \"100\": \"200\" }"}, want: []string{"function_codes.100: is not an MTI"}},
 	{name: "a function code that is none", changes: []string{echoedLine, echoedLine + "\nfunction_codes: { \"0100\": \"20\" }"}, want: []string{"function_codes.0100: is not three digits"}},

@@ -33,6 +33,7 @@ var unsoundLines = []unsoundLine{
 	{"no route is told as an approval", ascii, `no_route: "92"`, `no_route: "11"`, "answers.no_route"},
 	{"a refusal of the network (base1) is an approval", "visa-like", `format_error: "30"`, `format_error: "00"`, "answers.format_error"},
 	{"a missing original is told as an acknowledgement", iso93, `original_not_found: "9114"`, `original_not_found: "4000"`, "answers.original_not_found"},
+	{"an advice that is taken is told as refused", ascii, notFound, `original_not_found: "25", accepted: "96" }`, "answers.accepted"},
 	{"a reversal that is refused is told as done before", ascii, `busy: "96"`, `busy: "94"`, "answers.busy"},
 	{"a key change that is refused is told as accepted", ascii, accepted, `  accepted: ["00", "12"]`, "answers.unsupported"},
 
@@ -193,6 +194,7 @@ func TestLintTakesWhatIsSound(t *testing.T) {
 		{"an element carried by the dialogue", ascii, accepted, accepted + "\n  carries: { 33: \"123456\", 41: \"TERM0001\" }", "\nechoed:"},
 		{"other elements hidden", ascii, "\nadvices:", "\nsensitive: { 15: hidden, 44: hidden, 54: hidden, 60: pans }\nadvices:", "\nechoed:"},
 		{"a type that acquirerd does not serve", ascii, `  "0820": {`, `  "0222": { mandatory: [7, 11] }` + "\n" + `  "0820": {`, "\nechoed:"},
+		{"advices that are answered with another approval", ascii, notFound, `original_not_found: "25", accepted: "08" }`, "\nechoed:"},
 		{"a party of financial requests alone", ascii, "\n  \"0100\":", "\n  #\"0100\":", "\nechoed:"},
 		{"a key in an element that is hidden", ascii, "element: 48, cryptogram: 16", "element: 54, cryptogram: 16", "\nsensitive: { 54: hidden }\nechoed:"},
 	} {
