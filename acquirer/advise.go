@@ -132,7 +132,7 @@ func (s *Switch) accept(ctx context.Context, v *Visit, a acceptance) (Result, er
 		return refuse(refusedFormat, dialect.Answers.FormatError, err)
 	}
 	if err := a.endpoint.fits(msg.Original(), a.pan, rest); err != nil {
-		return refuse(refusedFormat, dialect.Answers.FormatError, err)
+		return refuse(refusedFormat, refusalOf(err, dialect.Answers), err)
 	}
 	protected, err := s.vault.Protect(ctx, hsm.Card{PAN: a.pan})
 	if err != nil {
@@ -176,13 +176,16 @@ func acceptedCode(v *Visit) string {
 	return dialect.Answers.Accepted
 }
 
-// fits reports what of an advice has no room in the endpoint's dialect.
+// fits reports what of an advice has no room in the endpoint's dialect, or breaks its rules.
 func (e *Endpoint) fits(plain messages.Original, pan card.PAN, rest []byte) error {
 	advice, err := e.Codec.NewAdvice(plain, pan, rest)
 	if err != nil {
 		return err
 	}
 	defer advice.Clear()
+	if err := e.Codec.Validate(advice); err != nil {
+		return err
+	}
 	body, err := e.Codec.Encode(advice)
 	clear(body)
 	return err

@@ -184,7 +184,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	msg.SetPINBlock(protected.PINBlock)
 	defer msg.Clear()
 	if err := endpoint.Codec.Validate(msg); err != nil { // the processor would refuse it, and who has asked can do something about it
-		return refuse(refusedFormat, answers.FormatError, err), nil
+		return refuse(refusedFormat, refusalOf(err, answers), err), nil
 	}
 
 	// Begin: the intent is durable before the first byte leaves. A crash from here on owes a reversal.
@@ -234,6 +234,14 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: told, link: trace.Link,
 		errSend: errSend, started: started, spent: &spent})
 	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
+}
+
+// refusalOf is the code for a message that breaks the rules of its processor's dialect.
+func refusalOf(err error, answers specs.Answers) string {
+	if errors.Is(err, messages.ErrUnsupported) {
+		return answers.Unsupported
+	}
+	return answers.FormatError
 }
 
 // before answers a message whose key is on record, or cannot be looked for; false if it is not.
