@@ -12,9 +12,9 @@ type Hearing struct {
 	Endpoint, STAN   string // of the request
 	TransmissionTime string // its DE 7, or
 	LocalTime        string // its DE 12, of an answer that has no DE 7 (ISO 8583:1993)
-	Second                           bool   // it was answered before; else it had been given up
-	ResponseCode                     string
-	Approves                         bool
+	Second           bool   // it was answered before; else it had been given up
+	ResponseCode     string
+	Approves         bool
 
 	// NotFound are the codes by which the processor says that it does not have an original. A reversal that ended by one of them did not
 	// undo what a late approval tells of.

@@ -28,13 +28,13 @@ func TestARequestGoesIntoTheOtherEdition(t *testing.T) {
 	m.Set(messages.POSEntryMode, "051")
 	m.Set(messages.POSConditionCode, "00")
 	m.Set(28, "C00000100")
-	sent, err := passage(t, "iso87-ascii", "iso93-binary").ForProcessor(m, numbers, noon)
-	if err == nil || err.Error() != "DE 28 cannot be carried into the processor's dialect" {
+	if _, err := passage(t, "iso87-ascii", "iso93-binary").ForProcessor(m, numbers, noon); err == nil || err.Error() != "DE 28 cannot be carried into the processor's dialect" {
 		t.Errorf("a fee that has no place there, and is not dropped: got %v", err)
 	}
 	m.Delete(28)
 	m.Set(messages.FunctionCode, "183") // the network's identifier, in this edition
-	if sent, err = passage(t, "iso87-ascii", "iso93-binary").ForProcessor(m, numbers, noon); err != nil {
+	sent, err := passage(t, "iso87-ascii", "iso93-binary").ForProcessor(m, numbers, noon)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for e, want := range map[messages.Element]string{messages.LocalTime: "261123130059", messages.LocalDate: "", messages.FunctionCode: "100",
