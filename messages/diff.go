@@ -22,7 +22,7 @@ type Losses struct {
 	Codes    []Substitute // response codes of From that To has no word for
 	Parts    bool         // From sends partial reversals, To takes none
 
-	Dropped []Element // of From's, that To's dialect leaves out of what it is sent: it was decided, and is not among Elements
+	Dropped []Element // of From's, that one of the two dialects says may be left out: it was decided, and is not among Elements
 	Anew    []Element // that both have and that belong to one hop: a PIN block is made anew, the others are left out
 }
 
@@ -97,11 +97,15 @@ func (p Passage) Losses() Losses {
 	l := Losses{From: p.from.Name, To: p.to.Name}
 	types := p.types()
 	for number := 2; number <= mostElements; number++ {
-		if _, has := p.from.Fields[number]; has && p.from.Name != p.to.Name && slices.Contains(p.to.Dropped, number) {
-			l.Dropped = append(l.Dropped, Element(number))
-			continue
+		e := Element(number)
+		_, has := p.from.Fields[number]
+		losses := p.lossesOf(e, types)
+		switch {
+		case has && p.from.Name != p.to.Name && p.unwanted(e), len(losses) > 0 && p.drops(e):
+			l.Dropped = append(l.Dropped, e)
+		default:
+			l.Elements = append(l.Elements, losses...)
 		}
-		l.Elements = append(l.Elements, p.lossesOf(Element(number), types)...)
 	}
 	for _, mti := range types {
 		if !p.passes(mti) {
@@ -317,7 +321,7 @@ func (p Passage) broken(mti MTI) []Broken {
 	for _, number := range presence.Forbidden {
 		_, has := p.from.Field(p.from.WireMTI(string(mti)), number)
 		if e := Element(number); has && !slices.Contains(p.from.Messages[p.from.WireMTI(string(mti))].Forbidden, number) &&
-			!slices.Contains(p.to.Dropped, number) && p.fills(mti, e) {
+			!p.unwanted(e) && p.fills(mti, e) {
 			broken = append(broken, Broken{mti, e, "is not allowed there"})
 		}
 	}
@@ -338,7 +342,7 @@ func (p Passage) fills(mti MTI, e Element) bool {
 		return p.fills(mti, LocalTime)
 	case e == MAC, e == MAC2:
 		return p.to.MAC.Place == specs.MACLast
-	case slices.Contains(p.to.Dropped, int(e)):
+	case p.unwanted(e):
 		return false
 	}
 	f, has := p.from.Field(p.from.WireMTI(string(mti)), int(e))

@@ -263,7 +263,7 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 		}
 	}
 	for _, number := range p.to.Dropped {
-		if e := Element(number); p.drops(e) && p.from.Name != p.to.Name {
+		if e := Element(number); p.unwanted(e) && p.from.Name != p.to.Name {
 			m.Delete(e)
 		}
 	}
@@ -280,9 +280,15 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 	return m, nil
 }
 
-// drops reports whether an element is one that the other party is not sent, and nobody misses. The list has the numbers of ISO 8583:1987: what
-// means something else in 1993 is not in it.
+// drops reports whether an element may be left out if it cannot be carried: its own dialect can do without it there, or the other one does not
+// want it.
 func (p Passage) drops(e Element) bool {
+	return p.unwanted(e) || slices.Contains(p.from.Dispensable, int(e))
+}
+
+// unwanted reports whether an element is one that the other party is not sent. The list has the numbers of ISO 8583:1987: what means something
+// else in 1993 is not in it.
+func (p Passage) unwanted(e Element) bool {
 	return slices.Contains(p.to.Dropped, int(e)) && (p.from.Standard == specs.ISO87 || !otherwise93[e])
 }
 

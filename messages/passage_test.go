@@ -201,3 +201,20 @@ func TestARepeatInAnotherDialectIsTheSameRequest(t *testing.T) {
 		}
 	}
 }
+
+// A party of ISO 8583:1993 says more of its terminal than 1987 has words for. What its dialect can do without goes no further, anything else is
+// refused.
+func TestWhatADialectCanDoWithoutGoesNoFurther(t *testing.T) {
+	m := request(t)
+	m.Set(messages.LocalTime, "261123130059")
+	m.Set(messages.FunctionCode, "100")
+	m.Set(messages.POSEntryMode, "510101511344")
+	sent, err := passage(t, "iso93-binary", "iso87-ascii").ForProcessor(m, numbers, noon)
+	if err != nil || sent.Has(messages.POSEntryMode) || sent.Get(messages.LocalTime) != "130059" {
+		t.Fatalf("got %v, %v", sent, err)
+	}
+	m.Set(28, "261124") // the date of reconciliation
+	if sent, err = passage(t, "iso93-binary", "iso87-ascii").ForProcessor(m, numbers, noon); err == nil {
+		t.Errorf("it was sent without DE 28: %v", sent)
+	}
+}

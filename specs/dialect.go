@@ -61,6 +61,9 @@ type Dialect struct {
 	// forwarded without them.
 	Dropped []int `yaml:"dropped,omitempty"`
 
+	// Dispensable are elements of this party's own messages that a party of another dialect need not be told, if that has no words for them.
+	Dispensable []int `yaml:"dispensable,omitempty"`
+
 	// Sensitive are elements that are masked beyond those that always are, or, of the private ones, less than usual.
 	Sensitive map[int]Mask `yaml:"sensitive,omitempty"`
 

@@ -126,15 +126,17 @@ func (l *linter) lintEchoed() {
 
 // lintDropped checks that nobody is sent a message without what makes it whole.
 func (l *linter) lintDropped() {
-	l.elements("dropped", l.Dropped)
-	for _, number := range l.Dropped {
-		switch {
-		case slices.Contains(indispensable, number):
-			l.fault("dropped", "field %d is one that a transaction cannot be without", number)
-		case number == l.Reversal.originalElement():
-			l.fault("dropped", "field %d names the original of an advice or a reversal", number)
-		case number == l.Reversal.replacementElement():
-			l.fault("dropped", "field %d says what a partial reversal leaves", number)
+	for path, numbers := range map[string][]int{"dropped": l.Dropped, "dispensable": l.Dispensable} {
+		l.elements(path, numbers)
+		for _, number := range numbers {
+			switch {
+			case slices.Contains(indispensable, number):
+				l.fault(path, "field %d is one that a transaction cannot be without", number)
+			case number == l.Reversal.originalElement():
+				l.fault(path, "field %d names the original of an advice or a reversal", number)
+			case number == l.Reversal.replacementElement():
+				l.fault(path, "field %d says what a partial reversal leaves", number)
+			}
 		}
 	}
 }

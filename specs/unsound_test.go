@@ -100,6 +100,8 @@ var unsoundLines = []unsoundLine{
 		`  "0100": { fields: { 47: { type: Binary, length: 99, enc: Binary, prefix: ASCII.LL, description: x } },`, "sensitive.47"},
 	{"a part loses its replacement amount on the way", ascii, "\nechoed:", "\ndropped: [95]\nechoed:", "dropped"},
 	{"an advice loses its original on the way", ascii, "\nechoed:", "\ndropped: [90]\nechoed:", "dropped"},
+	{"an original that a party says can be done without", ascii, "\nechoed:", "\ndispensable: [90]\nechoed:", "dispensable"},
+	{"an amount that a party says can be done without", ascii, "\nechoed:", "\ndispensable: [4]\nechoed:", "dispensable"},
 	{"an advice of 1993 loses its original on the way", iso93, "dropped: [22,", "dropped: [56, 22,", "dropped"},
 
 	{"what is carried by an 0800 replaces its STAN", ascii, accepted, accepted + "\n" + `  carries: { 11: "000001" }`, "network_management.carries.11"},

@@ -344,7 +344,7 @@ func (c *cli) printDirection(d direction) error {
 	for _, line := range []struct {
 		text     string
 		elements []messages.Element
-	}{{"left out, as the dialect of " + plain(d.To) + " says: ", d.Dropped}, {"of one hop, so that a PIN block is made anew and the others are left out: ", d.MadeAnew}} {
+	}{{"left out, as their dialects say: ", d.Dropped}, {"of one hop, so that a PIN block is made anew and the others are left out: ", d.MadeAnew}} {
 		if len(line.elements) > 0 {
 			_, _ = fmt.Fprintf(c.out, "%s%s\n", line.text, numbers(line.elements)) // the last line tells
 		}

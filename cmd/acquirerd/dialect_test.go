@@ -149,7 +149,7 @@ func TestWhatDialectsCannotCarryIsNamed(t *testing.T) {
 		"message 0220 - always its type is not known there",
 		"response code 01, 02, 03, 04, 06, 07, 09, 12, 13, 14, 15, 16 - always it has no word there, and becomes 05",
 		"partial reversals - always they are not taken there: the whole is reversed or refused",
-		"left out, as the dialect of small says: 63",
+		"left out, as their dialects say: 63",
 		"small to iso87-ascii: something cannot be carried",
 	} {
 		if !rows[want] {
