@@ -102,7 +102,7 @@ func TestAMessageThatANetworkRejectedKeepsItsCodeAndItsBytes(t *testing.T) {
 }
 
 // asked is a request as the upstream of a dialect sends it: what a dialect does not have is left out.
-func asked(t *testing.T, c *messages.Codec) *messages.Message {
+func asked(t testing.TB, c *messages.Codec) *messages.Message {
 	t.Helper()
 	m := request(t)
 	m.SetSensitive(messages.Expiry, "2912")

@@ -479,7 +479,7 @@ func (d *Dialect) OwnMTI(mti string) (string, bool) {
 }
 
 func withDigit(mti string, digit byte) string {
-	if mti == "" {
+	if mti == "" || mti[0] == digit {
 		return mti
 	}
 	return string(digit) + mti[1:]

@@ -228,8 +228,10 @@ func (d *Dialect) SpecOf(mti string) *iso8583.MessageSpec {
 // Field returns the wire form of a data element in a message type, by its MTI on the wire.
 func (d *Dialect) Field(mti string, number int) (Field, bool) {
 	fields := d.Fields
-	if own, has := d.own[mti]; has {
-		fields = own
+	if len(d.own) > 0 { // it is asked for each element of each message
+		if own, has := d.own[mti]; has {
+			fields = own
+		}
 	}
 	f, known := fields[number]
 	return f, known
