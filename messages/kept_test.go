@@ -503,7 +503,7 @@ func FuzzNewAdvice(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{string(rest), "", "null", "{}", `{"-1":"AA=="}`, `{"2":"AA=="}`, `{"14":null}`, `{"4711":"AA=="}`} {
+	for _, seed := range []string{string(rest), "", "null", "{}", `{"-1":"AA=="}`, `{"2":"AA=="}`, `{"14":null}`, `{"4711":"AA=="}`, `{"11":null}`, `{"4":"MDAw"}`} {
 		f.Add([]byte(seed))
 	}
 	plain, number := request(f).Original(), pan(f)

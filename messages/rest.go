@@ -54,6 +54,9 @@ func (m *Message) Rest(storable []int) ([]byte, error) {
 	return json.Marshal(sensitive) // numbers and base64
 }
 
+// neverSealed are elements that are never sensitive, and by which an advice is what it is: the sealed part cannot change them.
+var neverSealed = []Element{ProcessingCode, Amount, TransmissionTime, STAN, RRN, Currency}
+
 // setRest puts the sensitive part back.
 func (m *Message) setRest(rest []byte) error {
 	if len(rest) == 0 {
@@ -64,7 +67,7 @@ func (m *Message) setRest(rest []byte) error {
 		return errors.New("reading the sealed part of an advice: it is not what was sealed")
 	}
 	for e, value := range sensitive {
-		if slices.Contains(neverStored, e) {
+		if slices.Contains(neverStored, e) || slices.Contains(neverSealed, e) {
 			return errors.New("reading the sealed part of an advice: it is not what was sealed")
 		}
 		m.put(e, value)
