@@ -483,7 +483,7 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	}
 	// What was approved, and what it was told of by an advice, is there: a processor that does not find it has not understood the reversal.
 	// Of a reversal that is forwarded as it came, nobody here knows.
-	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard ||
+	mayBeAbsent := owed.Kind == journal.KindReversal && owed.Outcome == journal.Unknown && owed.Reason != journal.ReasonHeard && owed.Reason != reasonPartial ||
 		owed.Kind == journal.KindAdvice && owed.Original.MTI.Class() == messages.Reversal
 	absent := slices.Contains(is.NotFound, code) && mayBeAbsent
 	absences := f.absencesOf(owed.Endpoint)

@@ -215,7 +215,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	}
 	spent.onExchange(trace)
 	if outcome.ApprovedAmount != "" && !passage.TellsParts() { // told that all was, it would give goods for all
-		outcome = journal.Outcome{Kind: journal.Unknown, Reason: reasonPartial, ResponseCode: outcome.ResponseCode}
+		outcome.Kind, outcome.Reason, outcome.ApprovedAmount = journal.Unknown, reasonPartial, "" // its reversal bears DE 38
 	}
 
 	told := s.compose(req, endpoint, answer, errSend, outcome)
