@@ -10,14 +10,15 @@ import (
 )
 
 // heardDay begins an endpoint's next business day if an approval is the first to bear it in DE 15. That is how processors tell of it whose
-// dialects have no cutover. Every other answer costs a comparison in memory: one of yesterday's that comes late is of an earlier day. It is
-// durable when it returns, and nothing of it touches the transaction, which is of the day when it was recorded.
-func (s *Switch) heardDay(ctx context.Context, e *Endpoint, answer *messages.Message, outcome journal.Outcome) {
+// dialects have no cutover. Every other answer costs a comparison in memory: one of yesterday's that comes late is of an earlier day, and one
+// that repeats the request's DE 15 tells only what the upstream has said. It is durable when it returns, and nothing of it touches the
+// transaction, which is of the day when it was recorded.
+func (s *Switch) heardDay(ctx context.Context, e *Endpoint, request, answer *messages.Message, outcome journal.Outcome) {
 	if outcome.Kind != journal.Approved || answer == nil || e.Codec.Dialect().NetworkManagement.Demanded().Cutover != "" {
 		return
 	}
 	day := answer.Get(messages.SettlementDate)
-	if day == "" || !s.journal.Opens(e.Name, day) {
+	if day == "" || day == request.Get(messages.SettlementDate) || !s.journal.Opens(e.Name, day) {
 		return
 	}
 	select {

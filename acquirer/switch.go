@@ -226,7 +226,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if err := s.journal.Finish(context.WithoutCancel(ctx), ticket, outcome); err != nil {
 		return Result{}, fmt.Errorf("recording outcome of %s: %w", ticket, err)
 	}
-	s.heardDay(ctx, endpoint, answer, outcome)
+	s.heardDay(ctx, endpoint, msg, answer, outcome)
 	spent.on(phaseJournal)
 	if outcome.Kind == journal.Unknown {
 		s.forwarder.Wake()
