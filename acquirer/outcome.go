@@ -15,7 +15,7 @@ const (
 	reasonTimeout     = "timeout"
 	reasonUndecodable = "undecodable"
 	reasonMismatch    = "mismatch"
-	reasonPartial     = "partial" // the processor approved a part, and the upstream's dialect has no word for that
+	reasonPartial     = "partial" // the processor approved a part, and did not say which, or the upstream's dialect has no word for that
 	reasonLinkFailed  = "link_failed"
 	reasonUndelivered = "undelivered"
 	reasonUpstream    = "upstream" // the upstream has reversed it
@@ -51,7 +51,7 @@ func classify(dialect *specs.Dialect, answer *messages.Message, err error) journ
 	}
 	if dialect.ApprovesPartially(code) && !answer.Has(messages.Amount) {
 		// Approved for less than was asked, and nobody knows for how much.
-		return journal.Outcome{Kind: journal.Unknown, ResponseCode: code, Reason: reasonMismatch}
+		return journal.Outcome{Kind: journal.Unknown, ResponseCode: code, Reason: reasonPartial, AuthorizationID: answer.Get(messages.AuthorizationID)}
 	}
 	outcome := journal.Outcome{Kind: journal.Declined, ResponseCode: code, AuthorizationID: answer.Get(messages.AuthorizationID)}
 	if dialect.Approves(code) {

@@ -46,7 +46,7 @@ func TestClassify(t *testing.T) {
 		{"00", answer("00"), nil, journal.Approved, "", ""},
 		{"08", answer("08"), nil, journal.Approved, "", ""},
 		{"85", answer("85"), nil, journal.Approved, "", ""},
-		{"10 without an amount says nothing about money", partial, nil, journal.Unknown, reasonMismatch, ""},
+		{"10 without an amount says nothing about money", partial, nil, journal.Unknown, reasonPartial, ""},
 		{"10 keeps the partial amount", answer("10"), nil, journal.Approved, "", "000000000500"},
 		{"51", answer("51"), nil, journal.Declined, "", ""},
 		{"91 from the processor is its word", answer("91"), nil, journal.Declined, "", ""},

@@ -9,16 +9,22 @@ import (
 	"acquirerd/messages"
 )
 
-// A part that the upstream cannot be told of was approved for certain: a processor that does not find it has not understood the reversal, which bears
+// A part that the upstream cannot be told of, or of which the processor does not say how much it is, was approved for certain: a processor that does not find it has not understood the reversal, which bears
 // the approval's DE 38, and "not found" is no end of it.
 func TestAPartThatCannotBeToldIsNotTakenForAbsent(t *testing.T) {
+	for name, part := range map[string]string{"no word for it": "000000000400", "no amount": ""} {
+		t.Run(name, func(t *testing.T) { isNotTakenForAbsent(t, part) })
+	}
+}
+
+func isNotTakenForAbsent(t *testing.T, part string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.start()
 		req := w.request()
 		req.Upstream.Codec = changed(t, "iso87-binary", `approving: ["00", "08", "10", "11", "85"]`, `approving: ["00", "08", "11", "85"]`, "partial: [\"10\"]\n", "")
 		w.bank.answer = func(*messages.Message) (string, error) { return "10", nil }
-		w.bank.partial = "000000000400"
+		w.bank.partial = part
 		w.bank.reversal = func(*messages.Message) (string, error) { return "25", nil }
 		if got, _ := w.ask(req, delivered); codeOf(got.Answer) != "91" {
 			t.Errorf("answered %v", got.Answer)
