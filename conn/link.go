@@ -219,7 +219,7 @@ func (l *link) connect(ctx context.Context, host int, show bool) (c net.Conn, ad
 	if encryption == nil {
 		return c, address, nil
 	}
-	paced := &pacedConn{Conn: c, timeout: func() time.Duration { return l.endpoint.config().WriteTimeout }}
+	paced := &PacedConn{Conn: c, Timeout: func() time.Duration { return l.endpoint.config().WriteTimeout }}
 	over, err := secure(ctx, paced, encryption, dialled)
 	if err != nil {
 		return nil, address, errors.Join(causeTLS, err)

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
-	"time"
 )
 
 // leastTLS is the oldest version that is spoken, whatever a configuration says (PCI DSS 4.0, 4.2.1: strong cryptography; RFC 8996
@@ -66,53 +64,6 @@ func underneath(c net.Conn) net.Conn {
 		}
 		c = over.NetConn()
 	}
-}
-
-// A pacedConn is the connection under TLS. TLS also writes while it reads: alerts, and the answers to key updates (RFC 8446, 4.6.3). No frame
-// has set a deadline for these writes: that of the last one has passed, and an error of theirs would come out at the next frame, as if that
-// might have been sent. So a write without a deadline is given one here.
-type pacedConn struct {
-	net.Conn
-	timeout func() time.Duration
-
-	mu       sync.Mutex
-	deadline time.Time // of writes, as it was set; zero: none
-}
-
-// NetConn is the connection that is paced.
-func (c *pacedConn) NetConn() net.Conn { return c.Conn }
-
-// SetDeadline sets both deadlines.
-func (c *pacedConn) SetDeadline(t time.Time) error {
-	if err := c.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return c.SetWriteDeadline(t)
-}
-
-// SetWriteDeadline sets the deadline of writes. The zero time leaves it to each write that begins from now on; it does not take the deadline
-// from one that has begun.
-func (c *pacedConn) SetWriteDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = t
-	if t.IsZero() {
-		return nil
-	}
-	return c.Conn.SetWriteDeadline(t)
-}
-
-// Write writes one record.
-func (c *pacedConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	if c.deadline.IsZero() {
-		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.timeout())); err != nil {
-			c.mu.Unlock()
-			return 0, err
-		}
-	}
-	c.mu.Unlock()
-	return c.Conn.Write(p)
 }
 
 // isTLS reports whether an error is the TLS protocol's: with TLS 1.3 the refusal of our certificate arrives after our handshake.

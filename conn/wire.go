@@ -112,7 +112,7 @@ func (c *stream) Write(p []byte) (int, error) {
 		c.session.blame(causeWrite)
 		return n, err
 	}
-	_ = c.SetWriteDeadline(time.Time{}) // what TLS writes of its own accord is not this frame's: see pacedConn
+	_ = c.SetWriteDeadline(time.Time{}) // what TLS writes of its own accord is not this frame's: see PacedConn
 	return n, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"acquirerd/acquirer"
+	"acquirerd/conn"
 	"acquirerd/messages"
 )
 
@@ -158,9 +159,9 @@ func (s *session) part() {
 // A session is one connection of an upstream.
 type session struct {
 	door       *Door
-	raw        net.Conn   // as it was accepted
-	connection net.Conn   // what requests are read from and answers written to: raw, or TLS over it
-	paced      *pacedConn // between raw and TLS; nil without a finished handshake
+	raw        net.Conn        // as it was accepted
+	connection net.Conn        // what requests are read from and answers written to: raw, or TLS over it
+	paced      *conn.PacedConn // between raw and TLS; nil without a finished handshake
 	address    netip.Addr
 	tls        *tls.Config // of the terms by which it was accepted; nil: plain
 	log        *slog.Logger

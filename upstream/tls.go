@@ -9,8 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"time"
+
+	"acquirerd/conn"
 )
 
 // usable checks what a door needs of a TLS configuration. The rest it sets itself; see secured.
@@ -71,7 +72,7 @@ func secured(cfg *tls.Config, judge func(tls.ConnectionState) error) *tls.Config
 
 // handshake puts TLS over the connection. It fails if that takes too long, or if the upstream may not come in.
 func (s *session) handshake() error {
-	paced := &pacedConn{Conn: s.raw, timeout: func() time.Duration { return s.door.terms.Load().WriteTimeout }}
+	paced := &conn.PacedConn{Conn: s.raw, Timeout: func() time.Duration { return s.door.terms.Load().WriteTimeout }}
 	connection := tls.Server(paced, secured(s.tls, s.identify))
 	if err := connection.SetDeadline(time.Now().Add(s.door.terms.Load().HandshakeTimeout)); err != nil {
 		return err
@@ -164,48 +165,4 @@ func handshakeCause(err error) string {
 		return "TLS version"
 	}
 	return "handshake failed"
-}
-
-// A pacedConn is the connection under TLS. TLS also writes while it reads: alerts, and the answers to key updates (RFC 8446, 4.6.3). No
-// session has set a deadline for these writes: the one of the last answer has passed, or there was none, and the peer may not be reading. So
-// a write without a deadline is given one here.
-type pacedConn struct {
-	net.Conn
-	timeout func() time.Duration
-
-	mu       sync.Mutex
-	deadline time.Time // of writes, as it was set; zero: none
-}
-
-// SetDeadline sets both deadlines.
-func (c *pacedConn) SetDeadline(t time.Time) error {
-	if err := c.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return c.SetWriteDeadline(t)
-}
-
-// SetWriteDeadline sets the deadline of writes. The zero time leaves it to each write that begins from now on; it does not take the deadline
-// from one that has begun.
-func (c *pacedConn) SetWriteDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = t
-	if t.IsZero() {
-		return nil
-	}
-	return c.Conn.SetWriteDeadline(t)
-}
-
-// Write writes one record.
-func (c *pacedConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	if c.deadline.IsZero() {
-		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.timeout())); err != nil {
-			c.mu.Unlock()
-			return 0, err
-		}
-	}
-	c.mu.Unlock()
-	return c.Conn.Write(p)
 }
