@@ -135,3 +135,29 @@ func TestALostConnectionWithAnExchangeInFlightIsDropped(t *testing.T) {
 		a.want(t, ErrTimeout)
 	})
 }
+
+// At a kill of the process nobody closes anything in good order: what a stalled link still holds must not arrive after its reversal.
+func TestAKillDeliversNothingThatAStalledLinkStillHolds(t *testing.T) {
+	var dialled []lingering
+	inBubble(t, func(c *Config) {
+		dial := c.Dial
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			under, err := dial(ctx, address)
+			if is, ours := under.(lingering); ours {
+				dialled = append(dialled, is)
+			}
+			return under, err
+		}
+	}, func(_ *rig, h *host) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for i, c := range dialled {
+			if !*c.drops {
+				t.Errorf("connection %d would be delivered by the system", i)
+			}
+		}
+		if len(dialled) != 2 {
+			t.Errorf("%d connections", len(dialled))
+		}
+	})
+}

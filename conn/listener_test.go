@@ -84,7 +84,7 @@ func (d *doorstep) dial(peer string) *hostLink {
 	ours, theirs := net.Pipe()
 	l := d.h.serve(ours, peer)
 	select {
-	case p.arrive <- from{lingering{theirs, d.h}, peer}:
+	case p.arrive <- from{newLingering(theirs, d.h), peer}:
 	case <-p.closed:
 		d.h.t.Error("nobody listens")
 		_ = ours.Close()

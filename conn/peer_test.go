@@ -92,22 +92,33 @@ func (h *host) dial(_ context.Context, address string) (net.Conn, error) {
 	}
 	ours, theirs := net.Pipe()
 	h.serve(ours, address)
-	return lingering{theirs, h}, nil
+	return newLingering(theirs, h), nil
 }
 
-// A lingering pipe counts how often what stands in the buffers of a connection was to be dropped.
+// A lingering pipe counts how often a connection was closed so that what stands in its buffers is dropped.
 type lingering struct {
 	net.Conn
-	host *host
+	host  *host
+	drops *bool // at a close; guarded by host.mu
 }
+
+func newLingering(c net.Conn, h *host) lingering { return lingering{c, h, new(bool)} }
 
 func (c lingering) SetLinger(seconds int) error {
 	c.host.mu.Lock()
 	defer c.host.mu.Unlock()
-	if seconds == 0 {
+	*c.drops = seconds == 0
+	return nil
+}
+
+func (c lingering) Close() error {
+	c.host.mu.Lock()
+	if *c.drops {
 		c.host.dropped++
 	}
-	return nil
+	*c.drops = false // it is closed once
+	c.host.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // listen serves real connections on a free port and returns its address.

@@ -62,6 +62,7 @@ func newSession(l *link, host int, address string, c net.Conn) (*session, error)
 		requests: make(chan *messages.Message, requestsQueued), challenge: make(chan struct{}, 1), read: make(chan struct{}),
 		over: make(chan struct{}), dismissed: make(chan struct{}), began: time.Now(), state: Down, idle: make(chan struct{})}
 	s.stays, s.depart = context.WithCancel(context.Background())
+	linger(underneath(c), 0)
 	stream := &stream{Conn: c, session: s}
 	var err error
 	s.wire, err = connection.NewFrom(stream, l.endpoint.codec.Dialect().Spec(), nil, nil,

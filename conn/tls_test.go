@@ -79,7 +79,7 @@ func (h *host) dialTLS(server *tls.Config) func(context.Context, string) (net.Co
 	return func(_ context.Context, address string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		h.serve(tls.Server(ours, server), address)
-		return lingering{theirs, h}, nil
+		return newLingering(theirs, h), nil
 	}
 }
 
@@ -244,7 +244,7 @@ func TestTheProcessorDialsUsWithTLS(t *testing.T) {
 			client.ServerName, client.RootCAs = "acquirer.example", a.pool
 			pipe, theirs := net.Pipe()
 			l := h.serve(tls.Client(pipe, client), "192.0.2.1:1000")
-			d.ports[0].arrive <- from{lingering{theirs, h}, "192.0.2.1:1000"}
+			d.ports[0].arrive <- from{newLingering(theirs, h), "192.0.2.1:1000"}
 			synctest.Wait()
 			return l
 		}
@@ -343,7 +343,7 @@ func TestAKeyUpdateOnAQuietLinkLosesNoRequest(t *testing.T) {
 			ours, theirs := net.Pipe()
 			raw, over = ours, tls.Server(ours, server)
 			h.serve(over, address)
-			return lingering{theirs, h}, nil
+			return newLingering(theirs, h), nil
 		}
 		r := start(t, cfg, h)
 		defer r.end()

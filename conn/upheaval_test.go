@@ -143,7 +143,7 @@ func (d *doorstep) tryDial(peer string) {
 	ours, theirs := net.Pipe()
 	d.h.serve(ours, peer)
 	select {
-	case p.arrive <- from{lingering{theirs, d.h}, peer}:
+	case p.arrive <- from{newLingering(theirs, d.h), peer}:
 	case <-p.closed:
 		_ = ours.Close()
 	}

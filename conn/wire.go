@@ -124,10 +124,8 @@ func (c *stream) Close() error {
 	under := underneath(c.Conn)
 	why := c.session.why.Load()
 	drop := (why != nil && why.drops()) || c.session.owes()
-	if drop {
-		if tcp, is := under.(interface{ SetLinger(seconds int) error }); is {
-			_ = tcp.SetLinger(0) // if it cannot, the close below is what is left
-		}
+	if !drop {
+		linger(under, -1)
 	}
 	if !drop && why != nil && !why.isFailure() {
 		farewell := time.AfterFunc(c.session.endpoint.config().WriteTimeout, func() { _ = under.Close() })
@@ -135,6 +133,15 @@ func (c *stream) Close() error {
 		return c.Conn.Close()
 	}
 	return under.Close()
+}
+
+// linger says what becomes of what the processor has not taken when a connection is closed: with 0 seconds it is dropped, with -1 the system
+// delivers it. A connection is at 0 all its life, and at -1 only for a close in good order: at a kill of this process nobody says anything, and
+// what a stalled link still held would arrive after the reversal that recovery owes.
+func linger(under net.Conn, seconds int) {
+	if tcp, is := under.(interface{ SetLinger(seconds int) error }); is {
+		_ = tcp.SetLinger(seconds) // if it cannot, the close is what is left
+	}
 }
 
 // whyRead is the class of an error of reading.
