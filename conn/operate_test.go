@@ -320,10 +320,10 @@ func TestTheOldLinksCarryOnUntilANewOneIsInService(t *testing.T) {
 						}
 					}
 				})
+				ways.set(ways.lost, "a2", true) // before the new link can come to it
 				if err := r.reconfigure(func(c *Config) { c.Links = []Link{{Hosts: []string{"b", "a2"}}} }); err != nil {
 					t.Fatal(err)
 				}
-				ways.set(ways.lost, "a2", true)
 				began, stan := time.Now(), 0
 				for ; time.Since(began) < c.after; stan++ {
 					if !r.InService() {

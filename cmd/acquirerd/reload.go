@@ -386,8 +386,7 @@ func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []re
 	k.doors = slices.DeleteFunc(append(k.doors, opening...), func(o *door) bool {
 		gone := slices.Contains(p.noUpstreams, o.Name)
 		if gone {
-			o.close()              // it answers what it took
-			_ = o.listener.Close() // and takes nothing from here on, not only from a moment later on
+			o.close() // it answers what it took
 		}
 		return gone
 	})
