@@ -356,7 +356,7 @@ func (f *Forwarder) numbers(ctx context.Context, endpoint *Endpoint, owed journa
 	if err != nil {
 		return journal.Numbers{}, err
 	}
-	return journal.Numbers{STAN: numbers.STAN, TransmissionTime: now.UTC().Format(transmissionTime)}, nil
+	return journal.Numbers{STAN: numbers.STAN, TransmissionTime: now.UTC().Format(messages.TransmissionTimeLayout)}, nil
 }
 
 // attempt records that something owed is about to be sent.
@@ -438,16 +438,9 @@ func (f *Forwarder) forsake(id journal.OwedID, settled chan struct{}) {
 
 // setAside moves something whose PAN or rest cannot be opened out of the way of the others. It stays owed: the key may come back.
 func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journal.Owed, cause error) (turn, error) {
-	ticket, err := f.attempt(ctx, owed.ID, journal.Numbers{})
-	if errors.Is(err, journal.ErrNotOwed) {
-		return turn{}, nil
-	}
-	if err != nil {
-		return turn{}, err
-	}
 	settlement := journal.Unsent(time.Now().Add(f.pause(owed)), reasonSealedPAN)
-	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
-		return turn{}, fmt.Errorf("setting %s %d aside: %w", owed.Kind, owed.ID, err)
+	if _, settled, err := f.settleUnsent(ctx, owed, settlement); !settled {
+		return turn{}, err
 	}
 	f.log.Error("reversal or advice cannot be sent: its card data cannot be opened", "kind", string(owed.Kind), "owed", int64(owed.ID),
 		"transaction", int64(owed.TransactionID), "endpoint", endpoint.Name, "error", cause)
@@ -456,19 +449,28 @@ func (f *Forwarder) setAside(ctx context.Context, endpoint *Endpoint, owed journ
 
 // giveUp parks something that its endpoint's dialect cannot say, so that nothing else is said in its place.
 func (f *Forwarder) giveUp(ctx context.Context, owed journal.Owed, cause error) (turn, error) {
-	ticket, err := f.attempt(ctx, owed.ID, journal.Numbers{})
-	if errors.Is(err, journal.ErrNotOwed) {
-		return turn{}, nil
-	}
-	if err != nil {
-		return turn{}, err
-	}
 	settlement := journal.Parked(reasonFormat, "")
-	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
-		return turn{}, fmt.Errorf("parking %s %d: %w", owed.Kind, owed.ID, err)
+	ticket, settled, err := f.settleUnsent(ctx, owed, settlement)
+	if !settled {
+		return turn{}, err
 	}
 	f.report(attempt{owed: owed, number: ticket.Attempt(), mti: owed.Original.MTI, link: -1, settlement: settlement, errSend: cause})
 	return turn{}, nil
+}
+
+// settleUnsent records what becomes of something of which nothing is sent. It is false if it is not owed any more, or with an error.
+func (f *Forwarder) settleUnsent(ctx context.Context, owed journal.Owed, settlement journal.Settlement) (ticket *journal.Ticket, settled bool, err error) {
+	ticket, err = f.attempt(ctx, owed.ID, journal.Numbers{})
+	switch {
+	case errors.Is(err, journal.ErrNotOwed):
+		return nil, false, nil
+	case err != nil:
+		return nil, false, err
+	}
+	if err := f.owner.journal.Settle(context.WithoutCancel(ctx), ticket, settlement); err != nil {
+		return nil, false, fmt.Errorf("recording that %s %d is not sent: %w", owed.Kind, owed.ID, err)
+	}
+	return ticket, true, nil
 }
 
 // sentOften is how often something must have been sent before it is parked for its age: if its processor was down for a day, it has not

@@ -91,8 +91,7 @@ func (s *Switch) Reverse(ctx context.Context, v *Visit) (Result, error) {
 			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not less than what was approved"})
 	}
 	if e := s.endpoint(found.Endpoint); replacement != "" && e != nil && !e.Codec.TakesParts() {
-		return refuse(refusedFormat, dialect.Answers.FormatError,
-			&messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"})
+		return refuse(refusedFormat, dialect.Answers.FormatError, wholeOnly(v))
 	}
 
 	// Record: durable before the answer. What was not approved needs nothing. A part is reversed only once; the whole can be after it.
@@ -223,6 +222,11 @@ func (s *Switch) disagrees(says statement, found journal.Found) bool {
 			(found.ApprovedAmount == "" || says.amount != found.ApprovedAmount)
 }
 
+// wholeOnly is why a part is refused.
+func wholeOnly(v *Visit) error {
+	return &messages.FormatError{Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"}
+}
+
 // forward records a reversal whose original is not on record, under numbers of its own, to be sent as it came.
 func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started time.Time) (Result, error) {
 	v = s.Admit(Request{Upstream: v.Upstream, Message: v.Message, Key: v.Upstream.Codec.Identity(v.Message)})
@@ -232,8 +236,7 @@ func (s *Switch) forward(ctx context.Context, v *Visit, pan card.PAN, started ti
 			return s.refuse(v, refusedRoute, v.Upstream.Codec.Dialect().Answers.NoRoute, nil, started), nil
 		}
 		if _, replacement, err := v.Upstream.Codec.Reversed(v.Message); err != nil || replacement != "" && !endpoint.Codec.TakesParts() {
-			return s.refuse(v, refusedFormat, v.Upstream.Codec.Dialect().Answers.FormatError, &messages.FormatError{
-				Element: v.Upstream.Codec.ReplacementElement(), Rule: "is not one that the processor takes: it undoes only the whole"}, started), nil
+			return s.refuse(v, refusedFormat, v.Upstream.Codec.Dialect().Answers.FormatError, wholeOnly(v), started), nil
 		}
 		s.metrics.upstreamReversals.WithLabelValues(reversalForwarded).Inc()
 		return s.accept(ctx, v, acceptance{endpoint: endpoint, pan: pan, started: started})

@@ -288,9 +288,6 @@ func (s *Switch) attach(v *Visit, result Result) Result {
 	return result
 }
 
-// transmissionTime is the form of DE 7, MMDDhhmmss.
-const transmissionTime = "0102150405"
-
 // enter takes a slot, or says why there is none. The function it returns gives the slot back.
 func (s *Switch) enter() (leave func(), reason refusal) {
 	s.mu.Lock()

@@ -215,7 +215,7 @@ func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 	case p.isTime(e):
 		return p.lossOfTime(e, f)
 	}
-	if p.hasValues(e) && !p.sameWords(e) && p.barred(mti, e, f.Length) == "" {
+	if _, why := p.barred(mti, e, f.Length); why == "" && p.hasValues(e) && !p.sameWords(e) {
 		return p.lossOfValues(mti, e)
 	}
 	loss := Loss{Element: e}
@@ -229,7 +229,7 @@ func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 		if f.Takes(own[:n]) != nil {
 			continue // From has none of that length
 		}
-		if why := p.barred(mti, e, n); why != "" {
+		if _, why := p.barred(mti, e, n); why != "" {
 			loss.Why = why
 			continue
 		}
@@ -332,7 +332,7 @@ func (p Passage) broken(mti MTI) []Broken {
 func (p Passage) fills(mti MTI, e Element) bool {
 	to := &Codec{p.to}
 	switch {
-	case e == TransmissionTime, e == STAN, e == RRN, e == ResponseCode, e == to.originalDataOf(), mti.IsAnswer() && slices.Contains(identifying, e):
+	case e == TransmissionTime, e == STAN, e == RRN, e == ResponseCode, e == to.OriginalElement(), mti.IsAnswer() && slices.Contains(identifying, e):
 		return true
 	case e == FunctionCode && p.to.FunctionCodes[p.to.WireMTI(string(mti))] != "":
 		return true

@@ -63,15 +63,12 @@ func (c *Codec) OriginalIdentities(m *Message) []string {
 }
 
 // HasOriginal reports whether a message names another one.
-func (c *Codec) HasOriginal(m *Message) bool { return m.Has(c.originalDataOf()) }
-
-// OriginalElement is the element by which messages of this dialect name another one.
-func (c *Codec) OriginalElement() Element { return c.originalDataOf() }
+func (c *Codec) HasOriginal(m *Message) bool { return m.Has(c.OriginalElement()) }
 
 // named reads what a message says of its original: its type, and elements of it. Without original data elements it says nothing. It is false
 // if the data are not what the dialect says.
 func (c *Codec) named(m *Message) (kept, bool) {
-	data := m.Reveal(c.originalDataOf())
+	data := m.Reveal(c.OriginalElement())
 	if data == "" {
 		return kept{}, true
 	}
@@ -146,18 +143,16 @@ func (c *Codec) Reversed(m *Message) (amount, replacement string, err error) {
 	case strings.Trim(replacement, "0") == "":
 		return amount, "", nil
 	case replacement >= amount: // digits of one length
-		return "", "", &FormatError{c.replacementElement(), "is not less than the original's"}
+		return "", "", &FormatError{c.ReplacementElement(), "is not less than the original's"}
 	}
 	return amount, replacement, nil
 }
 
-// ReplacementElement is the element in which this party's reversals say what is to stand.
-func (c *Codec) ReplacementElement() Element { return c.replacementElement() }
-
 // partialReversal93 is the function code of a partial reversal (ISO 8583:1993, DE 24); a full one has 400.
 const partialReversal93 = "401"
 
-func (c *Codec) replacementElement() Element {
+// ReplacementElement is the element in which this party's reversals say what is to stand.
+func (c *Codec) ReplacementElement() Element {
 	if c.dialect.Reversal.Replacement == specs.ReplacementISO93 {
 		return amountsOriginal93
 	}

@@ -46,7 +46,7 @@ func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 	n := &c.dialect.NetworkManagement
 	m := New(c.networkType())
 	m.dialect = c.dialect
-	m.Set(TransmissionTime, at.UTC().Format("0102150405"))
+	m.Set(TransmissionTime, at.UTC().Format(TransmissionTimeLayout))
 	m.Set(STAN, stan)
 	if c.dialect.Standard == specs.ISO93 {
 		m.Set(LocalTime, at.UTC().Format(localTime93))
@@ -57,6 +57,9 @@ func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 	m.SetSensitive(Element(n.Element), codeOf(n.Dialogue, part))
 	return m
 }
+
+// TransmissionTimeLayout is the form of DE 7 for time.Time, MMDDhhmmss.
+const TransmissionTimeLayout = "0102150405"
 
 // localTime93 is DE 12 of ISO 8583:1993, YYMMDDhhmmss.
 const localTime93 = "060102150405"

@@ -14,7 +14,7 @@ import (
 // "" if there was none. Its error is a *FormatError: a part is to be undone, and the dialect has none.
 func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replacement string) (*Message, error) {
 	if replacement != "" && !c.TakesParts() {
-		return nil, &FormatError{c.replacementElement(), "cannot be said: the dialect undoes only the whole"}
+		return nil, &FormatError{c.ReplacementElement(), "cannot be said: the dialect undoes only the whole"}
 	}
 	own, _ := c.dialect.OwnMTI(c.dialect.Reversal.Type)
 	m := New(MTI(own))
@@ -32,8 +32,8 @@ func (c *Codec) NewReversal(o Original, pan card.PAN, authorizationID, replaceme
 	return m, nil
 }
 
-// originalDataOf is the element that names a message's original.
-func (c *Codec) originalDataOf() Element {
+// OriginalElement is the element by which messages of this dialect name another one.
+func (c *Codec) OriginalElement() Element {
 	if c.dialect.Reversal.Original == specs.OriginalISO93 {
 		return originalData93
 	}

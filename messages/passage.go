@@ -76,9 +76,9 @@ func (p Passage) isSaid(code string) bool {
 
 // value is an element's value in the other dialect, and whether it can be carried.
 func (p Passage) value(m *Message, e Element, value string) (string, bool) {
-	f, _ := p.to.Field(p.to.WireMTI(string(m.MTI)), int(e))
+	f, bar := p.barred(m.MTI, e, len(value))
 	switch {
-	case p.barred(m.MTI, e, len(value)) != "":
+	case bar != "":
 		return "", false
 	case e == ResponseCode:
 		code, _ := p.code(value)
@@ -94,27 +94,28 @@ func (p Passage) value(m *Message, e Element, value string) (string, bool) {
 	return p.fit(value, f)
 }
 
-// barred says why an element of a length cannot be carried, whatever it holds; "" if that depends on what it holds.
-func (p Passage) barred(mti MTI, e Element, length int) string {
+// barred is the field of an element in the other dialect, and why one of a length cannot be carried there, whatever it holds; "" if that depends
+// on what it holds.
+func (p Passage) barred(mti MTI, e Element, length int) (f specs.Field, why string) {
 	f, known := p.to.Field(p.to.WireMTI(string(mti)), int(e))
 	own, _ := p.from.Field(p.from.WireMTI(string(mti)), int(e))
 	switch {
 	case !known:
-		return "it has no field there"
+		return f, "it has no field there"
 	case own.Binary() != f.Binary():
-		return "it is bytes on one side and text on the other"
+		return f, "it is bytes on one side and text on the other"
 	case e == ResponseCode:
-		return ""
-	case e == (&Codec{p.from}).originalDataOf() && p.from.Reversal.Original != p.to.Reversal.Original:
-		return "it names an original, which is done otherwise there: carried only if the original is on record"
+		return f, ""
+	case e == (&Codec{p.from}).OriginalElement() && p.from.Reversal.Original != p.to.Reversal.Original:
+		return f, "it names an original, which is done otherwise there: carried only if the original is on record"
 	case p.hasValues(e), p.from.Standard == p.to.Standard || !otherwise93[e]:
-		return ""
+		return f, ""
 	case e == SettlementDate && length == 4 && f.Length == 6:
-		return "its year is the processor's to say"
+		return f, "its year is the processor's to say"
 	case e == SettlementDate && length == 6 && f.Length == 4:
-		return ""
+		return f, ""
 	}
-	return "it means something else there"
+	return f, "it means something else there"
 }
 
 // hasValues reports whether at least one of the two dialects gives an element's values in words of ISO 8583:1987.
@@ -271,7 +272,7 @@ func (p Passage) ForProcessor(request *Message, numbers Numbers, at time.Time) (
 	if !m.Has(FunctionCode) {
 		(&Codec{p.to}).setFunctionCode(m)
 	}
-	m.Set(TransmissionTime, at.UTC().Format(transmissionTime))
+	m.Set(TransmissionTime, at.UTC().Format(TransmissionTimeLayout))
 	m.Set(STAN, numbers.STAN)
 	m.Set(RRN, numbers.RRN)
 	if p.to.Reversal.Original == specs.OriginalISO93 && !m.Has(LocalTime) { // a reversal could not name it
@@ -295,13 +296,10 @@ func (p Passage) unwanted(e Element) bool {
 // TellsParts reports whether the one who asks can be told that less was approved than it asked for.
 func (p Passage) TellsParts() bool { return len(p.from.Partial) > 0 }
 
-// transmissionTime is the form of DE 7, MMDDhhmmss.
-const transmissionTime = "0102150405"
-
 // SameContent reports whether an upstream's request asks for the same as an original that was sent for it, but for numbers and the mark of a
 // repeat. If partly, what the original does not have is not compared: of a record that an older version wrote. The card is not part of it.
 func (p Passage) SameContent(original Original, request *Message, partly bool, at time.Time) bool {
-	if e := (&Codec{p.from}).originalDataOf(); request.Has(e) { // what it names is named anew, by numbers
+	if e := (&Codec{p.from}).OriginalElement(); request.Has(e) { // what it names is named anew, by numbers
 		request = request.Clone()
 		defer request.Clear()
 		request.Delete(e)

@@ -136,7 +136,7 @@ func (d *demo) formatError(ctx context.Context) error {
 	m.SetPAN(TestCards()[3].PAN)
 	m.Set(messages.ProcessingCode, "000000")
 	m.Set(messages.Amount, "000000001250")
-	m.Set(messages.TransmissionTime, now.Format("0102150405"))
+	m.Set(messages.TransmissionTime, now.Format(messages.TransmissionTimeLayout))
 	m.Set(messages.STAN, "900001")
 	m.Set(messages.Terminal, "SIM00001")
 	frame, err := codec.EncodeFrame(m)

@@ -346,7 +346,7 @@ func (e *errand) advise(ctx context.Context, approval reply) error {
 	defer m.Clear()
 	amount := max(min(1, approval.amount), int64(e.plan.done*float64(approval.amount)))
 	m.Set(messages.Amount, fmt.Sprintf("%012d", amount))
-	m.Set(messages.TransmissionTime, now.Format(transmissionTime))
+	m.Set(messages.TransmissionTime, now.Format(messages.TransmissionTimeLayout))
 	m.Set(messages.STAN, e.numbers(Request{}, now).STAN)
 	time12, date13 := e.reader.localTime(now)
 	e.reader.set(m, messages.LocalTime, time12)

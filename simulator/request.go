@@ -95,7 +95,7 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 func (r reader) compose(asked Request, now time.Time) *messages.Message {
 	m := messages.New(asked.MTI)
 	m.SetPAN(asked.PAN)
-	sent := byDefault(asked.TransmissionTime, now.Format(transmissionTime))
+	sent := byDefault(asked.TransmissionTime, now.Format(messages.TransmissionTimeLayout))
 	time12, date13 := r.localTime(lastOn(sent, now)) // made again, a request has the time of its first sending
 	for _, e := range []struct {
 		element messages.Element
@@ -116,13 +116,10 @@ func (r reader) compose(asked Request, now time.Time) *messages.Message {
 	return m
 }
 
-// transmissionTime is DE 7, MMDDhhmmss.
-const transmissionTime = "0102150405"
-
 // lastOn is the last time before now, or within a day after it, that DE 7 can mean.
 func lastOn(sent string, now time.Time) time.Time {
 	for year := now.Year() + 1; year > now.Year()-8; year-- { // 29 February
-		at, err := time.Parse("2006"+transmissionTime, fmt.Sprintf("%04d", year)+sent)
+		at, err := time.Parse("2006"+messages.TransmissionTimeLayout, fmt.Sprintf("%04d", year)+sent)
 		if err == nil && at.Before(now.AddDate(0, 0, 1)) {
 			return at
 		}
@@ -146,7 +143,7 @@ func (u *Upstream) reversal(request *messages.Message, r Request, now time.Time)
 	}
 	if u.reader.Reversal.Numbers == specs.NewNumbers {
 		reversal.Set(messages.STAN, u.numbers(Request{}, now).STAN)
-		reversal.Set(messages.TransmissionTime, now.Format(transmissionTime))
+		reversal.Set(messages.TransmissionTime, now.Format(messages.TransmissionTimeLayout))
 	}
 	return reversal, nil
 }
