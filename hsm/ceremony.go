@@ -78,8 +78,7 @@ func Generate(cfg Config, label string, use Use) (KeyInfo, error) {
 }
 
 func generate(cfg Config, label string, use Use) (KeyInfo, error) {
-	r, err := recipeFor(label, use)
-	if err != nil {
+	if err := refuseLabel(label, use); err != nil {
 		return KeyInfo{}, err
 	}
 	release, err := claim(cfg.Module)
@@ -87,18 +86,18 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 		return KeyInfo{}, err
 	}
 	defer release()
+	var r recipe
 	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
 		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
-		if !r.isTDES() {
-			return nil
+		if r, err = recipeFor(m, slot, use, ""); err != nil || r.algorithm != TDES {
+			return err
 		}
-		template := r.on(m, slot).template(label, label, r.lengths[0])
-		_, err := m.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES2_KEY_GEN, nil)}, template)
+		_, err := m.GenerateKey(s, mechanism(pkcs11.CKM_DES2_KEY_GEN), r.template(label, label, r.lengths[0]))
 		return err
 	})
-	if err == nil && !r.isTDES() {
+	if err == nil && r.algorithm != TDES {
 		err = generateByCrypto11(cfg, label, r)
 	}
 	if err != nil {
@@ -110,7 +109,7 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 // generateByCrypto11 has the module to itself: crypto11 finalises it when it closes.
 func generateByCrypto11(cfg Config, label string, r recipe) error {
 	cipher := crypto11.CipherAES
-	if r.keyTypes[0] == pkcs11.CKK_GENERIC_SECRET {
+	if r.algorithm == HMAC {
 		cipher = crypto11.CipherGeneric
 	}
 	return withCrypto11(cfg, func(ctx *crypto11.Context) error {
@@ -280,11 +279,10 @@ func ImportComponents(cfg Config, label string, use Use, components [][]byte, kc
 }
 
 func importComponents(cfg Config, label string, use Use, components [][]byte, kcv string) (KeyInfo, error) {
-	r, err := recipeFor(label, use)
-	if err != nil {
+	if err := refuseLabel(label, use); err != nil {
 		return KeyInfo{}, err
 	}
-	value, err := combine(r, components)
+	value, err := combine(recipes[use][0], components)
 	if err != nil {
 		return KeyInfo{}, err
 	}
@@ -298,12 +296,26 @@ func importComponents(cfg Config, label string, use Use, components [][]byte, kc
 		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
-		template := r.on(m, slot).template(label, label, len(value))
-		key, err := m.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		r, err := recipeFor(m, slot, use, "")
+		if err != nil {
+			return err
+		}
+		create := func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+			return m.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		}
+		id := label
+		if r.check == nil && !r.enciphers() {
+			found, zeros, err := measure(m, s, r.algorithm, len(value), create)
+			if err != nil {
+				return err
+			}
+			id += " " + proof(found, zeros)
+		}
+		key, err := create(r.template(label, id, len(value)))
 		if err != nil || kcv == "" {
 			return err
 		}
-		found, err := r.check(m, s, key)
+		found, err := r.kcv(m, s, key)
 		if err == nil && !sameKCV(found, kcv) {
 			err = fmt.Errorf("%w: the key that they make has the check value %s, not %s", ErrComponents, found, kcv)
 		}
@@ -347,7 +359,7 @@ func combine(r recipe, components [][]byte) ([]byte, error) {
 		subtle.XORBytes(value, value, c)
 	}
 	problem := ""
-	if r.isTDES() {
+	if r.algorithm == TDES {
 		problem = weakness(value)
 	} else if bytes.Equal(value, zeros) {
 		problem = "is all zeros"
@@ -366,6 +378,15 @@ func oneOf(numbers []int) string {
 		texts[i] = strconv.Itoa(n)
 	}
 	return strings.Join(texts, " or ")
+}
+
+// bitsOf turns lengths in bytes into bits.
+func bitsOf(lengths []int) []int {
+	bits := make([]int, len(lengths))
+	for i, n := range lengths {
+		bits[i] = 8 * n
+	}
+	return bits
 }
 
 // weakDES are the weak and semi-weak keys of DES (NIST SP 800-67 Rev. 2, 3.3.2), with odd parity.
@@ -421,15 +442,14 @@ func oddParity(key []byte) {
 	}
 }
 
-func recipeFor(label string, use Use) (recipe, error) {
-	r, known := recipes[use]
-	if !known {
-		return recipe{}, fmt.Errorf("%q is not a use: %v are", use, Uses)
+func refuseLabel(label string, use Use) error {
+	if _, known := recipes[use]; !known {
+		return fmt.Errorf("%q is not a use: %v are", use, Uses)
 	}
 	if label == "" {
-		return recipe{}, errors.New("a key needs a label")
+		return errors.New("a key needs a label")
 	}
-	return r, nil
+	return nil
 }
 
 func refuseExisting(m module, s pkcs11.SessionHandle, label string) error {
@@ -476,7 +496,7 @@ func inspect(cfg Config, label string, use Use) (about KeyInfo, err error) {
 		if len(handles) != 1 {
 			return fmt.Errorf("the token has %d keys of that label now: %w", len(handles), ErrKeyCheck)
 		}
-		if problem, err := recipes[use].judge(m, s, handles[0]); err != nil {
+		if _, problem, err := fitting(use, m, s, handles[0]); err != nil {
 			return err
 		} else if problem != "" {
 			return &KeyError{[]KeyFault{{label, problem}}}
@@ -526,17 +546,14 @@ func describe(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (KeyInfo,
 	}
 	about.Flags = append(about.Flags, guarded...)
 	for _, use := range Uses {
-		r := recipes[use]
-		if !slices.Contains(r.keyTypes, keyType) {
-			continue
-		}
-		if problem, err := r.judge(m, s, k); err != nil {
+		r, problem, err := fitting(use, m, s, k)
+		if err != nil {
 			return KeyInfo{}, err
 		} else if problem != "" {
 			continue
 		}
 		about.Use = use
-		if kcv, err := r.check(m, s, k); err == nil {
+		if kcv, err := r.kcv(m, s, k); err == nil {
 			about.KCV = kcv
 		}
 	}

@@ -40,7 +40,7 @@ func TestComponents(t *testing.T) {
 			for _, s := range test.components {
 				components = append(components, bytesOf(t, s))
 			}
-			key, err := combine(recipes[PINIn], components)
+			key, err := combine(recipes[PINIn][0], components)
 			switch {
 			case err != nil && (!errors.Is(err, ErrComponents) || !strings.Contains(err.Error(), test.want) || test.want == "" || len(test.want) == 32):
 				t.Errorf("got %v, want %q", err, test.want)

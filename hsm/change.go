@@ -150,12 +150,12 @@ func (h *HSM) change(ctx context.Context, c *change) error {
 		h.count(err)
 		return err
 	}
-	err := h.call(ctx, changeKey, func(g *generation, _ int, mem *scratch) error {
+	err := h.call(ctx, changeKey, func(w *worker) error {
 		if !c.begin() {
 			return errDown
 		}
 		defer c.end(h.changing)
-		return h.replace(g, c, mem)
+		return h.replace(w.gen, c, w.mem)
 	})
 	return c.settle(err, h.changing)
 }
@@ -203,22 +203,22 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 		if err != nil {
 			return err
 		}
-		kcv, isCurrent, err := h.try(s, c, g.key(c.key.Label), create)
+		tried, err := h.try(s, c, g.key(c.key.Label), create)
 		if err != nil {
 			return err
 		}
-		if isCurrent {
+		if tried.isCurrent {
 			return c.adopt(nil, func() { c.adopted, c.repeated = g.key(c.key.Label), true })
 		}
-		if err := h.refuseReuse(g, c.key.Label, kcv); err != nil {
+		if err := h.refuseReuse(g, c.key.Label, tried.kcv); err != nil {
 			return err
 		}
 		if err := h.makeRoom(g, s, c); err != nil {
 			return err
 		}
 		old := g.lineage(c.key.Label)
-		b := newBirth(successorLabel(c.key.Label, old.highest+1), kcv)
-		made, err := h.make(s, c, b, old.current.history(), create)
+		b := newBirth(successorLabel(c.key.Label, old.highest+1), tried)
+		made, err := h.make(s, c, b, old.current, create)
 		if err == nil {
 			err = c.adopt(made, func() {
 				c.adopted, c.replaced = made, old.current.KCV
@@ -280,12 +280,12 @@ func (h *HSM) receive(s pkcs11.SessionHandle, c *change, g *generation, mem *scr
 	if keyType != pkcs11.CKK_DES3 && len(c.cryptogram) > tdes2Bytes { // PCI PIN 10
 		return nil, refuse(keyWeakZMK, "the zone master key %q is weaker than the new key", zmk.Label)
 	}
-	if zmk.inside {
+	if zmk.recipe.way == TokenResident {
 		return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-			return h.module.UnwrapKey(s, desECB(), zmk.handle, c.cryptogram, template)
+			return h.module.UnwrapKey(s, mechanism(zmk.recipe.algorithm.ecb()), zmk.handle, c.cryptogram, template)
 		}, nil
 	}
-	clearKey, err := decipher(h.module, s, zmk.handle, c.cryptogram)
+	clearKey, err := decipher(h.module, s, zmk.recipe.algorithm, zmk.handle, c.cryptogram)
 	if err != nil {
 		return nil, fmt.Errorf("deciphering key: %w", err)
 	}
@@ -307,43 +307,49 @@ func (h *HSM) receive(s pkcs11.SessionHandle, c *change, g *generation, mem *scr
 }
 
 // try makes the key for the session only, compares its check value with the one that came, and with the current key.
-func (h *HSM) try(s pkcs11.SessionHandle, c *change, current *key, create creator) (kcv string, isCurrent bool, err error) {
-	r := recipes[c.key.Use]
-	trial, err := create(inSession(r.template(c.key.Label, "", len(c.cryptogram))))
+func (h *HSM) try(s pkcs11.SessionHandle, c *change, current *key, create creator) (t trial, err error) {
+	r := current.recipe
+	kcv, zeros, err := measure(h.module, s, r.algorithm, len(c.cryptogram), create)
 	if err != nil {
-		return "", false, h.refusedByToken(err)
-	}
-	kcv, err = r.check(h.module, s, trial)
-	if err != nil {
-		return "", false, h.refusedByToken(err)
+		return trial{}, h.refusedByToken(err)
 	}
 	if !sameKCV(kcv[:len(c.kcv)], c.kcv) {
-		return "", false, refuse(keyKCV, "the key has another check value")
+		return trial{}, refuse(keyKCV, "the key has another check value")
+	}
+	t.kcv = kcv
+	if !r.enciphers() {
+		t.proof = proof(kcv, zeros)
 	}
 	if sameKCV(kcv, current.KCV) {
-		isCurrent, err = h.twins(s, c.key.Use, trial, current.handle)
+		t.isCurrent, err = h.twins(s, r, len(c.cryptogram), current.handle, create)
 	}
-	if err == nil {
-		err = keepGeneration(h.module.DestroyObject(s, trial))
-	}
-	return kcv, isCurrent, err
+	return t, err
 }
 
-// twins reports whether two keys of a use give the same block for zeros: all 8 bytes, where a KCV is 3.
-func (h *HSM) twins(s pkcs11.SessionHandle, use Use, a, b pkcs11.ObjectHandle) (bool, error) {
-	work := decipher
-	if use == PINOut {
-		work = encipher
-	}
-	x, err := work(h.module, s, a, make([]byte, pinBlockBytes))
+// A trial is what was found out about a key that lived for a session.
+type trial struct {
+	kcv       string
+	proof     string // of the check value, of a key that will not be able to show it
+	isCurrent bool
+}
+
+// twins reports whether the new key makes the same block of zeros as the current one: all of it, where a KCV is 3 bytes.
+func (h *HSM) twins(s pkcs11.SessionHandle, r recipe, bytes int, current pkcs11.ObjectHandle, create creator) (bool, error) {
+	zeros := make([]byte, r.algorithm.block())
+	was, err := r.onBlock(h.module, s, current, zeros)
 	if err != nil {
 		return false, err
 	}
-	y, err := work(h.module, s, b, make([]byte, pinBlockBytes))
+	twin, err := create(inSession(r.template("", "", bytes)))
 	if err != nil {
-		return false, err
+		return false, h.refusedByToken(err)
 	}
-	return subtle.ConstantTimeCompare(x, y) == 1, nil
+	is, err := r.onBlock(h.module, s, twin, zeros)
+	if err == nil {
+		err = keepGeneration(h.module.DestroyObject(s, twin))
+	}
+	// A token that keeps to itself what it unwraps leaves the check value alone to compare.
+	return err == nil && subtle.ConstantTimeCompare(was, is) == 1, err
 }
 
 // refusedByToken is for errors about an object that only this change knows.
@@ -373,7 +379,8 @@ func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 }
 
 // make makes the key in the token, checks it there as a start would, and marks it as adopted.
-func (h *HSM) make(s pkcs11.SessionHandle, c *change, b birth, replaced []string, create creator) (*key, error) {
+func (h *HSM) make(s pkcs11.SessionHandle, c *change, b birth, before *key, create creator) (*key, error) {
+	replaced := before.history()
 	if err := refuseExisting(h.module, s, b.label); err != nil {
 		if errors.Is(err, ErrKeyExists) {
 			err = fmt.Errorf("%w: %q: does another process change keys in this token?", ErrUnavailable, b.label)
@@ -383,7 +390,7 @@ func (h *HSM) make(s pkcs11.SessionHandle, c *change, b birth, replaced []string
 	if err := c.goOn(func() { c.line.unfinished[b.text()] = true }); err != nil { // from here on it may exist
 		return nil, err
 	}
-	handle, err := create(recipes[c.key.Use].template(b.label, b.text(), len(c.cryptogram)))
+	handle, err := create(before.recipe.template(b.label, b.text(), len(c.cryptogram)))
 	if err != nil {
 		return nil, h.refusedByToken(fmt.Errorf("creating %q: %w", b.label, err))
 	}

@@ -561,7 +561,7 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 		"another of the same version": func(f *fakeModule) {
 			k, beside := &f.keys[len(f.keys)-2], &f.keys[len(f.keys)-1]
 			k.value = zoneKey("another")
-			b := newBirth("out#3", kcvText(fakeTDES(k.value, make([]byte, 8), true)))
+			b := newBirth("out#3", trial{kcv: kcvText(fakeTDES(k.value, make([]byte, 8), true))})
 			k.not[pkcs11.CKA_ID] = []byte(b.text())
 			beside.not[pkcs11.CKA_VALUE] = []byte(mark{birth: b.text(), replaced: []string{"123456", "40D328"}}.text())
 		},

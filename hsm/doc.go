@@ -57,7 +57,8 @@
 //
 //	use        key            flags             KCV: the first 3 bytes of
 //	pin-out    TDES 2, 3 key  encrypt           8 zero bytes enciphered (ANS X9.24-1)
-//	pin-in     TDES 2, 3 key  decrypt           CKA_CHECK_VALUE, which is the same value
+//	pin-in     TDES 2, 3 key  decrypt           the proof in its CKA_ID, or CKA_CHECK_VALUE; both are the same value
+//	           AES            as TDES           CMAC of zeros
 //	pan-seal   AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
 //	pan-token  32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
 //	zmk        TDES 2, 3 key  unwrap or decrypt CKA_CHECK_VALUE, as of pin-in

@@ -212,6 +212,19 @@ func (f *fakeModule) CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Att
 	return f.create(s, template, nil)
 }
 
+func (f *fakeModule) WrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, under, key pkcs11.ObjectHandle) ([]byte, error) {
+	if err := f.begin("WrapKey", s, under); err != nil {
+		return nil, err
+	}
+	zone, err := f.end("WrapKey", s)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fakeTDES(zone.value, f.keys[key-1].value, true), nil
+}
+
 func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	if err := f.begin("UnwrapKey", s, under); err != nil {
 		return 0, err
@@ -221,6 +234,15 @@ func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, un
 		return 0, err
 	}
 	return f.create(s, template, fakeTDES(zmk.value, wrapped, false))
+}
+
+// recipe is the one that a key of the fake fits.
+func (f *fakeModule) recipe(k fakeKey) recipe {
+	of := recipes[k.use]
+	if k.use == ZMK && f.unwrap || len(of) == 1 {
+		return of[0]
+	}
+	return of[1]
 }
 
 func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute, value []byte) (pkcs11.ObjectHandle, error) {
@@ -321,17 +343,14 @@ func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHa
 	}
 	k := f.keys[o-1]
 	has := map[uint]any{}
-	r := recipes[k.use]
-	if k.use == ZMK && f.unwrap {
-		r.flags = r.inside
-	}
+	r := f.recipe(k)
 	if !k.data {
 		for _, a := range r.template(k.label, k.label, len(k.value)) {
 			has[a.Type] = a.Value
 		}
 		has[pkcs11.CKA_VALUE_LEN] = len(k.value)
 	}
-	if !k.data && (k.use == PINIn || k.use == ZMK) {
+	if !k.data && (k.use == PINIn || k.use == ZMK) && len(k.value) > desBytes {
 		has[pkcs11.CKA_CHECK_VALUE] = fakeTDES(k.value, make([]byte, 8), true)[:3]
 	}
 	maps.Copy(has, k.not)
@@ -477,7 +496,7 @@ func (f *fakeModule) config() Config {
 		f.t.Fatal(err)
 	}
 	for i, k := range f.keys {
-		kcv, err := recipes[k.use].check(f, s, pkcs11.ObjectHandle(i+1))
+		kcv, err := f.recipe(k).kcv(f, s, pkcs11.ObjectHandle(i+1))
 		if err != nil {
 			f.t.Fatal(err)
 		}

@@ -33,6 +33,7 @@ type module interface {
 	GetMechanismInfo(slot uint, m []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error)
 	CloseSession(s pkcs11.SessionHandle) error
 	CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	WrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under, key pkcs11.ObjectHandle) ([]byte, error)
 	UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
@@ -99,10 +100,10 @@ type generation struct {
 // A key is a Key that was found and checked. Of a successor, Label and KCV are its own and not those of the configuration.
 type key struct {
 	Key
+	recipe  recipe // that it fits
 	handle  pkcs11.ObjectHandle
 	aad     []byte // of PAN seals
 	version int    // 1: the one of the configuration; more: a successor
-	inside  bool   // of a zmk key: it unwraps inside the token
 
 	birth    string    // of a successor: its CKA_ID
 	made     time.Time // of a successor: when it was made
@@ -120,7 +121,7 @@ func (g *generation) key(label string) *key { return g.lineage(label).current }
 // checkAgain fails with a code that breaks the generation if the handle does not name the key any more that was checked. Some modules
 // give the handle of a key that is gone to another one, without an error.
 func (k *key) checkAgain(m module, s pkcs11.SessionHandle) error {
-	kcv, err := recipes[k.Use].check(m, s, k.handle)
+	kcv, err := k.recipe.kcv(m, s, k.handle)
 	if breaks(err) {
 		return fmt.Errorf("checking key %q again: %w", k.Label, err)
 	}
@@ -318,12 +319,11 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 	if len(handles) > 1 {
 		return nil, fmt.Sprintf("is not unique: %d keys have that label", len(handles)), nil
 	}
-	r := recipes[want.Use]
-	problem, err := r.judge(m, s, handles[0])
+	r, problem, err := fitting(want.Use, m, s, handles[0])
 	if err != nil || problem != "" {
 		return nil, problem, err
 	}
-	kcv, err := r.check(m, s, handles[0])
+	kcv, err := r.kcv(m, s, handles[0])
 	if c, isCode := classify(err); isCode && c != classKey {
 		return nil, "", err
 	}
@@ -333,11 +333,5 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 	if !sameKCV(kcv, want.KCV) {
 		return nil, fmt.Sprintf("has KCV %s, and not %s", kcv, want.KCV), nil
 	}
-	k := &key{Key: want, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}
-	if want.Use == ZMK {
-		if k.inside, err = unwraps(m, s, k.handle); err != nil {
-			return nil, "", err
-		}
-	}
-	return k, "", nil
+	return &key{Key: want, recipe: r, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}, "", nil
 }

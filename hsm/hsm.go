@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -27,6 +26,12 @@ type Config struct {
 	Backoff     Backoff       // between attempts to rebuild
 
 	Overlap time.Duration // after a key change: how long the key before it may still be used; default 10 min, at most 7 days
+
+	// RequireTokenResident refuses to open, and to go on after a rebuild, where an operation in use would be Transient (ErrTransient).
+	RequireTokenResident bool
+
+	// Audit takes the audit trail of keys, nil if nobody does. It is called on the path of calls, by many goroutines: it must not wait.
+	Audit func(Event)
 
 	Keys     []Key  // every key that may be used
 	SealKey  string // label of the pan-seal key that seals; the others only open
@@ -78,9 +83,10 @@ type HSM struct {
 	retiring time.Time                  // when keys that could not be destroyed are tried again; owned by supervise
 	starting sync.Mutex                 // until Run or Close begins, one call at a time goes round the workers: see borrow
 	running  atomic.Bool                // Run was called
-	hung     atomic.Bool                // a call into the module was left behind: nobody may touch it any more
-	shutting sync.Once                  // shut happens once
-	shutErr  error                      // set by shut
+	usedOn   usedDays
+	hung     atomic.Bool // a call into the module was left behind: nobody may touch it any more
+	shutting sync.Once   // shut happens once
+	shutErr  error       // set by shut
 }
 
 // New validates the configuration, reports all its faults, and starts nothing.
@@ -348,9 +354,7 @@ func (h *HSM) probe(ctx context.Context) (next time.Duration) {
 	label := h.watched[h.turn]
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
-	err := h.once(ctx, func(g *generation, worker int, _ *scratch) error {
-		return g.key(label).checkAgain(h.module, g.sessions[worker])
-	})
+	err := h.once(ctx, func(w *worker) error { return w.gen.key(label).checkAgain(w.m, w.session) })
 	if errors.Is(err, ErrBusy) {
 		return busyProbe // its turn is not over
 	}
@@ -380,6 +384,7 @@ func (h *HSM) publish(g *generation) {
 	h.metrics.generation.Set(float64(g.number))
 	h.log.Info("hsm ready", "generation", g.number, "module", g.description, "token", h.cfg.Token, "keys", len(g.keys))
 	h.announceLineages(g)
+	h.tellLoads(g)
 }
 
 // errHung: a call into the module did not return in time. Nobody may touch the module before it does.
@@ -389,10 +394,13 @@ var errHung = fmt.Errorf("%w: a call into the PKCS#11 module hangs", ErrUnavaila
 func (h *HSM) attempt(ctx context.Context, number uint64) (*generation, error) {
 	var g *generation
 	err := h.await(ctx, func() (err error) {
-		g, err = h.build(ctx, number)
+		if g, err = h.build(ctx, number); err == nil {
+			err = h.demandResident(g)
+		}
 		return err
 	})
 	if err != nil {
+		h.tellRefused(err)
 		return nil, err // g belongs to the call if that hangs
 	}
 	return g, nil
@@ -476,7 +484,7 @@ func (h *HSM) allHang() bool {
 // A task is one call, for one worker. Its function writes only to what the task owns: the caller may be gone.
 type task struct {
 	ctx  context.Context // the caller's, to skip what nobody waits for any more
-	run  func(*generation, int, *scratch) error
+	run  func(*worker) error
 	done chan error // capacity 1
 }
 
@@ -485,7 +493,7 @@ var errStale = errors.New("generation is broken")
 
 // call runs a task on a worker. After a failure that broke the generation it waits for the next one and tries once
 // more, if the caller's time allows: no operation of this package advances a counter in the token.
-func (h *HSM) call(ctx context.Context, operation string, run func(*generation, int, *scratch) error) error {
+func (h *HSM) call(ctx context.Context, operation string, run func(*worker) error) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
@@ -497,7 +505,7 @@ func (h *HSM) call(ctx context.Context, operation string, run func(*generation, 
 	return err
 }
 
-func (h *HSM) callTwice(ctx context.Context, run func(*generation, int, *scratch) error) error {
+func (h *HSM) callTwice(ctx context.Context, run func(*worker) error) error {
 	for attempt := 1; ; attempt++ {
 		g := h.gen.Load()
 		if g == nil {
@@ -523,7 +531,7 @@ func (h *HSM) callTwice(ctx context.Context, run func(*generation, int, *scratch
 var errDown = fmt.Errorf("%w: not ready", ErrUnavailable)
 
 // once hands a task to a worker and waits for it.
-func (h *HSM) once(ctx context.Context, run func(*generation, int, *scratch) error) error {
+func (h *HSM) once(ctx context.Context, run func(*worker) error) error {
 	waiting := h.inflight.Add(1)
 	if waiting > int64(h.cfg.Workers+h.cfg.Queue) || waiting > int64(h.cfg.Workers) && h.allHang() {
 		h.inflight.Add(-1)
@@ -547,21 +555,21 @@ func (h *HSM) once(ctx context.Context, run func(*generation, int, *scratch) err
 }
 
 // work serves tasks until stop.
-func (h *HSM) work(worker int, stop <-chan struct{}) {
-	mem := (*scratch)(unsafe.Pointer(&h.memory.pages[worker*scratchBytes])) //nolint:gosec // inside the pages, aligned for bytes
+func (h *HSM) work(index int, stop <-chan struct{}) {
+	w := &worker{m: h.module, index: index, mem: h.memory.scratch(index)}
 	for {
 		select {
 		case <-stop:
 			return
 		case t := <-h.queue:
-			err := h.serve(t, worker, mem)
+			err := h.serve(t, w)
 			h.inflight.Add(-1)
 			t.done <- err
 		}
 	}
 }
 
-func (h *HSM) serve(t *task, worker int, mem *scratch) error {
+func (h *HSM) serve(t *task, w *worker) error {
 	if err := t.ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err) // nobody waits for it
 	}
@@ -570,9 +578,10 @@ func (h *HSM) serve(t *task, worker int, mem *scratch) error {
 		return errStale
 	}
 	defer g.leave()
-	h.since[worker].Store(time.Now().UnixNano())
-	err := t.run(g, worker, mem)
-	h.since[worker].Store(0)
+	h.since[w.index].Store(time.Now().UnixNano())
+	w.join(g)
+	err := t.run(w)
+	h.since[w.index].Store(0)
 	if err == nil {
 		h.succeeded()
 	}

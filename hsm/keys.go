@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -34,48 +35,130 @@ type Key struct {
 	ZMK   string // label of the zmk key under which a pin-in or pin-out key may be changed; "": never
 }
 
-// A recipe is what a use demands of its key: STANDARDS "Templates", with the transient way of PIN translation.
-type recipe struct {
-	keyTypes   []uint // the first one is generated
-	lengths    []int  // bytes of the value; the first one is generated, each may be imported
-	flags      []uint // usage flags that are true; all others are false
-	inside     []uint // instead of flags where the token can unwrap a zone key by itself; nil where that makes no difference
-	mechanisms []uint // CKA_ALLOWED_MECHANISMS
-	check      func(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (kcv string, err error)
-}
+// An Algorithm is what a key is for. It is the key's own: the type of its object in the token.
+type Algorithm string
 
-// The second mechanism of a zmk key tells it from a pin-in key where both decipher: the one may not pass for the other.
-var recipes = map[Use]recipe{
-	PINIn:    {tdesTypes, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, nil, []uint{pkcs11.CKM_DES3_ECB}, checkPINIn},
-	PINOut:   {tdesTypes, tdesLengths, []uint{pkcs11.CKA_ENCRYPT}, nil, []uint{pkcs11.CKM_DES3_ECB}, checkPINOut},
-	PANSeal:  {[]uint{pkcs11.CKK_AES}, []int{32}, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, nil, []uint{pkcs11.CKM_AES_GCM}, checkPANSeal},
-	PANToken: {[]uint{pkcs11.CKK_GENERIC_SECRET, pkcs11.CKK_SHA256_HMAC}, []int{32}, []uint{pkcs11.CKA_SIGN}, nil, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
-	ZMK:      {tdesTypes, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_CBC}, checkZMK},
-}
-
-// Of TDES the type is the length: two keys or three.
-var (
-	tdesTypes   = []uint{pkcs11.CKK_DES2, pkcs11.CKK_DES3}
-	tdesLengths = []int{tdes2Bytes, tdes3Bytes}
+const (
+	TDES Algorithm = "tdes" // of double or triple length
+	AES  Algorithm = "aes"
+	HMAC Algorithm = "hmac" // a generic secret
 )
+
+// A recipe is what a use demands of its key (STANDARDS "Templates"). A use has more than one where algorithms differ, or the ways: see Way.
+type recipe struct {
+	algorithm  Algorithm
+	way        Way                                                                                   // TokenResident too where what passes through this process is no PIN block and no key
+	lengths    []int                                                                                 // bytes of the value; the first one is generated, each may be imported
+	flags      []uint                                                                                // usage flags that are true; all others are false
+	mechanisms []uint                                                                                // CKA_ALLOWED_MECHANISMS; the first one is what the key is used with
+	check      func(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (kcv string, err error) // nil: of single blocks, see kcv
+}
+
+// keyTypes of an algorithm; the first one is generated. Of TDES the type is the length: two keys or three.
+var algorithmTypes = map[Algorithm][]uint{
+	TDES: {pkcs11.CKK_DES2, pkcs11.CKK_DES3},
+	AES:  {pkcs11.CKK_AES},
+	HMAC: {pkcs11.CKK_GENERIC_SECRET, pkcs11.CKK_SHA256_HMAC},
+}
+
+func (r recipe) keyTypes() []uint { return algorithmTypes[r.algorithm] }
 
 const (
 	desBytes   = 8
+	aesBytes   = 16 // a block
 	tdes2Bytes = 2 * desBytes
 	tdes3Bytes = 3 * desBytes
 )
 
-func (r recipe) isTDES() bool { return r.keyTypes[0] == pkcs11.CKK_DES2 }
+var (
+	tdesLengths = []int{tdes2Bytes, tdes3Bytes}
+	aesLengths  = []int{32, 16}
+)
 
-// on returns the recipe of a new key for this token: one with a choice takes what the token can do.
-func (r recipe) on(m module, slot uint) recipe {
-	if r.inside == nil {
-		return r
+// Lists of mechanisms. A second one that no usage flag lets the key do tells a key from those of another use that have the same flags: the one
+// may not pass for the other.
+var (
+	tdesPIN = []uint{pkcs11.CKM_DES3_ECB}
+	aesPIN  = []uint{pkcs11.CKM_AES_ECB}
+	tdesZMK = []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_CBC}
+	aesZMK  = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC}
+)
+
+// recipes are those of each use. Of two that a key fits by its algorithm, its flags decide. A new key is made by the first one that its
+// algorithm fits and the token can do: see recipeFor.
+var recipes = map[Use][]recipe{
+	PINIn: {
+		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_UNWRAP}, tdesPIN, nil},
+		{TDES, Transient, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, tdesPIN, nil},
+		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}, aesPIN, nil},
+		{AES, Transient, aesLengths, []uint{pkcs11.CKA_DECRYPT}, aesPIN, nil},
+	},
+	PINOut: {
+		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_WRAP}, tdesPIN, nil},
+		{TDES, Transient, tdesLengths, []uint{pkcs11.CKA_ENCRYPT}, tdesPIN, nil},
+		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP}, aesPIN, nil},
+		{AES, Transient, aesLengths, []uint{pkcs11.CKA_ENCRYPT}, aesPIN, nil},
+	},
+	PANSeal: {
+		{AES, TokenResident, []int{32}, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKM_AES_GCM}, checkPANSeal},
+	},
+	PANToken: {
+		{HMAC, TokenResident, []int{32}, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
+	},
+	ZMK: {
+		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_UNWRAP}, tdesZMK, nil},
+		{TDES, Transient, tdesLengths, []uint{pkcs11.CKA_DECRYPT}, tdesZMK, nil},
+		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_UNWRAP}, aesZMK, nil},
+		{AES, Transient, aesLengths, []uint{pkcs11.CKA_DECRYPT}, aesZMK, nil},
+	},
+}
+
+// recipeFor returns the recipe of a new key. Without an algorithm it is the use's first.
+func recipeFor(m module, slot uint, use Use, algorithm Algorithm) (recipe, error) {
+	of, known := recipes[use]
+	if !known {
+		return recipe{}, fmt.Errorf("%q is not a use: %v are", use, Uses)
 	}
-	if about, err := m.GetMechanismInfo(slot, desECB()); err == nil && about.Flags&pkcs11.CKF_UNWRAP != 0 {
-		r.flags = r.inside
+	if algorithm == "" {
+		algorithm = of[0].algorithm
 	}
-	return r
+	for _, r := range of {
+		if r.algorithm == algorithm && r.possible(m, slot) {
+			return r, nil
+		}
+	}
+	return recipe{}, fmt.Errorf("no key of use %s can be %s", use, algorithm)
+}
+
+// possible reports whether a token says that it can do what the recipe's flags let the key do.
+func (r recipe) possible(m module, slot uint) bool {
+	can := map[uint]uint{pkcs11.CKA_WRAP: pkcs11.CKF_WRAP, pkcs11.CKA_UNWRAP: pkcs11.CKF_UNWRAP, pkcs11.CKA_DERIVE: pkcs11.CKF_DERIVE}
+	for _, f := range r.flags {
+		need, special := can[f]
+		if !special {
+			continue
+		}
+		about, err := m.GetMechanismInfo(slot, mechanism(r.mechanisms[0]))
+		if err != nil || about.Flags&need == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// fitting returns the recipe that a key in the token fits, or the one that it is nearest to with what is wrong.
+func fitting(use Use, m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (fits recipe, problem string, err error) {
+	least := -1
+	for _, r := range recipes[use] {
+		problems, err := r.judge(m, s, k)
+		if err != nil {
+			return recipe{}, "", err
+		}
+		if least < 0 || len(problems) < least {
+			fits, problem, least = r, strings.Join(problems, ", "), len(problems)
+		}
+	}
+	return fits, problem, nil
 }
 
 // usageFlags are all flags that let a secret key do something, by the names that List shows.
@@ -117,8 +200,8 @@ var keyTypes = map[uint]string{
 
 // template returns the attributes of a new key in the token, without its value or length. Of TDES, bytes chooses the type.
 func (r recipe) template(label, id string, bytes int) []*pkcs11.Attribute {
-	keyType := r.keyTypes[0]
-	if r.isTDES() && bytes == tdes3Bytes {
+	keyType := r.keyTypes()[0]
+	if r.algorithm == TDES && bytes == tdes3Bytes {
 		keyType = pkcs11.CKK_DES3
 	}
 	t := []*pkcs11.Attribute{
@@ -138,56 +221,47 @@ func (r recipe) template(label, id string, bytes int) []*pkcs11.Attribute {
 	return t
 }
 
-// judge returns what is wrong with the key in the token for this use, "" if nothing.
-func (r recipe) judge(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
-	var problems []string
+// judge returns what is wrong with the key in the token for this recipe.
+func (r recipe) judge(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (problems []string, err error) {
 	keyType, err := number(m, s, k, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if !slices.Contains(r.keyTypes, keyType) {
+	if !slices.Contains(r.keyTypes(), keyType) {
 		problems = append(problems, "has the wrong key type")
 	}
 	for _, g := range guards {
 		value, known, err := flag(m, s, k, g.attribute)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if known && value != g.value || !known && !g.optional {
 			problems = append(problems, fmt.Sprintf("is not %s=%t", g.name, g.value))
 		}
 	}
-	flags := r.flags
-	if r.inside != nil {
-		if inside, err := unwraps(m, s, k); err != nil {
-			return "", err
-		} else if inside {
-			flags = r.inside
-		}
-	}
 	for _, u := range usageFlags {
 		value, known, err := flag(m, s, k, u.attribute)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		if want := slices.Contains(flags, u.attribute); value != want || want && !known {
+		if want := slices.Contains(r.flags, u.attribute); value != want || want && !known {
 			problems = append(problems, fmt.Sprintf("is not %s=%t", u.name, want))
 		}
 	}
 	if keyType != pkcs11.CKK_DES2 && keyType != pkcs11.CKK_DES3 {
 		if n, err := number(m, s, k, pkcs11.CKA_VALUE_LEN); err != nil {
-			return "", err
+			return nil, err
 		} else if !slices.Contains(r.lengths, int(n)) {
-			problems = append(problems, fmt.Sprintf("has %d bits, not %d", 8*n, 8*r.lengths[0]))
+			problems = append(problems, fmt.Sprintf("has %d bits, not %s", 8*n, oneOf(bitsOf(r.lengths))))
 		}
 	}
 	if mechanisms, known, err := attribute(m, s, k, pkcs11.CKA_ALLOWED_MECHANISMS); err != nil {
-		return "", err
+		return nil, err
 	} else if known && string(mechanisms) != string(mechanismList(r.mechanisms)) {
-		// An empty list allows every mechanism: AES-ECB under a seal key gives GCM's hash key away.
+		// An empty list allows every mechanism.
 		problems = append(problems, "allows other mechanisms than its use needs")
 	}
-	return strings.Join(problems, ", "), nil
+	return problems, nil
 }
 
 // find returns the handles of all secret keys with the label, or of all secret keys if label is "".
@@ -264,50 +338,139 @@ func mechanismList(mechanisms []uint) []byte {
 
 const kcvBytes = 3
 
-// checkPINOut is the usual check value of a TDES key: the first 3 bytes of zeros enciphered (ANS X9.24-1, A.3).
-func checkPINOut(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
-	out, err := encipher(m, s, k, make([]byte, pinBlockBytes))
-	if err != nil {
-		return "", err
+// kcv returns the check value of a key that fits the recipe, and makes the key do its work once.
+//
+// Of a key that enciphers or wraps it is the usual one: of TDES the first 3 bytes of zeros enciphered (ANS X9.24-1, A.3), of AES of the CMAC of a
+// block of zeros (X9.24-2). For one that deciphers or unwraps see checkValue.
+func (r recipe) kcv(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+	if r.check != nil {
+		return r.check(m, s, k)
 	}
-	return kcvText(out), nil
-}
-
-// checkPINIn takes the token's word (CKA_CHECK_VALUE) for a key that may only decipher, after a trial of deciphering.
-func checkPINIn(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
-	if _, err := decipher(m, s, k, make([]byte, pinBlockBytes)); err != nil {
-		return "", err
-	}
-	return checkValue(m, s, k)
-}
-
-// checkZMK does the same, after a trial of what the key may do: decipher, or unwrap zeros into a key of the session. That a
-// token refuses what comes out of zeros as a key is good enough.
-func checkZMK(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
-	inside, err := unwraps(m, s, k)
-	if err != nil {
-		return "", err
-	}
-	if !inside {
-		return checkPINIn(m, s, k)
-	}
-	useless := recipe{keyTypes: tdesTypes, mechanisms: []uint{pkcs11.CKM_DES3_ECB}}
-	trial, err := m.UnwrapKey(s, desECB(), k, make([]byte, tdes2Bytes), inSession(useless.template("", "", tdes2Bytes)))
+	zeros, err := r.onBlock(m, s, k, make([]byte, r.algorithm.block()))
 	switch {
-	case err == nil:
-		if err := m.DestroyObject(s, trial); err != nil {
+	case err != nil:
+		return "", err
+	case !r.enciphers():
+		return checkValue(m, s, k, zeros)
+	case r.algorithm == AES:
+		if zeros, err = r.onBlock(m, s, k, cmacSubkey(zeros)); err != nil { // a block of zeros XOR K1 (SP 800-38B, 6.2)
 			return "", err
 		}
-	case !errors.Is(err, pkcs11.Error(pkcs11.CKR_WRAPPED_KEY_INVALID)):
-		return "", err
 	}
-	return checkValue(m, s, k)
+	return kcvText(zeros), nil
 }
 
-// unwraps reports whether a key may unwrap others inside the token.
-func unwraps(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (bool, error) {
-	set, _, err := flag(m, s, k, pkcs11.CKA_UNWRAP)
-	return set, err
+func (r recipe) has(flag uint) bool { return slices.Contains(r.flags, flag) }
+
+// enciphers reports whether what the key does is the forward direction of its cipher.
+func (r recipe) enciphers() bool { return r.has(pkcs11.CKA_ENCRYPT) || r.has(pkcs11.CKA_WRAP) }
+
+// onBlock lets a key do what its flags allow with one block in ECB. Of a key that may only unwrap it is nil if the token keeps to itself
+// what comes out.
+func (r recipe) onBlock(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	switch {
+	case r.has(pkcs11.CKA_ENCRYPT):
+		return encipher(m, s, r.algorithm, k, block)
+	case r.has(pkcs11.CKA_DECRYPT):
+		return decipher(m, s, r.algorithm, k, block)
+	case r.has(pkcs11.CKA_WRAP):
+		return wrapBlock(m, s, r.algorithm, k, block)
+	}
+	return unwrapBlock(m, s, r.algorithm, k, block)
+}
+
+// wrapBlock enciphers a block that is no secret: it wraps it as a secret of the session.
+func wrapBlock(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	o, err := m.CreateObject(s, append(openSecret(), pkcs11.NewAttribute(pkcs11.CKA_VALUE, block)))
+	if err != nil {
+		return nil, err
+	}
+	out, err := m.WrapKey(s, mechanism(algorithm.ecb()), k, o)
+	if also := m.DestroyObject(s, o); err == nil {
+		err = also
+	}
+	return exactly(len(block), out, err)
+}
+
+// unwrapBlock deciphers a block that was never a secret's: it unwraps it into a readable secret of the session. It returns nil if the token does
+// not allow that.
+func unwrapBlock(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	o, err := m.UnwrapKey(s, mechanism(algorithm.ecb()), k, block, openSecret())
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_WRAPPED_KEY_INVALID)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_TEMPLATE_INCONSISTENT)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	value, _, err := attribute(m, s, o, pkcs11.CKA_VALUE)
+	if also := m.DestroyObject(s, o); err == nil {
+		err = also
+	}
+	return value, err
+}
+
+// openSecret is the template of a secret of the session that anybody may read.
+func openSecret() []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
+	}
+}
+
+// measure makes a key for the session only that may encipher and decipher, and returns its check value, and what it makes of zeros when it
+// deciphers: of a new key, whose final object may not show both.
+func measure(m module, s pkcs11.SessionHandle, algorithm Algorithm, bytes int, create creator) (kcv string, deciphered []byte, err error) {
+	both := recipe{algorithm: algorithm, flags: []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, mechanisms: []uint{algorithm.ecb()}}
+	trial, err := create(inSession(both.template("", "", bytes)))
+	if err != nil {
+		return "", nil, err
+	}
+	kcv, err = both.kcv(m, s, trial)
+	if err == nil {
+		deciphered, err = decipher(m, s, algorithm, trial, make([]byte, algorithm.block()))
+	}
+	if also := m.DestroyObject(s, trial); err == nil {
+		err = also
+	}
+	return kcv, deciphered, err
+}
+
+// cmacSubkey is K1 of CMAC, from zeros enciphered (SP 800-38B, 6.1).
+func cmacSubkey(zeros []byte) []byte {
+	const polynomial16, polynomial8 = 0x87, 0x1B
+	polynomial := byte(polynomial16)
+	if len(zeros) == desBytes {
+		polynomial = polynomial8
+	}
+	k1, carry := make([]byte, len(zeros)), byte(0)
+	for i := len(zeros) - 1; i >= 0; i-- {
+		k1[i], carry = zeros[i]<<1|carry, zeros[i]>>7
+	}
+	k1[len(k1)-1] ^= polynomial * carry // no branch: the carry is secret
+	return k1
+}
+
+// block is the length of a block in bytes.
+func (a Algorithm) block() int {
+	if a == AES {
+		return aesBytes
+	}
+	return desBytes
+}
+
+// ecb is the algorithm's mechanism for single blocks.
+func (a Algorithm) ecb() uint {
+	if a == AES {
+		return pkcs11.CKM_AES_ECB
+	}
+	return pkcs11.CKM_DES3_ECB
+}
+
+func mechanism(which uint) []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(which, nil)}
 }
 
 // inSession turns the template of a key in the token into that of one that ends with its session.
@@ -320,9 +483,29 @@ func inSession(template []*pkcs11.Attribute) []*pkcs11.Attribute {
 	return template
 }
 
-var errNoCheckValue = errors.New("the token gives no check value for a key that cannot encipher")
+var errNoCheckValue = errors.New("the token gives no check value for a key that cannot encipher, and its CKA_ID has no proof of one")
 
-func checkValue(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+// A proof binds a check value to a key that cannot show it. Who makes such a key knows it, and writes into its CKA_ID what zeros are enciphered
+// (the check value) and deciphered: the one is what people compare, and the other what the key can still show.
+var proofText = regexp.MustCompile(`(?:^| )kcv:([0-9A-F]{6}) zeros:([0-9A-F]{6})$`)
+
+func proof(kcv string, zerosDeciphered []byte) string {
+	return "kcv:" + kcv + " zeros:" + kcvText(zerosDeciphered)
+}
+
+// checkValue returns the check value of a key that shows zeros deciphered: by the proof in its CKA_ID, or else the token's word. Of AES that word is of
+// the older kind, zeros enciphered (SoftHSM 2.6.1).
+func checkValue(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, zeros []byte) (string, error) {
+	id, _, err := attribute(m, s, k, pkcs11.CKA_ID)
+	if err != nil {
+		return "", err
+	}
+	if said := proofText.FindStringSubmatch(string(id)); said != nil && len(zeros) >= kcvBytes {
+		if !sameKCV(kcvText(zeros), said[2]) {
+			return "", errors.New("it is not the key of which its CKA_ID tells the check value")
+		}
+		return said[1], nil
+	}
 	value, known, err := attribute(m, s, k, pkcs11.CKA_CHECK_VALUE)
 	if err != nil {
 		return "", err

@@ -198,7 +198,11 @@ func (h *HSM) findFirst(s pkcs11.SessionHandle, l *lineage, want Key) (problem s
 		return "", nil // what an operator does to a token must not stop one that serves
 	}
 	for _, handle := range handles {
-		kcv, err := recipes[want.Use].check(h.module, s, handle)
+		r, _, err := fitting(want.Use, h.module, s, handle)
+		if err != nil {
+			return "", err
+		}
+		kcv, err := r.kcv(h.module, s, handle)
 		if c, isCode := classify(err); isCode && c != classKey {
 			return "", err
 		}

@@ -28,7 +28,7 @@ func TestLabelsOfSuccessors(t *testing.T) {
 func TestRecordsOfSuccessors(t *testing.T) {
 	made := time.Date(2026, 11, 25, 16, 45, 38, 0, time.UTC)
 	const text = "zpk#3 08D7B4 2026-11-25T16:45:38Z 00112233aabbccdd"
-	b := birth{"zpk#3", "08D7B4", made, "00112233aabbccdd"}
+	b := birth{"zpk#3", "08D7B4", made, "00112233aabbccdd", ""}
 	if got := b.text(); got != text {
 		t.Errorf("written %q", got)
 	}
@@ -63,7 +63,7 @@ func TestRecordsOfSuccessors(t *testing.T) {
 	if n := len(k.replaced); n != mostReplaced || k.replaced[0] != "08D7B4" || k.replaced[n-1] != "AAAAAA" || k.replaced[n-2] != "08D7B4" {
 		t.Errorf("%d versions, the first is %s", n, k.replaced[n-1])
 	}
-	if got := (mark{birth: newBirth(k.Label+"#1000000", "08D7B4").text(), replaced: k.replaced}).text(); len(got) >= 2048 {
+	if got := (mark{birth: newBirth(k.Label+"#1000000", trial{kcv: "08D7B4", proof: proof("08D7B4", make([]byte, 8))}).text(), replaced: k.replaced}).text(); len(got) >= 2048 {
 		t.Errorf("a mark of %d bytes", len(got))
 	}
 }

@@ -3,6 +3,7 @@ package hsm
 import (
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,11 @@ func (s *scratch) clear() { *s = scratch{} }
 
 // A lockedMemory holds the scratches of all workers outside the Go heap, locked and left out of core dumps.
 type lockedMemory struct{ pages []byte }
+
+// scratch returns the part of one worker.
+func (m *lockedMemory) scratch(worker int) *scratch {
+	return (*scratch)(unsafe.Pointer(&m.pages[worker*scratchBytes])) //nolint:gosec // inside the pages, aligned for bytes
+}
 
 // lockMemory maps the pages. It fails if RLIMIT_MEMLOCK does not allow them: there is no unlocked substitute.
 func lockMemory(workers int) (*lockedMemory, error) {

@@ -33,7 +33,7 @@ func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + ke
 // a slice of the PKCS#11 wrapper that is overwritten at once.
 func translate(m module, s pkcs11.SessionHandle, from, to *key, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
 	defer mem.clear()
-	clearBlock, err := decipher(m, s, from.handle, in[:])
+	clearBlock, err := decipher(m, s, TDES, from.handle, in[:])
 	if err != nil {
 		return nil, fmt.Errorf("deciphering PIN block: %w", err)
 	}
@@ -43,32 +43,28 @@ func translate(m module, s pkcs11.SessionHandle, from, to *key, in *[pinBlockByt
 	if n != pinBlockBytes || !wellFormed(&mem.block, &mem.field) {
 		return nil, ErrPINBlock
 	}
-	out, err := encipher(m, s, to.handle, mem.block[:])
+	out, err := encipher(m, s, TDES, to.handle, mem.block[:])
 	if err != nil {
 		return nil, fmt.Errorf("enciphering PIN block: %w", err)
 	}
 	return out, nil
 }
 
-// decipher is TDES in ECB, one block or more. Its caller clears the result.
-func decipher(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
-	if err := m.DecryptInit(s, desECB(), k); err != nil {
+// decipher is ECB, one block or more. Its caller clears the result.
+func decipher(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	if err := m.DecryptInit(s, mechanism(algorithm.ecb()), k); err != nil {
 		return nil, err
 	}
 	return m.Decrypt(s, block)
 }
 
-// encipher is one TDES block.
-func encipher(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
-	if err := m.EncryptInit(s, desECB(), k); err != nil {
+// encipher is ECB, one block or more.
+func encipher(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.ObjectHandle, block []byte) ([]byte, error) {
+	if err := m.EncryptInit(s, mechanism(algorithm.ecb()), k); err != nil {
 		return nil, err
 	}
 	out, err := m.Encrypt(s, block)
-	return exactly(pinBlockBytes, out, err)
-}
-
-func desECB() []*pkcs11.Mechanism {
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_DES3_ECB, nil)}
+	return exactly(len(block), out, err)
 }
 
 // sealUnder seals under a random nonce. Random ones must not be used more than 2^32 times under one key (SP 800-38D, 8.3).

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"acquirerd/card"
-
-	"github.com/miekg/pkcs11"
 )
 
 // A Card is what Protect is given of a request.
@@ -62,11 +60,10 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	var in [pinBlockBytes]byte
 	copy(in[:], c.PINBlock.Reveal())
 	var out Protected
-	err := h.call(ctx, operation, func(g *generation, worker int, mem *scratch) (err error) {
-		s := g.sessions[worker]
+	err := h.call(ctx, operation, func(w *worker) (err error) {
 		var p Protected
 		if withPIN {
-			block, err := h.translate(g, s, c, &in, pan, mem)
+			block, err := h.translate(w, c, &in, pan)
 			if err != nil {
 				return err
 			}
@@ -81,10 +78,12 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 				}
 			}()
 		}
-		if p.Sealed, err = sealPAN(h.module, s, g.key(h.cfg.SealKey), pan); err != nil {
+		h.used(w.gen.key(h.cfg.SealKey))
+		h.used(w.gen.key(h.cfg.TokenKey))
+		if p.Sealed, err = sealPAN(w.m, w.session, w.gen.key(h.cfg.SealKey), pan); err != nil {
 			return err
 		}
-		if p.Token, err = tokenOf(h.module, s, g.key(h.cfg.TokenKey), pan); err != nil {
+		if p.Token, err = tokenOf(w.m, w.session, w.gen.key(h.cfg.TokenKey), pan); err != nil {
 			return err
 		}
 		out = p
@@ -99,21 +98,23 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 // translate takes the keys that are right at this moment. A block that does not decipher to a PIN block of the PAN under the current key is tried
 // under those before it, while their overlap lasts: the upstream may not have changed yet, and terminals' blocks wait in queues.
 // With each of them as much more garbage passes: with one, twice as much, once in 8 million; with the most (mostVersions), once in 1.6 million.
-func (h *HSM) translate(g *generation, s pkcs11.SessionHandle, c Card, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
-	now, from, to := time.Now(), g.lineage(c.From), g.key(c.To)
+func (h *HSM) translate(w *worker, c Card, in *[pinBlockBytes]byte, pan string) ([]byte, error) {
+	now, from, to := time.Now(), w.gen.lineage(c.From), w.gen.key(c.To)
 	if c.Previous {
-		former := g.lineage(c.To).before(now)
+		former := w.gen.lineage(c.To).before(now)
 		if len(former) == 0 {
 			return nil, ErrNoPreviousKey
 		}
 		to = former[0]
 	}
-	block, err := translate(h.module, s, from.current, to, in, pan, mem)
+	h.used(from.current)
+	h.used(to)
+	block, err := translate(w.m, w.session, from.current, to, in, pan, w.mem)
 	for _, old := range from.before(now) {
 		if !errors.Is(err, ErrPINBlock) {
 			break
 		}
-		if block, err = translate(h.module, s, old, to, in, pan, mem); err == nil {
+		if block, err = translate(w.m, w.session, old, to, in, pan, w.mem); err == nil {
 			h.metrics.oldKey[c.From].Inc()
 		}
 	}
@@ -134,8 +135,8 @@ func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, err
 		return card.PAN{}, err
 	}
 	var out card.PAN
-	err := h.call(ctx, openOne, func(g *generation, worker int, _ *scratch) error {
-		pan, err := openPAN(h.module, g.sessions[worker], g.key(sealed.KeyID), sealed)
+	err := h.call(ctx, openOne, func(w *worker) error {
+		pan, err := openPAN(w.m, w.session, w.gen.key(sealed.KeyID), sealed)
 		out = pan
 		return err
 	})
@@ -161,9 +162,9 @@ func (h *HSM) checkSealed(sealed card.SealedPAN) error {
 func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error) {
 	held := bytes.Clone(rest) // after a timeout the task may still run when the caller clears his
 	var out card.SealedRest
-	err := h.call(ctx, sealRest, func(g *generation, worker int, _ *scratch) error {
-		k := g.key(h.cfg.SealKey)
-		sealed, err := sealUnder(h.module, g.sessions[worker], k, sealAAD(restPurpose, k.Label), held)
+	err := h.call(ctx, sealRest, func(w *worker) error {
+		k := w.gen.key(h.cfg.SealKey)
+		sealed, err := sealUnder(w.m, w.session, k, sealAAD(restPurpose, k.Label), held)
 		if err != nil {
 			return fmt.Errorf("sealing the rest of an advice: %w", err) // held stays: the call is tried again in the next generation
 		}
@@ -184,8 +185,8 @@ func (h *HSM) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error
 		return nil, err
 	}
 	var out []byte
-	err := h.call(ctx, openRest, func(g *generation, worker int, _ *scratch) error {
-		opened, err := openUnder(h.module, g.sessions[worker], g.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
+	err := h.call(ctx, openRest, func(w *worker) error {
+		opened, err := openUnder(w.m, w.session, w.gen.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
 		if err != nil && !errors.Is(err, ErrSealedPAN) {
 			return fmt.Errorf("opening the rest of an advice: %w", err)
 		}

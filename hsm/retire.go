@@ -23,11 +23,11 @@ func (h *HSM) retire(ctx context.Context) {
 			continue
 		}
 		limited, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
-		err := h.once(limited, func(g *generation, _ int, _ *scratch) error {
+		err := h.once(limited, func(w *worker) error {
 			select {
 			case h.changing <- struct{}{}:
 				defer func() { <-h.changing }()
-				return h.writing(g, func(s pkcs11.SessionHandle) error { return h.destroyDue(g, s, label) })
+				return h.writing(w.gen, func(s pkcs11.SessionHandle) error { return h.destroyDue(w.gen, s, label) })
 			default:
 				return nil // a change is running, which is a better time to wait for
 			}
@@ -79,7 +79,7 @@ func (h *HSM) destroyFormer(s pkcs11.SessionHandle, k *key) error {
 	if len(handles) > 1 {
 		return fmt.Errorf("%w: %d have that label", ErrKeyCheck, len(handles))
 	}
-	kcv, err := recipes[k.Use].check(h.module, s, handles[0])
+	kcv, err := k.recipe.kcv(h.module, s, handles[0])
 	if err != nil {
 		return err
 	}

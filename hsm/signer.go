@@ -233,10 +233,10 @@ func (k *privateKey) prove(m module, s pkcs11.SessionHandle) error {
 // Errors: ErrSigner if the key is missing or not fit, ErrUnavailable.
 func (h *HSM) Signer(label string) (crypto.Signer, error) {
 	var found crypto.PublicKey
-	err := h.borrow(func(g *generation, worker int, _ *scratch) error {
-		k, err := findPrivateKey(h.module, g.sessions[worker], label)
+	err := h.borrow(func(w *worker) error {
+		k, err := findPrivateKey(w.m, w.session, label)
 		if err == nil {
-			err = k.prove(h.module, g.sessions[worker])
+			err = k.prove(w.m, w.session)
 		}
 		if err != nil {
 			return keepGeneration(err)
@@ -251,7 +251,7 @@ func (h *HSM) Signer(label string) (crypto.Signer, error) {
 }
 
 // borrow is call, and works before Run too: there is no worker yet, so that their first session is free.
-func (h *HSM) borrow(run func(*generation, int, *scratch) error) error {
+func (h *HSM) borrow(run func(*worker) error) error {
 	h.starting.Lock()
 	if h.release == nil || h.running.Load() {
 		h.starting.Unlock()
@@ -264,7 +264,7 @@ func (h *HSM) borrow(run func(*generation, int, *scratch) error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), h.cfg.CallTimeout)
 	defer cancel()
-	return h.await(ctx, func() error { return run(g, 0, nil) })
+	return h.await(ctx, func() error { return run(&worker{m: h.module, gen: g, session: g.sessions[0]}) })
 }
 
 type signer struct {
@@ -278,15 +278,15 @@ func (s *signer) Public() crypto.PublicKey { return s.public }
 func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	held := bytes.Clone(digest) // after a timeout the task may still run when the caller reuses his
 	var out []byte
-	err := s.h.call(context.Background(), signDigest, func(g *generation, worker int, _ *scratch) error {
-		k, err := findPrivateKey(s.h.module, g.sessions[worker], s.label)
+	err := s.h.call(context.Background(), signDigest, func(w *worker) error {
+		k, err := findPrivateKey(w.m, w.session, s.label)
 		if err != nil {
 			return keepGeneration(err)
 		}
 		if !sameKey(k.public, s.public) {
 			return fmt.Errorf("%w: the token has another key of that label now", ErrSigner)
 		}
-		signature, err := k.sign(s.h.module, g.sessions[worker], held, opts)
+		signature, err := k.sign(w.m, w.session, held, opts)
 		if err != nil {
 			return keepGeneration(err)
 		}

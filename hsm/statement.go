@@ -1,5 +1,11 @@
 package hsm
 
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
 // A Way says where clear PIN blocks or keys are while an operation runs.
 type Way string
 
@@ -47,7 +53,7 @@ var operations = []Operation{
 // keyChangeOperation is transient if it is for one of the zone master keys.
 func (h *HSM) keyChangeOperation(g *generation) Operation {
 	for _, k := range h.cfg.Keys {
-		if k.ZMK != "" && !g.key(k.ZMK).inside {
+		if k.ZMK != "" && g.key(k.ZMK).recipe.way == Transient {
 			return Operation{"key change", Transient, "CKM_DES3_ECB decipher, create object",
 				"the clear zone PIN key passes through this process's memory: for test, not for production (PCI PIN 1)"}
 		}
@@ -55,10 +61,29 @@ func (h *HSM) keyChangeOperation(g *generation) Operation {
 	return Operation{"key change", TokenResident, "CKM_DES3_ECB unwrap", "the new key never leaves the token; its parity is not seen"}
 }
 
+// demandResident refuses a generation that would do less than RequireTokenResident promises. It finalises the module, as a build that fails does.
+func (h *HSM) demandResident(g *generation) error {
+	if !h.cfg.RequireTokenResident {
+		return nil
+	}
+	var transient []string
+	for _, o := range h.statement(g).Operations {
+		if o.Way == Transient {
+			transient = append(transient, o.Name)
+		}
+	}
+	if len(transient) == 0 {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("%w: %s", ErrTransient, strings.Join(transient, ", ")), finalize(h.module))
+}
+
 // Statement says for each operation which way it takes, and which keys were checked.
-func (h *HSM) Statement() Statement {
+func (h *HSM) Statement() Statement { return h.statement(h.gen.Load()) }
+
+func (h *HSM) statement(g *generation) Statement {
 	s := Statement{Token: h.cfg.Token, Operations: append([]Operation(nil), operations...)}
-	if g := h.gen.Load(); g != nil {
+	if g != nil {
 		s.Module, s.Generation = g.description, g.number
 		for _, k := range h.cfg.Keys {
 			now := g.key(k.Label)

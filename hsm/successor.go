@@ -42,29 +42,38 @@ type birth struct {
 	kcv   string
 	made  time.Time // whole seconds, UTC
 	nonce string
+	proof string // of the check value, "" if the key can show it: see checkValue
 }
 
 const birthNonceBytes = 8
 
-func newBirth(label, kcv string) birth {
+func newBirth(label string, t trial) birth {
 	nonce := make([]byte, birthNonceBytes)
 	_, _ = rand.Read(nonce) // never fails: see crypto/rand
-	return birth{label, kcv, time.Now().UTC().Truncate(time.Second), hex.EncodeToString(nonce)}
+	return birth{label, t.kcv, time.Now().UTC().Truncate(time.Second), hex.EncodeToString(nonce), t.proof}
 }
 
 func (b birth) text() string {
-	return b.label + " " + b.kcv + " " + b.made.UTC().Format(time.RFC3339) + " " + b.nonce
+	text := b.label + " " + b.kcv + " " + b.made.UTC().Format(time.RFC3339) + " " + b.nonce
+	if b.proof != "" {
+		text += " " + b.proof
+	}
+	return text
 }
 
 var birthNonce = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
 func parseBirth(label, text string) (birth, bool) {
+	proof := ""
+	if found := proofText.FindString(text); strings.HasPrefix(found, " ") {
+		text, proof = strings.TrimSuffix(text, found), found[1:]
+	}
 	words := strings.Split(text, " ")
 	if len(words) != 4 || words[0] != label || !sixHex.MatchString(words[1]) || !birthNonce.MatchString(words[3]) {
 		return birth{}, false
 	}
 	made, err := time.Parse(time.RFC3339, words[2])
-	return birth{label, words[1], made, words[3]}, err == nil
+	return birth{label, words[1], made, words[3], proof}, err == nil
 }
 
 // A mark is what the value of a mark's object tells: that the successor of this birth was adopted, and what was before it.
