@@ -35,7 +35,7 @@ type KeyInfo struct {
 // List returns all secret and private keys of the token, by label.
 func List(cfg Config) ([]KeyInfo, error) {
 	var keys []KeyInfo
-	err := withToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+	err := withToken(cfg, 0, func(m *library, s pkcs11.SessionHandle) error {
 		handles, err := find(m, s, "")
 		if err != nil {
 			return err
@@ -87,7 +87,7 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 	}
 	defer release()
 	var r recipe
-	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *library, s pkcs11.SessionHandle, slot uint) error {
 		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func generateSigner(cfg Config, label string, kind KeyType) (about KeyInfo, err 
 		return KeyInfo{}, err
 	}
 	defer release()
-	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
+	err = onToken(cfg, 0, func(m *library, s pkcs11.SessionHandle, _ uint) error {
 		for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
 			if handles, err := findClass(m, s, class, label); err != nil {
 				return err
@@ -180,7 +180,7 @@ func generateSigner(cfg Config, label string, kind KeyType) (about KeyInfo, err 
 	if err != nil {
 		return KeyInfo{}, err
 	}
-	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
+	err = onToken(cfg, 0, func(m *library, s pkcs11.SessionHandle, _ uint) error {
 		k, err := findPrivateKey(m, s, label)
 		if err == nil {
 			err = k.prove(m, s)
@@ -292,7 +292,7 @@ func importComponents(cfg Config, label string, use Use, components [][]byte, kc
 		return KeyInfo{}, err
 	}
 	defer release()
-	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, slot uint) error {
+	err = onToken(cfg, pkcs11.CKF_RW_SESSION, func(m *library, s pkcs11.SessionHandle, slot uint) error {
 		if err := refuseTaken(m, s, label); err != nil {
 			return err
 		}
@@ -488,7 +488,7 @@ func refuseTaken(m module, s pkcs11.SessionHandle, label string) error {
 
 // inspect describes the key that was just made, and refuses one that the daemon would refuse.
 func inspect(cfg Config, label string, use Use) (about KeyInfo, err error) {
-	err = onToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error {
+	err = onToken(cfg, 0, func(m *library, s pkcs11.SessionHandle, _ uint) error {
 		handles, err := find(m, s, label)
 		if err != nil {
 			return err
@@ -574,18 +574,18 @@ func guardsOf(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) ([]string
 }
 
 // withToken claims the module for one use of onToken.
-func withToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
+func withToken(cfg Config, flags uint, do func(*library, pkcs11.SessionHandle) error) error {
 	release, err := claim(cfg.Module)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return onToken(cfg, flags, func(m *pkcs11.Ctx, s pkcs11.SessionHandle, _ uint) error { return do(m, s) })
+	return onToken(cfg, flags, func(m *library, s pkcs11.SessionHandle, _ uint) error { return do(m, s) })
 }
 
 // onToken loads and initialises the module, logs in, does, and finalises.
-func onToken(cfg Config, flags uint, do func(*pkcs11.Ctx, pkcs11.SessionHandle, uint) error) (err error) {
-	m, err := loadModule(cfg.Module)
+func onToken(cfg Config, flags uint, do func(*library, pkcs11.SessionHandle, uint) error) (err error) {
+	m, err := loadModule(cfg.Module, cfg.Arguments)
 	if err != nil {
 		return err
 	}

@@ -518,7 +518,7 @@ func TestATokenThatUnwrapsNeverShowsTheNewKey(t *testing.T) {
 		cfg := f.config()
 		cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "zmk", "zmk"
 		h, stop := f.start(cfg, io.Discard, nil)
-		f.set(func() { f.clear = nil })
+		f.set(func() { f.deciphered = nil })
 		bad := changeTo("out", zoneKey("new"))
 		bad.KCV = "1234"
 		twice := zoneKey("half")
@@ -531,7 +531,7 @@ func TestATokenThatUnwrapsNeverShowsTheNewKey(t *testing.T) {
 		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
 			t.Error(err)
 		}
-		for _, text := range f.clear {
+		for _, text := range f.deciphered {
 			if bytes.Equal(text, zoneKey("new")) {
 				t.Error("the new key was deciphered")
 			}

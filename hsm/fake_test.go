@@ -6,7 +6,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/des"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -35,7 +34,7 @@ type fakeModule struct {
 	pin    string
 	flags  uint                                          // of the token
 	keys   []fakeKey                                     // in the order of their handles
-	unwrap bool                                          // it unwraps by itself
+	unwrap bool                                          // it unwraps, wraps and derives by itself, as NSS's does
 	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
 	late   func(k fakeKey) error                         // asked when an object is made, with mu: its making is answered so
 
@@ -46,7 +45,8 @@ type fakeModule struct {
 	inside                int // calls in a session
 
 	lives, logins int
-	clear         [][]byte // every clear text that Decrypt gave
+	clear         [][]byte // every clear text that C_Decrypt and C_DecryptUpdate gave, where the caller has it: not to be read after the HSM's end
+	deciphered    [][]byte // the same, as it was
 }
 
 type fakeKey struct {
@@ -61,7 +61,12 @@ type fakeKey struct {
 }
 
 // A fakeOperation is what a session is in: nothing while key is nil.
-type fakeOperation struct{ key *fakeKey }
+type fakeOperation struct {
+	key       *fakeKey
+	began     string // "EncryptInit", "DecryptInit" ...
+	mechanism *pkcs11.Mechanism
+	chain     []byte // of CBC: what the next block is chained to
+}
 
 // fakes numbers the modules: some tests leave theirs with a hung call, and so claimed for ever.
 var fakes atomic.Int64
@@ -201,6 +206,11 @@ func (f *fakeModule) CloseSession(s pkcs11.SessionHandle) error {
 }
 
 func (f *fakeModule) GetMechanismInfo(uint, []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.unwrap {
+		return pkcs11.MechanismInfo{Flags: pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP | pkcs11.CKF_DERIVE}, nil
+	}
 	return pkcs11.MechanismInfo{}, nil
 }
 
@@ -212,28 +222,17 @@ func (f *fakeModule) CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Att
 	return f.create(s, template, nil)
 }
 
-func (f *fakeModule) WrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, under, key pkcs11.ObjectHandle) ([]byte, error) {
-	if err := f.begin("WrapKey", s, under); err != nil {
-		return nil, err
-	}
-	zone, err := f.end("WrapKey", s)
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return fakeTDES(zone.value, f.keys[key-1].value, true), nil
-}
-
-func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	if err := f.begin("UnwrapKey", s, under); err != nil {
-		return 0, err
-	}
-	zmk, err := f.end("UnwrapKey", s)
+func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	value, err := f.alone("UnwrapKey", s, m[0], under, func(o *fakeOperation) ([]byte, error) {
+		if !f.unwrap {
+			return nil, pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID)
+		}
+		return o.cipher(wrapped, false)
+	})
 	if err != nil {
 		return 0, err
 	}
-	return f.create(s, template, fakeTDES(zmk.value, wrapped, false))
+	return f.create(s, template, value)
 }
 
 // recipe is the one that a key of the fake fits.
@@ -354,6 +353,12 @@ func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHa
 		has[pkcs11.CKA_CHECK_VALUE] = fakeTDES(k.value, make([]byte, 8), true)[:3]
 	}
 	maps.Copy(has, k.not)
+	if shown, isBytes := k.not[pkcs11.CKA_SENSITIVE].([]byte); want[0].Type == pkcs11.CKA_VALUE && !k.data {
+		if !isBytes || !bytes.Equal(shown, []byte{0}) {
+			return nil, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_SENSITIVE)
+		}
+		has[pkcs11.CKA_VALUE] = k.value
+	}
 	value, known := has[want[0].Type]
 	if !known {
 		return nil, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)
@@ -361,7 +366,7 @@ func (f *fakeModule) GetAttributeValue(s pkcs11.SessionHandle, o pkcs11.ObjectHa
 	return []*pkcs11.Attribute{pkcs11.NewAttribute(want[0].Type, value)}, nil
 }
 
-func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
 	operation, err := f.before(op, s)
 	if err != nil {
 		return err
@@ -377,75 +382,8 @@ func (f *fakeModule) begin(op string, s pkcs11.SessionHandle, o pkcs11.ObjectHan
 	if o < 1 || int(o) > len(f.keys) || f.keys[o-1].gone {
 		return pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID)
 	}
-	operation.key = &f.keys[o-1]
+	*operation = fakeOperation{key: &f.keys[o-1], began: op, mechanism: m}
 	return nil
-}
-
-func (f *fakeModule) end(op string, s pkcs11.SessionHandle) (*fakeKey, error) {
-	operation, err := f.before(op, s)
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	k := operation.key
-	operation.key = nil
-	if k == nil {
-		return nil, pkcs11.Error(pkcs11.CKR_OPERATION_NOT_INITIALIZED)
-	}
-	return k, nil
-}
-
-func (f *fakeModule) EncryptInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
-	return f.begin("EncryptInit", s, o)
-}
-
-func (f *fakeModule) Encrypt(s pkcs11.SessionHandle, text []byte) ([]byte, error) {
-	k, err := f.end("Encrypt", s)
-	if err != nil {
-		return nil, err
-	}
-	if k.use == PANSeal { // the wrapper hides nonce and aad: zeros and none do for what is tested here
-		return fakeAEAD(k.value).Seal(nil, make([]byte, 12), text, nil), nil
-	}
-	return fakeTDES(k.value, text, true), nil
-}
-
-func (f *fakeModule) DecryptInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
-	return f.begin("DecryptInit", s, o)
-}
-
-func (f *fakeModule) Decrypt(s pkcs11.SessionHandle, text []byte) ([]byte, error) {
-	k, err := f.end("Decrypt", s)
-	if err != nil {
-		return nil, err
-	}
-	var out []byte
-	if k.use == PANSeal {
-		if out, err = fakeAEAD(k.value).Open(nil, make([]byte, 12), text, nil); err != nil {
-			return nil, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR) // as SoftHSM does
-		}
-	} else {
-		out = fakeTDES(k.value, text, false)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.clear = append(f.clear, out)
-	return out, nil
-}
-
-func (f *fakeModule) SignInit(s pkcs11.SessionHandle, _ []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
-	return f.begin("SignInit", s, o)
-}
-
-func (f *fakeModule) Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error) {
-	k, err := f.end("Sign", s)
-	if err != nil {
-		return nil, err
-	}
-	mac := hmac.New(sha256.New, k.value)
-	_, _ = mac.Write(data)
-	return mac.Sum(nil), nil
 }
 
 func fakeTDES(key, text []byte, encipher bool) []byte {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -13,7 +12,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A module is what the daemon uses of *pkcs11.Ctx. Tests put a scripted one in its place.
+// A module is what the daemon uses of a library. Tests put a scripted one in its place.
 type module interface {
 	Initialize(...pkcs11.InitializeOption) error
 	Finalize() error
@@ -33,25 +32,23 @@ type module interface {
 	GetMechanismInfo(slot uint, m []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error)
 	CloseSession(s pkcs11.SessionHandle) error
 	CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
-	WrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under, key pkcs11.ObjectHandle) ([]byte, error)
 	UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error)
-}
+	GenerateKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	WrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under, key pkcs11.ObjectHandle) ([]byte, error)
 
-// loadModule maps the module into the process. It is never unmapped: modules leave exit handlers and threads behind,
-// and a module that is loaded again is the same mapping.
-func loadModule(path string) (*pkcs11.Ctx, error) {
-	if about, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("loading PKCS#11 module: %w", err)
-	} else if !about.Mode().IsRegular() {
-		return nil, fmt.Errorf("loading PKCS#11 module %s: it is not a file", path)
-	}
-	if m := pkcs11.New(path); m != nil {
-		return m, nil
-	}
-	return nil, fmt.Errorf("loading PKCS#11 module %s: not a library that offers C_GetFunctionList", path)
+	// Straight calls: see library.
+	EncryptUpdate(s pkcs11.SessionHandle, in, out []byte) (n int, err error)
+	DecryptUpdate(s pkcs11.SessionHandle, in, out []byte) (n int, err error)
+	EncryptTo(s pkcs11.SessionHandle, in, out []byte) (n int, err error)
+	DecryptTo(s pkcs11.SessionHandle, in, out []byte) (n int, err error)
+	SignTo(s pkcs11.SessionHandle, data, out []byte) (n int, err error)
+	CreateSecret(s pkcs11.SessionHandle, template []*pkcs11.Attribute, value []byte) (pkcs11.ObjectHandle, error)
+	DeriveString(s pkcs11.SessionHandle, mechanism uint, data []byte, base pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	DeriveNumber(s pkcs11.SessionHandle, mechanism, number uint, base pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	ReadValue(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, attribute uint, out []byte) (n int, err error)
 }
 
 // claims holds the modules that are in use. This is the state of the process and not of a daemon: a module has one

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,9 +17,10 @@ import (
 
 // A Config says which token, which keys, and the limits.
 type Config struct {
-	Module string                 // path of the PKCS#11 library
-	Token  string                 // label of the token
-	PIN    func() ([]byte, error) // gives the user PIN at each login: see PINFile; what it gave is cleared after use
+	Module    string                 // path of the PKCS#11 library
+	Arguments string                 // for the module, in the reserved field of C_Initialize; most have none, NSS's has its directory here
+	Token     string                 // label of the token
+	PIN       func() ([]byte, error) // gives the user PIN at each login: see PINFile; what it gave is cleared after use
 
 	Workers     int           // calls at once, each in its own session, and one session more for a key change; default 8, at most 1,024
 	Queue       int           // callers that may wait for a worker; one more is refused at once; default 256
@@ -91,7 +93,7 @@ type HSM struct {
 
 // New validates the configuration, reports all its faults, and starts nothing.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*HSM, error) {
-	return newHSM(cfg, log, reg, func(path string) (module, error) { return loadModule(path) })
+	return newHSM(cfg, log, reg, func(path string) (module, error) { return loadModule(path, cfg.Arguments) })
 }
 
 func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(string) (module, error)) (*HSM, error) {
@@ -154,6 +156,7 @@ func (c *Config) validate() error {
 		}
 	}
 	check(c.Module != "", "HSM module: none given")
+	check(!strings.Contains(c.Arguments, "\x00"), "HSM module arguments: they hold a zero byte, which would end them")
 	check(c.Token != "", "HSM token: no label given")
 	check(c.PIN != nil, "HSM user PIN: no source given")
 	check(c.Workers >= 1 && c.Workers <= maxWorkers, "HSM workers: %d is not 1 to %d", c.Workers, maxWorkers)

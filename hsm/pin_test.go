@@ -12,10 +12,10 @@ import (
 )
 
 func TestAModuleThatIsNoFileIsNamed(t *testing.T) {
-	if _, err := loadModule(filepath.Join(t.TempDir(), "none.so")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := loadModule(filepath.Join(t.TempDir(), "none.so"), ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing one: %v", err)
 	}
-	if _, err := loadModule(t.TempDir()); err == nil || !strings.HasSuffix(err.Error(), "it is not a file") {
+	if _, err := loadModule(t.TempDir(), ""); err == nil || !strings.HasSuffix(err.Error(), "it is not a file") {
 		t.Errorf("a folder: %v", err)
 	}
 }

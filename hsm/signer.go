@@ -320,7 +320,7 @@ func (s sessionSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) 
 // CertificateRequest returns a certificate signing request (PKCS #10, DER) of a private key in the token. Of the Config it uses what the
 // other functions for commands use.
 func CertificateRequest(cfg Config, label string, request *x509.CertificateRequest) (der []byte, err error) {
-	err = withToken(cfg, 0, func(m *pkcs11.Ctx, s pkcs11.SessionHandle) error {
+	err = withToken(cfg, 0, func(m *library, s pkcs11.SessionHandle) error {
 		k, err := findPrivateKey(m, s, label)
 		if err != nil {
 			return err

@@ -61,6 +61,7 @@ type JournalConfig struct {
 // An HSMConfig says which token holds the keys, and which keys they are.
 type HSMConfig struct {
 	Module               string        `mapstructure:"module"`                 // path of the PKCS#11 library
+	ModuleArguments      string        `mapstructure:"module_arguments"`       // for the library when it is initialised; most need none
 	Token                string        `mapstructure:"token"`                  // label of the token
 	PINFile              string        `mapstructure:"pin_file"`               // holds the token's user PIN; or ACQUIRERD_HSM_PIN
 	Sessions             int           `mapstructure:"sessions"`               // calls at once

@@ -214,7 +214,7 @@ func readComponent(file string) ([]byte, error) {
 
 // token is what opening the token needs of the config: a token has its keys before the config can name their check values.
 func (c *cli) token() (hsm.Config, error) {
-	cfg, err := c.loadParts("hsm.module", "hsm.token", "hsm.pin", "hsm.pin_file")
+	cfg, err := c.loadParts("hsm.module", "hsm.module_arguments", "hsm.token", "hsm.pin", "hsm.pin_file")
 	if err != nil {
 		return hsm.Config{}, err
 	}

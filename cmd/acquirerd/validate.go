@@ -136,6 +136,9 @@ var versionMark = regexp.MustCompile(`#[0-9]+$`)
 
 func (f *faults) validateHSM(c *HSMConfig) {
 	f.given("hsm.module", c.Module)
+	if strings.ContainsRune(c.ModuleArguments, 0) {
+		f.add("hsm.module_arguments", "holds a zero byte, which would end it")
+	}
 	f.given("hsm.token", c.Token)
 	if c.PINFile == "" && os.Getenv(pinVariable) == "" {
 		f.add("hsm.pin_file", "missing, and %s is not set in the environment", pinVariable)

@@ -1,0 +1,350 @@
+package hsm_test
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/des"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"os"
+	"slices"
+	"testing"
+
+	"acquirerd/hsm"
+	"acquirerd/hsm/hsmtest"
+
+	"github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
+)
+
+// A bench is a logged-in session of a token, with the straight calls.
+type bench struct {
+	*hsm.Library
+	testing.TB
+	s pkcs11.SessionHandle
+}
+
+// onEachModule runs a test on SoftHSM and on NSS.
+func onEachModule(t *testing.T, f func(*testing.T, bench)) {
+	t.Helper()
+	t.Run("SoftHSM", func(t *testing.T) { f(t, newBench(t, hsmtest.New(t))) })
+}
+
+func newBench(t testing.TB, token *hsmtest.Token) bench {
+	t.Helper()
+	l, err := hsm.LoadModule(token.Module, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Finalize(); err != nil {
+			t.Error(err)
+		}
+	})
+	return bench{l, t, token.Login(l.Ctx)}
+}
+
+// key makes a key of the session for every use, which may be read.
+func (b bench) key(keyType uint, value []byte, instead ...*pkcs11.Attribute) pkcs11.ObjectHandle {
+	b.Helper()
+	o, err := b.CreateSecret(b.s, readable(keyType, instead...), value)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return o
+}
+
+func readable(keyType uint, instead ...*pkcs11.Attribute) []*pkcs11.Attribute {
+	template := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, keyType), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
+	}
+	for _, may := range []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_DERIVE, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP} {
+		template = append(template, pkcs11.NewAttribute(may, true))
+	}
+	for _, a := range instead {
+		template = append(slices.DeleteFunc(template, func(other *pkcs11.Attribute) bool { return other.Type == a.Type }), a)
+	}
+	return template
+}
+
+func (b bench) value(o pkcs11.ObjectHandle) []byte {
+	b.Helper()
+	out := make([]byte, 100)
+	n, err := b.ReadValue(b.s, o, pkcs11.CKA_VALUE, out)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return out[:n]
+}
+
+// refused fails the test unless err is one of the codes.
+func refused(t *testing.T, err error, codes ...uint) {
+	t.Helper()
+	if !slices.ContainsFunc(codes, func(code uint) bool { return errors.Is(err, pkcs11.Error(code)) }) {
+		t.Errorf("got %v, want code %#x", err, codes)
+	}
+}
+
+func mechanism(which uint, parameter []byte) []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(which, parameter)}
+}
+
+// Test keys: the double and the triple one of odd parity, as tokens correct it.
+var (
+	doubleKey = hsmtest.ZoneKey("double", 16)
+	tripleKey = hsmtest.ZoneKey("triple", 24)
+	aesKey    = []byte("a key of 32 bytes for this test.")
+)
+
+func tripleDES(t testing.TB, key []byte) cipher.Block {
+	t.Helper()
+	if len(key) == 16 {
+		key = append(bytes.Clone(key), key[:8]...)
+	}
+	block, err := des.NewTripleDESCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return block
+}
+
+func aesOf(t testing.TB, key []byte) cipher.Block {
+	t.Helper()
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return block
+}
+
+func TestAnOperationHeldOpenGivesEachBlockAtOnce(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		for name, c := range map[string]struct {
+			mechanism uint
+			keyType   uint
+			value     []byte
+			block     cipher.Block
+			iv        []byte
+		}{
+			"TDES 2 ECB": {pkcs11.CKM_DES3_ECB, pkcs11.CKK_DES2, doubleKey, tripleDES(t, doubleKey), nil},
+			"TDES 3 ECB": {pkcs11.CKM_DES3_ECB, pkcs11.CKK_DES3, tripleKey, tripleDES(t, tripleKey), nil},
+			"TDES 2 CBC": {pkcs11.CKM_DES3_CBC, pkcs11.CKK_DES2, doubleKey, tripleDES(t, doubleKey), []byte("iv of 8.")},
+			"AES ECB":    {pkcs11.CKM_AES_ECB, pkcs11.CKK_AES, aesKey, aesOf(t, aesKey), nil},
+			"AES CBC":    {pkcs11.CKM_AES_CBC, pkcs11.CKK_AES, aesKey, aesOf(t, aesKey), []byte("iv of 16 bytes..")},
+		} {
+			t.Run(name, func(t *testing.T) {
+				key, size := b.key(c.keyType, c.value), c.block.BlockSize()
+				clearText := []byte("three blocks, of which each is another one......")[:3*size]
+				want := make([]byte, len(clearText))
+				if c.iv != nil {
+					cipher.NewCBCEncrypter(c.block, c.iv).CryptBlocks(want, clearText)
+				} else {
+					for i := 0; i < len(want); i += size {
+						c.block.Encrypt(want[i:], clearText[i:])
+					}
+				}
+				for _, way := range []struct {
+					name     string
+					init     func(pkcs11.SessionHandle, []*pkcs11.Mechanism, pkcs11.ObjectHandle) error
+					update   func(pkcs11.SessionHandle, []byte, []byte) (int, error)
+					to       func(pkcs11.SessionHandle, []byte, []byte) (int, error)
+					final    func(pkcs11.SessionHandle) ([]byte, error)
+					in, want []byte
+				}{
+					{"enciphering", b.EncryptInit, b.EncryptUpdate, b.EncryptTo, b.EncryptFinal, clearText, want},
+					{"deciphering", b.DecryptInit, b.DecryptUpdate, b.DecryptTo, b.DecryptFinal, want, clearText},
+				} {
+					if err := way.init(b.s, mechanism(c.mechanism, c.iv), key); err != nil {
+						t.Fatal(err)
+					}
+					for i := 0; i < len(way.in); i += size {
+						out := make([]byte, size)
+						if n, err := way.update(b.s, way.in[i:i+size], out); n != size || err != nil || !bytes.Equal(out, way.want[i:i+size]) {
+							t.Errorf("%s block %d: %d bytes %X, want %X: %v", way.name, i/size, n, out, way.want[i:i+size], err)
+						}
+					}
+					if rest, err := way.final(b.s); len(rest) != 0 || err != nil {
+						t.Errorf("%s: the end gave %d bytes: %v", way.name, len(rest), err)
+					}
+					if err := way.init(b.s, mechanism(c.mechanism, c.iv), key); err != nil {
+						t.Fatal(err)
+					}
+					out := make([]byte, len(way.in))
+					if n, err := way.to(b.s, way.in, out); n != len(way.want) || err != nil || !bytes.Equal(out, way.want) {
+						t.Errorf("%s at once: %d bytes %X, want %X: %v", way.name, n, out, way.want, err)
+					}
+				}
+			})
+		}
+	})
+}
+
+func TestSigningWritesIntoTheCallersBytes(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		key := b.key(pkcs11.CKK_GENERIC_SECRET, aesKey)
+		for _, data := range []string{"", "4111111111111111"} {
+			mac := hmac.New(sha256.New, aesKey)
+			_, _ = mac.Write([]byte(data))
+			if err := b.SignInit(b.s, mechanism(pkcs11.CKM_SHA256_HMAC, nil), key); err != nil {
+				t.Fatal(err)
+			}
+			out := make([]byte, 40)
+			if n, err := b.SignTo(b.s, []byte(data), out); err != nil || !bytes.Equal(out[:n], mac.Sum(nil)) || !bytes.Equal(out[n:], make([]byte, 8)) {
+				t.Errorf("%d bytes %X, want %X: %v", n, out, mac.Sum(nil), err)
+			}
+		}
+	})
+}
+
+func TestAShortRoomLeavesTheOperationAsItIs(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		key := b.key(pkcs11.CKK_DES2, doubleKey)
+		in, want, out := []byte("a block."), make([]byte, 8), make([]byte, 8)
+		tripleDES(t, doubleKey).Encrypt(want, in)
+		for name, f := range map[string]func(pkcs11.SessionHandle, []byte, []byte) (int, error){"update": b.EncryptUpdate, "at once": b.EncryptTo} {
+			if err := b.EncryptInit(b.s, mechanism(pkcs11.CKM_DES3_ECB, nil), key); err != nil {
+				t.Fatal(err)
+			}
+			for _, room := range [][]byte{nil, {}, out[:7:7]} {
+				n, err := f(b.s, in, room)
+				refused(t, err, pkcs11.CKR_BUFFER_TOO_SMALL)
+				if n != 0 {
+					t.Errorf("%s: %d bytes in a room of %d", name, n, len(room))
+				}
+			}
+			if n, err := f(b.s, in, out); n != 8 || err != nil || !bytes.Equal(out, want) {
+				t.Errorf("%s: %d bytes %X, want %X: %v", name, n, out, want, err)
+			}
+			if name == "update" {
+				if _, err := b.EncryptFinal(b.s); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
+func TestStraightCallsReturnTheCodesOfTheModule(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		const nobody = 0xDEAD
+		block := make([]byte, 8)
+		for name, f := range map[string]func(pkcs11.SessionHandle, []byte, []byte) (int, error){
+			"C_Encrypt": b.EncryptTo, "C_EncryptUpdate": b.EncryptUpdate, "C_Decrypt": b.DecryptTo, "C_DecryptUpdate": b.DecryptUpdate, "C_Sign": b.SignTo,
+		} {
+			t.Run(name, func(t *testing.T) {
+				_, err := f(nobody, block, block)
+				refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+				_, err = f(b.s, block, block)
+				refused(t, err, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
+			})
+		}
+		template := readable(pkcs11.CKK_AES)
+		_, err := b.CreateSecret(nobody, template, aesKey)
+		refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+		_, err = b.CreateSecret(b.s, nil, aesKey)
+		refused(t, err, pkcs11.CKR_TEMPLATE_INCOMPLETE, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID)
+		base := b.key(pkcs11.CKK_AES, aesKey)
+		_, err = b.DeriveString(nobody, pkcs11.CKM_AES_ECB_ENCRYPT_DATA, make([]byte, 16), base, template)
+		refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+		_, err = b.DeriveString(b.s, pkcs11.CKM_AES_ECB_ENCRYPT_DATA, make([]byte, 16), nobody, template)
+		refused(t, err, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID)
+		_, err = b.DeriveString(b.s, pkcs11.CKM_AES_GCM, make([]byte, 16), base, template)
+		refused(t, err, pkcs11.CKR_MECHANISM_INVALID)
+		_, err = b.DeriveNumber(b.s, pkcs11.CKM_AES_GCM, 0, base, template)
+		refused(t, err, pkcs11.CKR_MECHANISM_INVALID)
+		_, err = b.ReadValue(nobody, base, pkcs11.CKA_VALUE, block)
+		refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+		_, err = b.ReadValue(b.s, nobody, pkcs11.CKA_VALUE, block)
+		refused(t, err, pkcs11.CKR_OBJECT_HANDLE_INVALID)
+		_, err = b.ReadValue(b.s, base, pkcs11.CKA_VALUE, block)
+		refused(t, err, pkcs11.CKR_BUFFER_TOO_SMALL)
+		_, err = b.ReadValue(b.s, base, pkcs11.CKA_VALUE, nil)
+		refused(t, err, pkcs11.CKR_BUFFER_TOO_SMALL)
+		secret := b.key(pkcs11.CKK_AES, aesKey, pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true))
+		_, err = b.ReadValue(b.s, secret, pkcs11.CKA_VALUE, make([]byte, 32))
+		refused(t, err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
+	})
+}
+
+func TestASecretIsCreatedFromLockedMemory(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Munmap(page)
+		end := page[len(page)-len(aesKey):] // a read beyond it would fault
+		copy(end, aesKey)
+		template := readable(pkcs11.CKK_AES, pkcs11.NewAttribute(pkcs11.CKA_LABEL, "from locked memory"))
+		key, err := b.CreateSecret(b.s, template, end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(end)
+		if n, err := b.ReadValue(b.s, key, pkcs11.CKA_VALUE, end); n != len(aesKey) || err != nil || !bytes.Equal(end, aesKey) {
+			t.Errorf("read %d bytes %X: %v", n, end, err)
+		}
+		label := make([]byte, 100)
+		if n, err := b.ReadValue(b.s, key, pkcs11.CKA_LABEL, label); err != nil || string(label[:n]) != "from locked memory" {
+			t.Errorf("label %q: %v", label[:n], err)
+		}
+	})
+}
+
+func TestADerivationEnciphersItsString(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		data := []byte("01234567 and a second block ....")
+		want := make([]byte, 32)
+		aesOf(t, aesKey).Encrypt(want, data)
+		aesOf(t, aesKey).Encrypt(want[16:], data[16:])
+		base := b.key(pkcs11.CKK_AES, aesKey)
+		got, err := b.DeriveString(b.s, pkcs11.CKM_AES_ECB_ENCRYPT_DATA, data, base, readable(pkcs11.CKK_AES, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32)))
+		if err != nil || !bytes.Equal(b.value(got), want) {
+			t.Errorf("AES: %X, want %X: %v", b.value(got), want, err)
+		}
+		base = b.key(pkcs11.CKK_DES2, doubleKey)
+		want = want[:16]
+		tripleDES(t, doubleKey).Encrypt(want, data)
+		tripleDES(t, doubleKey).Encrypt(want[8:], data[8:])
+		got, err = b.DeriveString(b.s, pkcs11.CKM_DES3_ECB_ENCRYPT_DATA, data[:16], base, readable(pkcs11.CKK_GENERIC_SECRET, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 16)))
+		if err != nil || !bytes.Equal(b.value(got), want) {
+			t.Errorf("TDES: %X, want %X: %v", b.value(got), want, err)
+		}
+	})
+}
+
+func TestTheUpdateOfAnOpenOperationAllocatesNothing(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		if err := b.EncryptInit(b.s, mechanism(pkcs11.CKM_DES3_ECB, nil), b.key(pkcs11.CKK_DES2, doubleKey)); err != nil {
+			t.Fatal(err)
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			var block [8]byte // on the stack
+			if _, err := b.EncryptUpdate(b.s, block[:], block[:]); err != nil {
+				t.Error(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+	})
+}
+
+func BenchmarkEncryptUpdate(b *testing.B) {
+	on := newBench(b, hsmtest.New(b))
+	if err := on.EncryptInit(on.s, mechanism(pkcs11.CKM_DES3_ECB, nil), on.key(pkcs11.CKK_DES2, doubleKey)); err != nil {
+		b.Fatal(err)
+	}
+	block := make([]byte, 8)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := on.EncryptUpdate(on.s, block, block); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
