@@ -5,7 +5,7 @@ KILLS    ?= 20
 FUZZTIME ?= 20s
 LINT     := go tool -modfile=.ci/tools.mod golangci-lint
 
-.PHONY: help deps build test check demo chaos sim drain mutants fuzz bench clean
+.PHONY: help deps build test check demo chaos sim drain mutants fuzz bench bench-hsm clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ fuzz: deps ## fuzz every decoder for FUZZTIME=20s each
 bench: build ## CPU of the daemon per transaction at 64 in flight, without and with a PIN; then the benchmarks of the rooms
 	@bin/acquirersim measure --acquirerd bin/acquirerd --dir .bench --in-flight 64
 	go test -run '^$$' -bench . -benchmem ./...
+
+bench-hsm: ## PIN translations and seals a second by each way, beside the module's own floor and single shots
+	go test -run '^$$' -bench BenchmarkHSM -benchtime 1x ./hsm
 
 clean: ## remove what was built and the files of the demo and of the README
 	rm -rf bin .demo .drain .bench .chaos .try

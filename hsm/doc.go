@@ -41,12 +41,16 @@
 //
 // # PIN translation
 //
-// TDES zone keys of double or triple length, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: C_Decrypt, check, C_Encrypt. The
-// clear block is in locked memory that no core dump holds and that is cleared before the call returns. It also passes
-// through the PKCS#11 wrapper: a Go slice of 8 bytes that is overwritten at once, and a C buffer that the wrapper frees
-// without clearing (glibc's free overwrites the first 16 bytes of so small a one; other allocators may not). So this
+// TDES zone keys of double or triple length, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: decipher, check, encipher. The
+// clear block is in locked memory that no core dump holds and that is cleared before the call returns; the module writes it there and reads it
+// there (library.go), and what the module itself keeps of it is the module's. So this
 // way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed format 0
 // block of the PAN is ErrPINBlock, whatever the reason.
+//
+// # Operations held open
+//
+// To begin an operation costs a token more than a block does. So each worker keeps ECB operations open, each in a session of its own (8 at
+// most): held.go. A token that does not give a block back at once, or has no more sessions, gets whole operations.
 //
 // # Keys and key check values
 //
@@ -59,8 +63,10 @@
 //	pin-out    TDES 2, 3 key  encrypt           8 zero bytes enciphered (ANS X9.24-1)
 //	pin-in     TDES 2, 3 key  decrypt           the proof in its CKA_ID, or CKA_CHECK_VALUE; both are the same value
 //	           AES            as TDES           CMAC of zeros
-//	pan-seal   AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
-//	pan-token  32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
+//	pan-seal   AES-256        encrypt           CMAC of zeros (X9.24-2)
+//	           AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
+//	pan-token  AES-256        encrypt           CMAC of zeros
+//	           32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
 //	zmk        TDES 2, 3 key  unwrap or decrypt CKA_CHECK_VALUE, as of pin-in
 //
 // A key that only deciphers cannot show E(0), and D of some block proves nothing about E(0). Its CKA_CHECK_VALUE is the
@@ -68,10 +74,14 @@
 // CKA_MODIFIABLE is false (a creator who gives another one is refused: seen on SoftHSM 2.6.1). It is as good as
 // every other answer of the token; and the check deciphers a block besides, so that the key is known to work.
 //
-// AES keys usually have the CMAC of zeros for their KCV. That needs CKM_AES_ECB or CKM_AES_CMAC on the key. ECB would
-// let whoever is logged in ask for E(0), the hash key of GCM, and forge seals with it; CMAC would be a second purpose. So
-// the KCV comes from GCM itself, under a nonce that sealing draws with a probability of 2^-96. (The CKA_CHECK_VALUE
-// of SoftHSM for AES is E(0), and is not used.) The text of the HMAC's check has letters, so it is no PAN's token.
+// A pan-seal key is of one of two kinds. The usual one may only encipher single blocks, by an operation held open: the standard library makes
+// AES-256-GCM of that, and opens with it too (sealer.go). What this process then holds is the hash subkey of GCM, E(0): with it and a seal one
+// can forge seals, and open none. The other kind does GCM in the token (CKM_AES_GCM), which costs six times as much; its list of mechanisms has no ECB, so
+// that nobody can ask for E(0), and its KCV comes from GCM itself, under a nonce that sealing draws with a probability of 2^-96. Both make and open the
+// same seals, so that one key takes the place of the other as any new key does.
+//
+// A pan-token key is a CMAC of one block made by enciphering (operations.go), or an HMAC key. A token of the one is never a token of the other: with another
+// kind or key, rows that were recorded before are not found by their PAN any more. The text of the HMAC's check has letters, so it is no PAN's token.
 //
 // AES-GCM always gets additional authenticated data: purpose and key label. A seal is opened by the key that it names
 // and by no other, even one of the same value. SoftHSM 2.6.1 can crash without such data.
@@ -138,7 +148,7 @@
 // A change whose mark was made although the token answered an error, or no answer in time, is answered as failed. Its key is not used, and goes with its mark when
 // the token works again; but if the process ends before that, the next start takes the mark for what it says, and uses the new key.
 //
-// Workers, Queue, CallTimeout and Backoff of the Config. Nonces are random, so one key seals at most 2^32 times
+// Workers, Queue, CallTimeout and Backoff of the Config. A worker opens up to 9 sessions. Nonces are random, so one key seals at most 2^32 times
 // (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
 // functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest) are therefore refused beside an open HSM.

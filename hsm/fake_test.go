@@ -31,9 +31,11 @@ type fakeModule struct {
 	mu sync.Mutex
 
 	// Scripted by tests, under mu.
-	pin    string
-	flags  uint                                          // of the token
-	keys   []fakeKey                                     // in the order of their handles
+	pin          string
+	flags        uint      // of the token
+	keys         []fakeKey // in the order of their handles
+	singleBlocks bool      // its pan-seal and pan-token keys encipher single blocks; else they do GCM and HMAC
+
 	unwrap bool                                          // it unwraps, wraps and derives by itself, as NSS's does
 	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
 	late   func(k fakeKey) error                         // asked when an object is made, with mu: its making is answered so
@@ -238,6 +240,9 @@ func (f *fakeModule) UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, un
 // recipe is the one that a key of the fake fits.
 func (f *fakeModule) recipe(k fakeKey) recipe {
 	of := recipes[k.use]
+	if f.singleBlocks && (k.use == PANSeal || k.use == PANToken) {
+		return of[0]
+	}
 	if k.use == ZMK && f.unwrap || len(of) == 1 {
 		return of[0]
 	}

@@ -86,6 +86,8 @@ type generation struct {
 	sessions    []pkcs11.SessionHandle              // by worker
 	keys        map[string]*atomic.Pointer[lineage] // by the label of the configuration; swapped by a key change
 
+	aloof aloof // what it does not hold open
+
 	mu     sync.Mutex
 	users  int   // workers in a call
 	fault  error // the first that broke it
@@ -99,8 +101,9 @@ type key struct {
 	Key
 	recipe  recipe // that it fits
 	handle  pkcs11.ObjectHandle
-	aad     []byte // of PAN seals
-	version int    // 1: the one of the configuration; more: a successor
+	subkey  [aesBytes]byte // of a pan-token key that enciphers: K1 of its CMAC
+	aad     []byte         // of PAN seals
+	version int            // 1: the one of the configuration; more: a successor
 
 	birth    string    // of a successor: its CKA_ID
 	made     time.Time // of a successor: when it was made
@@ -330,5 +333,13 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 	if !sameKCV(kcv, want.KCV) {
 		return nil, fmt.Sprintf("has KCV %s, and not %s", kcv, want.KCV), nil
 	}
-	return &key{Key: want, recipe: r, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}, "", nil
+	k := &key{Key: want, recipe: r, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}
+	if want.Use == PANToken && r.algorithm == AES {
+		zeros, err := r.onBlock(m, s, k.handle, make([]byte, aesBytes))
+		if err != nil {
+			return nil, "", err
+		}
+		copy(k.subkey[:], cmacSubkey(zeros))
+	}
+	return k, "", nil
 }

@@ -78,10 +78,12 @@ var (
 // Lists of mechanisms. A second one that no usage flag lets the key do tells a key from those of another use that have the same flags: the one
 // may not pass for the other.
 var (
-	tdesPIN = []uint{pkcs11.CKM_DES3_ECB}
-	aesPIN  = []uint{pkcs11.CKM_AES_ECB}
-	tdesZMK = []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_CBC}
-	aesZMK  = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC}
+	tdesPIN  = []uint{pkcs11.CKM_DES3_ECB}
+	aesPIN   = []uint{pkcs11.CKM_AES_ECB}
+	tdesZMK  = []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_CBC}
+	aesZMK   = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC}
+	aesSeal  = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}
+	aesToken = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}
 )
 
 // recipes are those of each use. Of two that a key fits by its algorithm, its flags decide. A new key is made by the first one that its
@@ -100,9 +102,11 @@ var recipes = map[Use][]recipe{
 		{AES, Transient, aesLengths, []uint{pkcs11.CKA_ENCRYPT}, aesPIN, nil},
 	},
 	PANSeal: {
+		{AES, TokenResident, []int{32}, []uint{pkcs11.CKA_ENCRYPT}, aesSeal, nil},
 		{AES, TokenResident, []int{32}, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKM_AES_GCM}, checkPANSeal},
 	},
 	PANToken: {
+		{AES, TokenResident, []int{32}, []uint{pkcs11.CKA_ENCRYPT}, aesToken, nil},
 		{HMAC, TokenResident, []int{32}, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
 	},
 	ZMK: {
@@ -519,11 +523,11 @@ func checkValue(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, zeros [
 // checkPANSeal enciphers zeros under a nonce that is kept for this, opens them again, and takes the first 3 bytes.
 func checkPANSeal(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
 	nonce, aad, zeros := make([]byte, nonceBytes), []byte(kcvPurpose), make([]byte, 16)
-	sealed, err := seal(m, s, k, nonce, aad, zeros)
+	sealed, err := sealByToken(m, s, k, nonce, aad, zeros)
 	if err != nil {
 		return "", err
 	}
-	opened, err := open(m, s, k, nonce, aad, sealed)
+	opened, err := openByToken(m, s, k, nonce, aad, sealed)
 	if err != nil {
 		return "", err
 	}

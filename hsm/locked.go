@@ -10,12 +10,14 @@ import (
 
 // A scratch is the memory of one worker for what must not reach swap or a core dump. It is all zeros between calls.
 type scratch struct {
-	block [pinBlockBytes]byte // a clear PIN block, between deciphering and enciphering
-	field [pinBlockBytes]byte // the account number field of its PAN
-	key   [tdes3Bytes]byte    // a clear zone key, between deciphering and creating
+	block [pinBlockBytes]byte        // a clear PIN block, between deciphering and enciphering
+	field [pinBlockBytes]byte        // the account number field of its PAN
+	key   [tdes3Bytes]byte           // a clear zone key, between deciphering and creating
+	ahead [mostAhead * aesBytes]byte // what is sealed is XORed with: see tokenBlock
+	pan   [2 * aesBytes]byte         // of which a token is made
 }
 
-const scratchBytes = 2*pinBlockBytes + tdes3Bytes
+const scratchBytes = int(unsafe.Sizeof(scratch{}))
 
 func (s *scratch) clear() { *s = scratch{} }
 

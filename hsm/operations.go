@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 
@@ -29,22 +30,18 @@ const (
 // SoftHSM 2.6.1 can crash.
 func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + keyID) }
 
-// translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls, and in
-// a slice of the PKCS#11 wrapper that is overwritten at once.
-func translate(m module, s pkcs11.SessionHandle, from, to *key, in *[pinBlockBytes]byte, pan string, mem *scratch) ([]byte, error) {
-	defer mem.clear()
-	clearBlock, err := decipher(m, s, TDES, from.handle, in[:])
-	if err != nil {
+// translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls.
+func (w *worker) translate(from, to *key, in *[pinBlockBytes]byte, pan string) ([]byte, error) {
+	defer w.mem.clear()
+	if err := w.ecb(from, true, in[:], w.mem.block[:]); err != nil {
 		return nil, fmt.Errorf("deciphering PIN block: %w", err)
 	}
-	n := copy(mem.block[:], clearBlock)
-	clear(clearBlock)
-	accountField(&mem.field, pan)
-	if n != pinBlockBytes || !wellFormed(&mem.block, &mem.field) {
+	accountField(&w.mem.field, pan)
+	if !wellFormed(&w.mem.block, &w.mem.field) {
 		return nil, ErrPINBlock
 	}
-	out, err := encipher(m, s, TDES, to.handle, mem.block[:])
-	if err != nil {
+	out := make([]byte, pinBlockBytes)
+	if err := w.ecb(to, false, w.mem.block[:], out); err != nil {
 		return nil, fmt.Errorf("enciphering PIN block: %w", err)
 	}
 	return out, nil
@@ -68,46 +65,64 @@ func encipher(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.Ob
 }
 
 // sealUnder seals under a random nonce. Random ones must not be used more than 2^32 times under one key (SP 800-38D, 8.3).
-func sealUnder(m module, s pkcs11.SessionHandle, k *key, aad, clearText []byte) (card.SealedPAN, error) {
+func (w *worker) sealUnder(k *key, aad, clearText []byte) (card.SealedPAN, error) {
 	nonce := make([]byte, nonceBytes)
 	_, _ = rand.Read(nonce) // never fails: see crypto/rand
-	sealed, err := seal(m, s, k.handle, nonce, aad, clearText)
+	var sealed []byte
+	var err error
+	if k.recipe.has(pkcs11.CKA_DECRYPT) {
+		sealed, err = sealByToken(w.m, w.session, k.handle, nonce, aad, clearText)
+	} else {
+		var s *sealer
+		if s, err = w.sealer(k); err == nil {
+			sealed, err = s.seal(nonce, aad, clearText)
+		}
+	}
 	if err != nil {
 		return card.SealedPAN{}, err
 	}
 	return card.SealedPAN{KeyID: k.Label, Nonce: nonce, Ciphertext: sealed}, nil
 }
 
-// openUnder opens what sealUnder made. A token should answer CKR_ENCRYPTED_DATA_INVALID to a wrong tag, but SoftHSM 2.6.1
-// answers CKR_GENERAL_ERROR, as to real trouble. So if the key still passes its check, the data was at fault. Its caller clears the
-// result.
-func openUnder(m module, s pkcs11.SessionHandle, k *key, aad []byte, sealed card.SealedPAN) ([]byte, error) {
-	clearText, err := open(m, s, k.handle, sealed.Nonce, aad, sealed.Ciphertext)
+// openUnder opens what sealUnder made. Its caller clears the result.
+//
+// A token that does GCM by itself should answer CKR_ENCRYPTED_DATA_INVALID to a wrong tag, but SoftHSM 2.6.1 answers CKR_GENERAL_ERROR, as to real
+// trouble. So if the key still passes its check, the data was at fault.
+func (w *worker) openUnder(k *key, aad []byte, sealed card.SealedPAN) ([]byte, error) {
+	if !k.recipe.has(pkcs11.CKA_DECRYPT) {
+		s, err := w.sealer(k)
+		if err != nil {
+			return nil, err
+		}
+		return s.open(sealed.Nonce, aad, sealed.Ciphertext)
+	}
+	clearText, err := openByToken(w.m, w.session, k.handle, sealed.Nonce, aad, sealed.Ciphertext)
 	switch c, _ := classify(err); {
 	case err == nil:
 		return clearText, nil
 	case c == classData:
 		return nil, ErrSealedPAN
 	case errors.Is(err, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED)):
-		if kcv, checkErr := checkPANSeal(m, s, k.handle); checkErr == nil && sameKCV(kcv, k.KCV) {
+		if kcv, checkErr := checkPANSeal(w.m, w.session, k.handle); checkErr == nil && sameKCV(kcv, k.KCV) {
 			return nil, ErrSealedPAN
 		}
 	}
 	return nil, err
 }
 
-func sealPAN(m module, s pkcs11.SessionHandle, k *key, pan string) (card.SealedPAN, error) {
+func (w *worker) sealPAN(k *key, pan string) (card.SealedPAN, error) {
 	digits := []byte(pan)
 	defer clear(digits)
-	sealed, err := sealUnder(m, s, k, k.aad, digits)
+	sealed, err := w.sealUnder(k, k.aad, digits)
 	if err != nil {
 		return card.SealedPAN{}, fmt.Errorf("sealing PAN: %w", err)
 	}
 	return sealed, nil
 }
 
-func openPAN(m module, s pkcs11.SessionHandle, k *key, sealed card.SealedPAN) (card.PAN, error) {
-	digits, err := openUnder(m, s, k, k.aad, sealed)
+// openPAN opens a sealed PAN. What comes out and is no PAN was not sealed here.
+func (w *worker) openPAN(k *key, sealed card.SealedPAN) (card.PAN, error) {
+	digits, err := w.openUnder(k, k.aad, sealed)
 	defer clear(digits)
 	if errors.Is(err, ErrSealedPAN) {
 		return card.PAN{}, ErrSealedPAN
@@ -122,7 +137,7 @@ func openPAN(m module, s pkcs11.SessionHandle, k *key, sealed card.SealedPAN) (c
 	return pan, nil
 }
 
-func seal(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, clearText []byte) ([]byte, error) {
+func sealByToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, clearText []byte) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, aad, tagBits)
 	defer params.Free()
 	if err := m.EncryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
@@ -132,7 +147,7 @@ func seal(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, c
 	return exactly(len(clearText)+tagBits/8, out, err)
 }
 
-func open(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, sealed []byte) ([]byte, error) {
+func openByToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, sealed []byte) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, aad, tagBits)
 	defer params.Free()
 	if err := m.DecryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
@@ -141,15 +156,40 @@ func open(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, s
 	return m.Decrypt(s, sealed)
 }
 
-// tokenOf makes the token of a PAN.
-func tokenOf(m module, s pkcs11.SessionHandle, k *key, pan string) (card.PANToken, error) {
-	digits := []byte(pan)
-	defer clear(digits)
-	mac, err := sign(m, s, k.handle, digits)
-	if err != nil {
+// tokenOf makes the token of a PAN: 32 bytes by a keyed cryptographic hash (PCI DSS 3.5.1.1).
+//
+// Of an AES key they are two CMACs (SP 800-38B) of one block each: a number, 1 or 2, the count of digits, the digits in BCD with F to the right of
+// them, zeros. Of one complete block the CMAC is the block XOR K1, enciphered; so both are one call of an operation held open, under a key that can
+// only encipher. No such block is all zeros, which is that of the check value. Of a generic secret it is HMAC-SHA-256 of the digits.
+func (w *worker) tokenOf(k *key, pan string) (token card.PANToken, err error) {
+	if k.recipe.algorithm == HMAC {
+		digits := []byte(pan)
+		defer clear(digits)
+		mac, err := sign(w.m, w.session, k.handle, digits)
+		if err != nil {
+			return card.PANToken{}, fmt.Errorf("making PAN token: %w", err)
+		}
+		return card.PANToken(mac), nil
+	}
+	blocks := &w.mem.pan
+	defer clear(blocks[:])
+	for i := range 2 {
+		block := blocks[i*aesBytes:][:aesBytes]
+		block[0], block[1] = byte(i+1), byte(len(pan)) //nolint:gosec // 12 to 19 digits
+		digits := block[2:12]
+		for j := range digits {
+			digits[j] = 0xFF
+		}
+		for j := range len(pan) {
+			shift := 4 * (1 - j%2)
+			digits[j/2] ^= (0xF ^ (pan[j] - '0')) << shift
+		}
+		subtle.XORBytes(block, block, k.subkey[:])
+	}
+	if err := w.ecb(k, false, blocks[:], token[:]); err != nil {
 		return card.PANToken{}, fmt.Errorf("making PAN token: %w", err)
 	}
-	return card.PANToken(mac), nil
+	return token, nil
 }
 
 func sign(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, data []byte) ([]byte, error) {

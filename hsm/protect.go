@@ -80,10 +80,10 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 		}
 		h.used(w.gen.key(h.cfg.SealKey))
 		h.used(w.gen.key(h.cfg.TokenKey))
-		if p.Sealed, err = sealPAN(w.m, w.session, w.gen.key(h.cfg.SealKey), pan); err != nil {
+		if p.Sealed, err = w.sealPAN(w.gen.key(h.cfg.SealKey), pan); err != nil {
 			return err
 		}
-		if p.Token, err = tokenOf(w.m, w.session, w.gen.key(h.cfg.TokenKey), pan); err != nil {
+		if p.Token, err = w.tokenOf(w.gen.key(h.cfg.TokenKey), pan); err != nil {
 			return err
 		}
 		out = p
@@ -109,12 +109,12 @@ func (h *HSM) translate(w *worker, c Card, in *[pinBlockBytes]byte, pan string) 
 	}
 	h.used(from.current)
 	h.used(to)
-	block, err := translate(w.m, w.session, from.current, to, in, pan, w.mem)
+	block, err := w.translate(from.current, to, in, pan)
 	for _, old := range from.before(now) {
 		if !errors.Is(err, ErrPINBlock) {
 			break
 		}
-		if block, err = translate(w.m, w.session, old, to, in, pan, w.mem); err == nil {
+		if block, err = w.translate(old, to, in, pan); err == nil {
 			h.metrics.oldKey[c.From].Inc()
 		}
 	}
@@ -136,7 +136,7 @@ func (h *HSM) OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, err
 	}
 	var out card.PAN
 	err := h.call(ctx, openOne, func(w *worker) error {
-		pan, err := openPAN(w.m, w.session, w.gen.key(sealed.KeyID), sealed)
+		pan, err := w.openPAN(w.gen.key(sealed.KeyID), sealed)
 		out = pan
 		return err
 	})
@@ -164,7 +164,7 @@ func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error
 	var out card.SealedRest
 	err := h.call(ctx, sealRest, func(w *worker) error {
 		k := w.gen.key(h.cfg.SealKey)
-		sealed, err := sealUnder(w.m, w.session, k, sealAAD(restPurpose, k.Label), held)
+		sealed, err := w.sealUnder(k, sealAAD(restPurpose, k.Label), held)
 		if err != nil {
 			return fmt.Errorf("sealing the rest of an advice: %w", err) // held stays: the call is tried again in the next generation
 		}
@@ -186,7 +186,7 @@ func (h *HSM) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error
 	}
 	var out []byte
 	err := h.call(ctx, openRest, func(w *worker) error {
-		opened, err := openUnder(w.m, w.session, w.gen.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
+		opened, err := w.openUnder(w.gen.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
 		if err != nil && !errors.Is(err, ErrSealedPAN) {
 			return fmt.Errorf("opening the rest of an advice: %w", err)
 		}

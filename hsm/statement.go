@@ -45,9 +45,9 @@ type KeyCheck struct {
 var operations = []Operation{
 	{"PIN translation", Transient, "CKM_DES3_ECB decipher, check of format 0, encipher",
 		"the clear PIN block passes through this process's memory: for test, not for production (PCI PIN 1)"},
-	{"PAN seal", TokenResident, "CKM_AES_GCM", "the key stays in the token; the PAN is this process's own"},
-	{"PAN open", TokenResident, "CKM_AES_GCM", "the key stays in the token; the clear PAN comes back to this process"},
-	{"PAN token", TokenResident, "CKM_SHA256_HMAC", "the key stays in the token; the PAN is this process's own"},
+	{"PAN seal", TokenResident, "AES-256-GCM by CKM_AES_ECB or CKM_AES_GCM", "the key stays in the token; the PAN is this process's own"},
+	{"PAN open", TokenResident, "AES-256-GCM by CKM_AES_ECB or CKM_AES_GCM", "the key stays in the token; the clear PAN comes back to this process"},
+	{"PAN token", TokenResident, "AES-CMAC by CKM_AES_ECB, or CKM_SHA256_HMAC", "the key stays in the token; the PAN is this process's own"},
 }
 
 // keyChangeOperation is transient if it is for one of the zone master keys.

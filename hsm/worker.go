@@ -8,14 +8,19 @@ type worker struct {
 	m       module
 	index   int
 	gen     *generation          // whose handles the task may use
-	session pkcs11.SessionHandle // of gen
+	session pkcs11.SessionHandle // of gen; in no operation between two calls
 	mem     *scratch             // all zeros between tasks; nil before Run
+
+	open    map[heldKey]*held // operations held open, of gen: see held.go
+	turn    uint64
+	sealers map[pkcs11.ObjectHandle]*sealer // of gen: see sealer.go
 }
 
-// join makes a generation the worker's.
+// join makes a generation the worker's. What was open in an older one has ended with it.
 func (w *worker) join(g *generation) {
 	if w.gen == g {
 		return
 	}
 	w.gen, w.session = g, g.sessions[w.index]
+	w.open, w.sealers = map[heldKey]*held{}, map[pkcs11.ObjectHandle]*sealer{}
 }

@@ -13,7 +13,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/des"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -208,8 +207,8 @@ func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, va
 	}{
 		hsm.PINIn:    {pkcs11.CKK_DES2, ecb},
 		hsm.PINOut:   {pkcs11.CKK_DES2, ecb},
-		hsm.PANSeal:  {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_GCM}},
-		hsm.PANToken: {pkcs11.CKK_GENERIC_SECRET, []uint{pkcs11.CKM_SHA256_HMAC}},
+		hsm.PANSeal:  {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
+		hsm.PANToken: {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
 		hsm.ZMK:      {pkcs11.CKK_DES2, append(ecb, pkcs11.CKM_DES3_CBC)}, // that SoftHSM cannot unwrap decides its flags
 	}[use]
 	if shape.keyType == pkcs11.CKK_DES2 && len(value) == tripleBytes {
@@ -219,8 +218,8 @@ func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, va
 		pkcs11.CKA_CLASS: pkcs11.CKO_SECRET_KEY, pkcs11.CKA_KEY_TYPE: shape.keyType, pkcs11.CKA_LABEL: label, pkcs11.CKA_VALUE: value,
 		pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true,
 		pkcs11.CKA_EXTRACTABLE: false, pkcs11.CKA_MODIFIABLE: false, pkcs11.CKA_COPYABLE: false,
-		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.PANSeal || use == hsm.ZMK, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal,
-		pkcs11.CKA_SIGN: use == hsm.PANToken, pkcs11.CKA_VERIFY: false,
+		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.ZMK, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal || use == hsm.PANToken,
+		pkcs11.CKA_SIGN: false, pkcs11.CKA_VERIFY: false,
 		pkcs11.CKA_WRAP: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_DERIVE: false,
 	}
 	var mechanisms []byte
@@ -244,22 +243,25 @@ func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, va
 
 // KCV computes the check value of a clear key as the documentation of package hsm defines it.
 func KCV(use hsm.Use, value []byte) string {
-	const text = "acquirerd key check 1"
 	var out []byte
 	switch use {
 	case hsm.PINIn, hsm.PINOut, hsm.ZMK:
 		out = make([]byte, des.BlockSize)
 		tdes(value).Encrypt(out, out)
-	case hsm.PANSeal:
+	case hsm.PANSeal, hsm.PANToken: // the CMAC of zeros (SP 800-38B)
 		block, err := aes.NewCipher(value)
 		noError(err)
-		gcm, err := cipher.NewGCM(block)
-		noError(err)
-		out = gcm.Seal(nil, make([]byte, gcm.NonceSize()), make([]byte, aes.BlockSize), []byte(text))
-	case hsm.PANToken:
-		mac := hmac.New(sha256.New, value)
-		_, _ = mac.Write([]byte(text))
-		out = mac.Sum(nil)
+		out = make([]byte, aes.BlockSize)
+		block.Encrypt(out, out)
+		carry := out[0] >> 7
+		for i := range out {
+			out[i] <<= 1
+			if i+1 < len(out) {
+				out[i] |= out[i+1] >> 7
+			}
+		}
+		out[len(out)-1] ^= 0x87 * carry
+		block.Encrypt(out, out)
 	case hsm.TLSKey: // a certificate pins it
 		panic("hsmtest: a key for TLS has no check value")
 	}
