@@ -18,6 +18,7 @@ type holder struct {
 	track  card.Track2
 	expiry card.Expiry
 	block  card.PINBlock
+	long   card.PINBlock
 	Public card.PAN
 }
 
@@ -27,10 +28,11 @@ func newHolder(t *testing.T) holder {
 	track, err2 := card.ParseTrack2(clearTrack)
 	expiry, err3 := card.ParseExpiry(clearExpiry)
 	block, err4 := card.NewPINBlock([]byte("S3CRET\x01\x02"))
-	if err1 != nil || err2 != nil || err3 != nil || err4 != nil {
-		t.Fatal(err1, err2, err3, err4)
+	long, err5 := card.NewPINBlock([]byte("S3CRET\x01\x02S3CRET\x03\x04"))
+	if err1 != nil || err2 != nil || err3 != nil || err4 != nil || err5 != nil {
+		t.Fatal(err1, err2, err3, err4, err5)
 	}
-	return holder{pan, track, expiry, block, pan}
+	return holder{pan, track, expiry, block, long, pan}
 }
 
 func TestNothingPrintsInClear(t *testing.T) {
@@ -111,18 +113,25 @@ func TestTrack2HoldsItsPAN(t *testing.T) {
 }
 
 func TestPINBlockIsCleared(t *testing.T) {
-	source := []byte("S3CRET\x01\x02")
-	block, err := card.NewPINBlock(source)
-	if err != nil {
-		t.Fatal(err)
+	for _, text := range []string{"S3CRET\x01\x02", "S3CRET\x01\x02OF 16 \x03\x04"} {
+		source := []byte(text)
+		block, err := card.NewPINBlock(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside := block.Reveal()
+		if string(inside) != text {
+			t.Errorf("got %q, want %q", inside, text)
+		}
+		block.Clear()
+		if !bytes.Equal(inside, make([]byte, len(text))) || string(source) != text {
+			t.Errorf("got %q, source %q", inside, source)
+		}
 	}
-	inside := block.Reveal()
-	block.Clear()
-	if !bytes.Equal(inside, make([]byte, 8)) || string(source) != "S3CRET\x01\x02" {
-		t.Errorf("got %q, source %q", inside, source)
-	}
-	if _, err := card.NewPINBlock(make([]byte, 7)); err == nil {
-		t.Error("7 bytes were taken")
+	for _, length := range []int{0, 7, 9, 15, 17, 24} {
+		if _, err := card.NewPINBlock(make([]byte, length)); err == nil {
+			t.Errorf("%d bytes were taken", length)
+		}
 	}
 }
 

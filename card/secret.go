@@ -14,7 +14,7 @@ const hidden = "****"
 var (
 	ErrTrack2   = errors.New("track 2 is not PAN, separator, expiry and discretionary data")
 	ErrExpiry   = errors.New("expiry is not YYMM")
-	ErrPINBlock = errors.New("PIN block is not 8 bytes long")
+	ErrPINBlock = errors.New("PIN block is not 8 or 16 bytes long")
 )
 
 // A Track2 is the content of track 2 (DE 35) without sentinels and check character, with "=" as its separator.
@@ -99,19 +99,25 @@ func (e Expiry) LogValue() slog.Value { return slog.StringValue(hidden) }
 // MarshalJSON is asterisks as a JSON string.
 func (e Expiry) MarshalJSON() ([]byte, error) { return []byte(`"` + hidden + `"`), nil }
 
-// A PINBlock is an enciphered PIN block of 8 bytes (DE 52). Its holder clears it after use.
+// A PINBlock is an enciphered PIN block (DE 52): one block of its cipher, 8 bytes of TDES or 16 of AES (ISO 9564-1). Its holder clears it after
+// use.
 //
-// The bytes stand behind two pointers: for a verb that does not fit, such as %s, fmt prints what a single pointer to an array points to.
-type PINBlock struct{ block **[8]byte }
+// The bytes stand behind two pointers: for a verb that does not fit, such as %s, fmt prints what a single pointer to a struct points to.
+type PINBlock struct{ block **enciphered }
 
-// NewPINBlock copies the 8 bytes of b.
+type enciphered struct {
+	bytes  [16]byte
+	length int
+}
+
+// NewPINBlock copies the 8 or 16 bytes of b.
 func NewPINBlock(b []byte) (PINBlock, error) {
-	if len(b) != 8 {
+	if len(b) != 8 && len(b) != 16 {
 		return PINBlock{}, ErrPINBlock
 	}
-	block := [8]byte(b)
-	pointer := &block
-	return PINBlock{&pointer}, nil
+	block := &enciphered{length: len(b)}
+	copy(block.bytes[:], b)
+	return PINBlock{&block}, nil
 }
 
 // Reveal returns the block's bytes, not a copy; nil for the zero PINBlock.
@@ -119,7 +125,7 @@ func (p PINBlock) Reveal() []byte {
 	if p.block == nil {
 		return nil
 	}
-	return (*p.block)[:]
+	return (*p.block).bytes[:(*p.block).length]
 }
 
 // IsZero reports whether the block is absent.

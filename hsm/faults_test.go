@@ -483,7 +483,9 @@ func TestABadPINBlockIsTheCallersFault(t *testing.T) {
 		garbage.PINBlock.Reveal()[3] ^= 1
 		otherPAN.PAN, _ = card.ParsePAN("5555555555554444")
 		noPAN.PAN = card.PAN{}
-		for name, c := range map[string]Card{"garbage": garbage, "another PAN": otherPAN, "no PAN": noPAN} {
+		tooLong := testCard(t)
+		tooLong.PINBlock, _ = card.NewPINBlock(append(bytes.Clone(tooLong.PINBlock.Reveal()), make([]byte, 8)...))
+		for name, c := range map[string]Card{"garbage": garbage, "another PAN": otherPAN, "no PAN": noPAN, "a block of 16 bytes": tooLong} {
 			if p, err := h.Protect(t.Context(), c); !errors.Is(err, ErrPINBlock) || errors.Is(err, ErrUnavailable) || p.Sealed.Ciphertext != nil {
 				t.Errorf("%s: got %v", name, err)
 			}
@@ -499,8 +501,8 @@ func TestABadPINBlockIsTheCallersFault(t *testing.T) {
 		if f.count(&f.lives) != 1 {
 			t.Errorf("module initialised %d times, want 1", f.lives)
 		}
-		if got := gauge(t, reg, "acquirerd_hsm_errors_total", "class", "pin_block"); got != 3 {
-			t.Errorf("%v bad PIN blocks counted, want 3", got)
+		if got := gauge(t, reg, "acquirerd_hsm_errors_total", "class", "pin_block"); got != 4 {
+			t.Errorf("%v bad PIN blocks counted, want 4", got)
 		}
 		if err := stop(); err != nil {
 			t.Error(err)

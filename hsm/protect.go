@@ -45,7 +45,7 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
 	switch {
-	case withPIN && pan == "":
+	case withPIN && (pan == "" || len(c.PINBlock.Reveal()) != pinBlockBytes):
 		h.count(ErrPINBlock)
 		return Protected{}, ErrPINBlock
 	case pan == "":

@@ -153,7 +153,7 @@ func (m *Message) PINBlock() (card.PINBlock, error) {
 	}
 	block, err := card.NewPINBlock(m.bytes(PINData))
 	if err != nil {
-		return card.PINBlock{}, &FormatError{PINData, "is not 8 bytes long"}
+		return card.PINBlock{}, &FormatError{PINData, "is not 8 or 16 bytes long"}
 	}
 	return block, nil
 }

@@ -1,6 +1,7 @@
 package messages_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -428,4 +429,37 @@ func management(code, transmissionTime, stan string) *messages.Message {
 	m.Set(messages.STAN, stan)
 	m.Set(messages.NetworkManagement, code)
 	return m
+}
+
+func TestAPINBlockUnderAESHasSixteenBytes(t *testing.T) {
+	block, err := card.NewPINBlock([]byte("PINBLCK!\x00\x01OF AES"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, field := range map[string]string{"iso87-binary": "enc: Binary", "iso87-ascii": "enc: HexText"} {
+		for _, own := range []string{"length: 16, " + field + ", prefix: Fixed", "length: 16, " + field + ", prefix: ASCII.LL"} {
+			c := changed(t, name, "52: { type: Binary, length: 8, "+field+", prefix: Fixed", "52: { type: Binary, "+own)
+			m := request(t)
+			m.SetPINBlock(block)
+			encoded, err := c.Encode(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			back, err := c.Decode(encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := back.PINBlock(); err != nil || !bytes.Equal(got.Reveal(), block.Reveal()) {
+				t.Errorf("%s, %s: got %x, %v", name, own, got.Reveal(), err)
+			}
+		}
+		if _, err := codec(t, name).Encode(func() *messages.Message { m := request(t); m.SetPINBlock(block); return m }()); err == nil {
+			t.Errorf("%s: 16 bytes were taken for a DE 52 of 8", name)
+		}
+	}
+	m := messages.New(messages.AuthorizationRequest)
+	m.SetSensitive(messages.PINData, "of 9 byte")
+	if _, err := m.PINBlock(); err == nil {
+		t.Error("9 bytes were taken for a PIN block")
+	}
 }

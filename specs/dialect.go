@@ -414,6 +414,21 @@ func misread(err error) error {
 // Masks says how elements are shown and kept that differ from the others of their number.
 func (d *Dialect) Masks() map[int]Mask { return d.masks }
 
+// HoldsPINBlock reports whether PIN blocks of so many bytes fit DE 52 in all message types that have it: 8 of TDES or 16 of AES. A dialect
+// without DE 52 holds none.
+func (d *Dialect) HoldsPINBlock(bytes int) bool {
+	const pinData = 52
+	block := make([]byte, bytes)
+	f, holds := d.Fields[pinData]
+	holds = holds && f.Takes(block) == nil
+	for _, presence := range d.Messages {
+		if own, has := presence.Fields[pinData]; has {
+			holds = holds && own.Takes(block) == nil
+		}
+	}
+	return holds
+}
+
 // Approves reports whether a response code approves.
 func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approving, code) }
 

@@ -146,8 +146,8 @@ func (l *linter) lintSecret(path string, number int, f Field) {
 		(number == 64 || number == 128) && !f.Binary() && l.MAC.Place == MACLast,
 		number == 55 && !f.Binary() && slices.Contains(l.Advices.Stored, 55):
 		l.fault(path+".type", "%q is not Binary, as acquirerd makes and reads it", f.Type)
-	case number == 52 && !l.takes(f, "12345678"):
-		l.fault(path+".length", "does not hold the 8 bytes of a PIN block")
+	case number == 52 && !l.takes(f, "12345678") && !l.takes(f, "1234567890123456"):
+		l.fault(path+".length", "holds neither the 8 bytes of a PIN block under TDES nor the 16 of one under AES")
 	}
 }
 

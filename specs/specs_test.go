@@ -146,3 +146,33 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestADialectSaysWhichPINBlocksItHolds(t *testing.T) {
+	text, err := os.ReadFile("iso87-ascii.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := "  " + field52 + ` description: "PIN data" }` + "\n"
+	for _, c := range []struct {
+		name      string
+		changes   []string
+		tdes, aes bool
+	}{
+		{"as it is", nil, true, false},
+		{"16 bytes", []string{field52, `52: { type: Binary, length: 16, enc: HexText, prefix: Fixed,`}, false, true},
+		{"up to 16 bytes", []string{field52, `52: { type: Binary, length: 16, enc: HexText, prefix: ASCII.LL,`}, true, true},
+		{"16 bytes in one message type", []string{request,
+			`"0100": { mandatory: [3, 4, 7, 11, 41, 49], one_of: [2, 35], fields: { 52: { type: Binary, length: 16, enc: HexText, prefix: Fixed, description: x } } }`}, false, false},
+		{"no field", []string{none, ""}, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := specs.Parse([]byte(changed(t, string(text), c.changes...)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tdes, aes := d.HoldsPINBlock(8), d.HoldsPINBlock(16); tdes != c.tdes || aes != c.aes {
+				t.Errorf("8 bytes: %t, 16 bytes: %t", tdes, aes)
+			}
+		})
+	}
+}
