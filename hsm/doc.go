@@ -41,11 +41,13 @@
 //
 // # PIN translation
 //
-// TDES zone keys of double or triple length, ISO 9564-1 format 0 on both sides, the same PAN. It is transient: decipher, check, encipher. The
+// PIN blocks of ISO 9564-1 formats 0, 1 and 3 under TDES zone keys of double or triple length, and of format 4 under AES ones, each into each that PCI
+// PIN 3-3 allows (AllowedPair), of the same PAN. A pair that is not allowed is refused before any call. It is transient: decipher, check, encipher, each
+// twice for a block of format 4. Where the format stays the same, so does the clear block, with its random part; else a new one is drawn. The
 // clear block is in locked memory that no core dump holds and that is cleared before the call returns; the module writes it there and reads it
 // there (library.go), and what the module itself keeps of it is the module's. So this
-// way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed format 0
-// block of the PAN is ErrPINBlock, whatever the reason.
+// way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed
+// block of its format and PAN is ErrPINBlock, whatever the reason.
 //
 // # Operations held open
 //
@@ -155,6 +157,6 @@
 //
 // # What it refuses to do
 //
-// Give a clear PIN or PIN block to anybody; translate to another PAN, format or single DES; seal with a key that it has not
+// Give a clear PIN or PIN block to anybody; translate to another PAN, a format that would unbind the PIN from it, or single DES; take format 2; seal with a key that it has not
 // checked; work with unlocked memory; offer a refused user PIN again; put data, PINs or keys into errors and logs.
 package hsm

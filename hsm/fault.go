@@ -15,7 +15,7 @@ var (
 	ErrUnavailable = errors.New("HSM unavailable")
 	// ErrBusy is an ErrUnavailable: every worker is busy and the queue is full; or of a key change, another one is on its way, or there were too many.
 	ErrBusy = fmt.Errorf("%w: busy", ErrUnavailable)
-	// ErrPINBlock: the PIN block is not a well-formed format 0 block of this PAN under this key. It does not say what
+	// ErrPINBlock: the PIN block is not a well-formed block of its format and this PAN under this key. It does not say what
 	// is wrong with it: more would make an oracle. The caller declines, and never sends the block.
 	ErrPINBlock = errors.New("PIN block cannot be translated")
 	// ErrNoPAN: there is no PAN to protect.

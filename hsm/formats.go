@@ -34,9 +34,11 @@ func (f Format) IsKnown() bool {
 	return known
 }
 
-// Bytes is the length of an enciphered block, and so of DE 52: 8 or 16; 0 if the format is not known. It is also the length of a block
-// of the cipher that a key of this format is for: 8 is TDES, 16 is AES. ISO 9564-1 has no other pairs: format 0, 1 and 3 under AES would need
-// a padding that it does not define, and format 4 under TDES would be two blocks that can be told from one another.
+// Algorithm is that of the keys that such blocks are enciphered under, "" if the format is not known. ISO 9564-1 has no other pairs: formats 0, 1
+// and 3 are one block of TDES, and would need a padding under AES that it does not define; format 4 is one block of AES, and no block of TDES.
+func (f Format) Algorithm() Algorithm { return layouts[f.orDefault()].algorithm }
+
+// Bytes is the length of an enciphered block, and so of DE 52: 8 or 16; 0 if the format is not known.
 func (f Format) Bytes() int { return layouts[f.orDefault()].bytes }
 
 // A layout is what a format is made of. All formats have a PIN field of 16 nibbles:
@@ -50,23 +52,22 @@ func (f Format) Bytes() int { return layouts[f.orDefault()].bytes }
 //	format 4       PAN digits over 12 | PAN digits | 0 ... 0      32 nibbles
 type layout struct {
 	control    byte // the first nibble
-	bytes      int
+	algorithm  Algorithm
+	bytes      int // of the block: one of the algorithm
 	isOfPAN    bool
 	firstFill  byte // fill nibbles are from here ...
 	fillValues byte // ... to so many, each as likely
 }
 
 var layouts = map[Format]layout{
-	ISO0: {0x0, tdesBlock, true, 0xF, 1},
-	ISO1: {0x1, tdesBlock, false, 0x0, 16},
-	ISO3: {0x3, tdesBlock, true, 0xA, 6},
-	ISO4: {0x4, aesBlock, true, 0xA, 1},
+	ISO0: {0x0, TDES, desBytes, true, 0xF, 1},
+	ISO1: {0x1, TDES, desBytes, false, 0x0, 16},
+	ISO3: {0x3, TDES, desBytes, true, 0xA, 6},
+	ISO4: {0x4, AES, aesBytes, true, 0xA, 1},
 }
 
 const (
-	tdesBlock     = 8
-	aesBlock      = 16
-	longestBlock  = aesBlock
+	longestBlock  = aesBytes
 	pinFieldBytes = 8
 	pinNibbles    = 2 * pinFieldBytes
 	firstPINDigit = 2 // nibbles: control, length
@@ -79,13 +80,13 @@ const (
 // A fill is what a new block has beside the PIN. It is not secret, but must not repeat.
 type fill struct {
 	digits [mostDigits]byte               // a nibble for each place of a PIN digit; those under the PIN are not used
-	tail   [aesBlock - pinFieldBytes]byte // of format 4
+	tail   [aesBytes - pinFieldBytes]byte // of format 4
 }
 
 // newFill draws what a block of the format needs.
 func newFill(f Format) (out fill) {
 	l := layouts[f.orDefault()]
-	if l.bytes == aesBlock {
+	if l.bytes == aesBytes {
 		_, _ = rand.Read(out.tail[:]) // never fails: see crypto/rand
 	}
 	for i := range out.digits {
@@ -167,7 +168,7 @@ func (l layout) open(mem *blockMemory, in []byte, decipher cipherBlock) error {
 		return err
 	}
 	subtle.XORBytes(block, block, account)
-	if l.bytes != aesBlock {
+	if l.bytes != aesBytes {
 		return nil
 	}
 	copy(other, block)
@@ -177,7 +178,7 @@ func (l layout) open(mem *blockMemory, in []byte, decipher cipherBlock) error {
 // seal enciphers the PIN field in mem.other, with what is behind it. mem.account holds the account number field.
 func (l layout) seal(mem *blockMemory, out []byte, encipher cipherBlock) error {
 	block, other, account := mem.block[:l.bytes], mem.other[:l.bytes], mem.account[:l.bytes]
-	if l.bytes != aesBlock {
+	if l.bytes != aesBytes {
 		subtle.XORBytes(other, other, account)
 		return encipher(out, other)
 	}
@@ -219,7 +220,7 @@ func (l layout) writeAccount(field []byte, pan string) {
 		return
 	}
 	digits, first := pan, 1
-	if l.bytes == aesBlock {
+	if l.bytes == aesBytes {
 		field[0] = byte(max(0, len(pan)-panDigits)) << 4 //nolint:gosec // a PAN has at most 19 digits
 		first += max(0, panDigits-len(pan))
 	} else {

@@ -8,8 +8,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
+
+	"acquirerd/card"
+
+	"github.com/miekg/pkcs11"
 )
 
 func TestAccountFields(t *testing.T) {
@@ -134,7 +140,7 @@ func software(t *testing.T, f Format, word string) cipher.Block {
 	t.Helper()
 	key := []byte(strings.Repeat(word, 24)[:24])
 	block, err := des.NewTripleDESCipher(key) //nolint:gosec // see the import
-	if f.Bytes() == aesBlock {
+	if f.Bytes() == aesBytes {
 		block, err = aes.NewCipher(key[:16])
 	}
 	if err != nil {
@@ -374,4 +380,54 @@ func BenchmarkTranslationWithoutToken(b *testing.B) {
 			}
 		})
 	}
+}
+
+func TestFormatsAreCheckedBeforeAnyCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		h, stop := f.start(f.config(), io.Discard, nil)
+		long, err := card.NewPINBlock(make([]byte, 16))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() {
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				t.Errorf("%s is called", op)
+				return nil
+			}
+		})
+		for _, c := range []struct {
+			from, to Format
+			block    card.PINBlock
+			want     error
+		}{
+			{ISO0, ISO1, testCard(t).PINBlock, ErrFormats},
+			{"iso-2", ISO0, testCard(t).PINBlock, ErrFormats},
+			{ISO0, ISO4, testCard(t).PINBlock, ErrFormats}, // the keys are TDES
+			{ISO4, ISO0, long, ErrFormats},
+			{ISO0, ISO3, long, ErrPINBlock},
+			{ISO4, ISO4, testCard(t).PINBlock, ErrPINBlock},
+		} {
+			asked := testCard(t)
+			asked.FromFormat, asked.ToFormat, asked.PINBlock = c.from, c.to, c.block
+			p, err := h.Protect(t.Context(), asked)
+			if !errors.Is(err, c.want) || errors.Is(err, ErrFormats) != errors.Is(err, ErrUnavailable) || p.Sealed.Ciphertext != nil {
+				t.Errorf("%s to %s, %d bytes: got %v", c.from, c.to, len(c.block.Reveal()), err)
+			}
+		}
+		for label, want := range map[string]error{"in": ErrFormats, "out": ErrFormats, "none": ErrUnavailable} {
+			if err := h.CheckPINFormat(label, ISO4); !errors.Is(err, want) {
+				t.Errorf("key %q: got %v, want %v", label, err, want)
+			}
+		}
+		for _, format := range []Format{"", ISO0, ISO1, ISO3} {
+			if err := h.CheckPINFormat("in", format); err != nil {
+				t.Errorf("%q: %v", format, err)
+			}
+		}
+		f.set(func() { f.script = nil })
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -192,7 +192,7 @@ func TestAnOperationIsOpenedAgainBeforeItIsOld(t *testing.T) {
 	h := f.start(t)
 	err := h.call(t.Context(), protectPlain, func(w *worker) error {
 		k := w.gen.key("out")
-		block := make([]byte, pinBlockBytes)
+		block := make([]byte, desBytes)
 		for range mostUpdates + 1 {
 			if err := w.ecb(k, false, block, block); err != nil {
 				return err
@@ -213,7 +213,7 @@ func TestAWorkerHoldsAFewOperationsOpen(t *testing.T) {
 	h := f.start(t)
 	err := h.call(t.Context(), protectPlain, func(w *worker) error {
 		out := w.gen.key("out")
-		block := make([]byte, pinBlockBytes)
+		block := make([]byte, desBytes)
 		for i := range 3 * mostHeld {
 			again := *out // more keys than are held, by other numbers
 			if i > 0 {
@@ -223,9 +223,9 @@ func TestAWorkerHoldsAFewOperationsOpen(t *testing.T) {
 				}
 				again.handle = o
 			}
-			want := fakeTDES(fakeValue(i), make([]byte, pinBlockBytes), true)
+			want := fakeTDES(fakeValue(i), make([]byte, desBytes), true)
 			if i == 0 {
-				want = fakeTDES(bytesOf(t, "112233445566778889ABCDEF01234567"), make([]byte, pinBlockBytes), true)
+				want = fakeTDES(bytesOf(t, "112233445566778889ABCDEF01234567"), make([]byte, desBytes), true)
 			}
 			clear(block)
 			if err := w.ecb(&again, false, block, block); err != nil {

@@ -86,9 +86,10 @@ type HSM struct {
 	starting sync.Mutex                 // until Run or Close begins, one call at a time goes round the workers: see borrow
 	running  atomic.Bool                // Run was called
 	usedOn   usedDays
-	hung     atomic.Bool // a call into the module was left behind: nobody may touch it any more
-	shutting sync.Once   // shut happens once
-	shutErr  error       // set by shut
+	newFill  func(Format) fill // of new PIN blocks: newFill
+	hung     atomic.Bool       // a call into the module was left behind: nobody may touch it any more
+	shutting sync.Once         // shut happens once
+	shutErr  error             // set by shut
 }
 
 // New validates the configuration, reports all its faults, and starts nothing.
@@ -111,6 +112,7 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 		broken:   make(chan *generation, 1),
 		ended:    make(chan struct{}),
 		made:     time.Now(), checked: time.Now(),
+		newFill: newFill,
 	}
 	h.watched = []string{cfg.TokenKey}
 	for _, k := range cfg.Keys {

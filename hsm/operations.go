@@ -30,21 +30,14 @@ const (
 // SoftHSM 2.6.1 can crash.
 func sealAAD(purpose, keyID string) []byte { return []byte(purpose + "\x00" + keyID) }
 
-// translate re-enciphers a format 0 PIN block. The clear block stands in locked memory between the two calls.
-func (w *worker) translate(from, to *key, in *[pinBlockBytes]byte, pan string) ([]byte, error) {
-	defer w.mem.clear()
-	if err := w.ecb(from, true, in[:], w.mem.block[:]); err != nil {
-		return nil, fmt.Errorf("deciphering PIN block: %w", err)
+// translate re-enciphers a PIN block. The clear block stands in locked memory between the calls. out is as long as a block of the translation's format.
+func (w *worker) translate(t translation, from, to *key, out, in []byte) error {
+	if err := errors.Join(from.takes(t.from), to.takes(t.to)); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	accountField(&w.mem.field, pan)
-	if !wellFormed(&w.mem.block, &w.mem.field) {
-		return nil, ErrPINBlock
-	}
-	out := make([]byte, pinBlockBytes)
-	if err := w.ecb(to, false, w.mem.block[:], out); err != nil {
-		return nil, fmt.Errorf("enciphering PIN block: %w", err)
-	}
-	return out, nil
+	return t.run(&w.mem.pin, out, in,
+		func(dst, src []byte) error { return w.ecb(from, true, src, dst) },
+		func(dst, src []byte) error { return w.ecb(to, false, src, dst) })
 }
 
 // decipher is ECB, one block or more. Its caller clears the result.

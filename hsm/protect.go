@@ -13,8 +13,10 @@ import (
 // A Card is what Protect is given of a request.
 type Card struct {
 	PAN      card.PAN
-	PINBlock card.PINBlock // format 0, under the key From; zero if the request has no PIN
+	PINBlock card.PINBlock // under the key From; zero if the request has no PIN
 	From, To string        // labels of the pin-in and the pin-out key; not looked at without a PINBlock
+
+	FromFormat, ToFormat Format // of the block under From, and of the one that is made under To
 
 	// Previous takes the key that To was before its last change: for a retry after the processor could not read the block
 	// under the new one. Without one, or after the overlap, it is ErrNoPreviousKey.
@@ -40,30 +42,31 @@ const (
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
-// all or nothing. Errors: ErrUnavailable, ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
+// all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrFormats too), ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
 func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
 	switch {
-	case withPIN && (pan == "" || len(c.PINBlock.Reveal()) != pinBlockBytes):
-		h.count(ErrPINBlock)
-		return Protected{}, ErrPINBlock
-	case pan == "":
-		return Protected{}, ErrNoPAN
 	case withPIN:
 		operation = protectPIN
-		if err := h.checkPair(c.From, c.To); err != nil {
+		if err := h.checkPair(c); err != nil {
 			return Protected{}, err
 		}
+		if pan == "" || len(c.PINBlock.Reveal()) != c.FromFormat.Bytes() {
+			h.count(ErrPINBlock)
+			return Protected{}, ErrPINBlock
+		}
+	case pan == "":
+		return Protected{}, ErrNoPAN
 	}
 	// The task has its own copy of the block: after a timeout it may still run when the caller clears his.
-	var in [pinBlockBytes]byte
-	copy(in[:], c.PINBlock.Reveal())
+	var block [longestBlock]byte
+	in := block[:copy(block[:], c.PINBlock.Reveal())]
 	var out Protected
 	err := h.call(ctx, operation, func(w *worker) (err error) {
 		var p Protected
 		if withPIN {
-			block, err := h.translate(w, c, &in, pan)
+			block, err := h.translate(w, c, in, pan)
 			if err != nil {
 				return err
 			}
@@ -97,8 +100,9 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 
 // translate takes the keys that are right at this moment. A block that does not decipher to a PIN block of the PAN under the current key is tried
 // under those before it, while their overlap lasts: the upstream may not have changed yet, and terminals' blocks wait in queues.
-// With each of them as much more garbage passes: with one, twice as much, once in 8 million; with the most (mostVersions), once in 1.6 million.
-func (h *HSM) translate(w *worker, c Card, in *[pinBlockBytes]byte, pan string) ([]byte, error) {
+// With each of them as much more garbage passes: with one, twice as much, of format 0 once in 8 million; with the most (mostVersions), once in 1.6 million. Of
+// format 1, a block under the old key is taken for one under the new one once in 640.
+func (h *HSM) translate(w *worker, c Card, in []byte, pan string) ([]byte, error) {
 	now, from, to := time.Now(), w.gen.lineage(c.From), w.gen.key(c.To)
 	if c.Previous {
 		former := w.gen.lineage(c.To).before(now)
@@ -109,22 +113,49 @@ func (h *HSM) translate(w *worker, c Card, in *[pinBlockBytes]byte, pan string) 
 	}
 	h.used(from.current)
 	h.used(to)
-	block, err := w.translate(from.current, to, in, pan)
+	t := translation{c.FromFormat, c.ToFormat, pan, pan, h.newFill}
+	block := make([]byte, t.to.Bytes())
+	err := w.translate(t, from.current, to, block, in)
 	for _, old := range from.before(now) {
 		if !errors.Is(err, ErrPINBlock) {
 			break
 		}
-		if block, err = w.translate(old, to, in, pan); err == nil {
+		if err = w.translate(t, old, to, block, in); err == nil {
 			h.metrics.oldKey[c.From].Inc()
 		}
 	}
-	return block, err
+	if err != nil {
+		return nil, err
+	}
+	return block, nil
 }
 
-// checkPair refuses labels that are not a pin-in and a pin-out key: a mistake of wiring, which the token would refuse.
-func (h *HSM) checkPair(from, to string) error {
-	if h.uses[from] != PINIn || h.uses[to] != PINOut {
-		return fmt.Errorf("%w: %q and %q are not a %s and a %s key of the configuration", ErrUnavailable, from, to, PINIn, PINOut)
+// checkPair refuses labels that are not a pin-in and a pin-out key, which is a mistake of wiring and which the token would refuse, and formats that
+// may not be translated into one another, which the token would not.
+func (h *HSM) checkPair(c Card) error {
+	if h.uses[c.From] != PINIn || h.uses[c.To] != PINOut {
+		return fmt.Errorf("%w: %q and %q are not a %s and a %s key of the configuration", ErrUnavailable, c.From, c.To, PINIn, PINOut)
+	}
+	if err := AllowedPair(c.FromFormat, c.ToFormat, SamePAN); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// CheckPINFormat fails if PIN blocks of a format are not for the key of a label, by what the token says of it: see Format.Algorithm. A configuration does not
+// say of which algorithm a key is. Errors: ErrFormats, or ErrUnavailable if the keys are not known at present.
+func (h *HSM) CheckPINFormat(label string, f Format) error {
+	g := h.gen.Load()
+	if g == nil || g.keys[label] == nil {
+		return fmt.Errorf("%w: key %q is not known at present", ErrUnavailable, label)
+	}
+	return g.key(label).takes(f)
+}
+
+// takes fails with ErrFormats if PIN blocks of a format are not for this key.
+func (k *key) takes(f Format) error {
+	if f.Algorithm() != k.recipe.algorithm {
+		return fmt.Errorf("%w: those of %s are not for key %q, which is %s", ErrFormats, f.orDefault(), k.Label, k.recipe.algorithm)
 	}
 	return nil
 }

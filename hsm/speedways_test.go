@@ -31,9 +31,10 @@ func (h *HSM) BenchWays(from, to string, block card.PINBlock, pan card.PAN) (Way
 	w := &worker{m: h.module, gen: g, session: session(), mem: memory.scratch(0), open: map[heldKey]*held{}, sealers: map[pkcs11.ObjectHandle]*sealer{}}
 	in, out := g.key(from), g.key(to)
 	seal, token := g.key(h.cfg.SealKey), g.key(h.cfg.TokenKey)
-	var enciphered [pinBlockBytes]byte
+	var enciphered [desBytes]byte
 	copy(enciphered[:], block.Reveal())
 	digits := pan.Reveal()
+	t, answer := translation{ISO0, ISO0, digits, digits, h.newFill}, make([]byte, desBytes)
 
 	decipher, encipher := session(), session()
 	must(h.module.DecryptInit(decipher, mechanism(pkcs11.CKM_DES3_ECB), in.handle))
@@ -42,27 +43,24 @@ func (h *HSM) BenchWays(from, to string, block card.PINBlock, pan card.PAN) (Way
 	return Ways{
 		Nothing: func() { must(h.call(context.Background(), protectPlain, func(*worker) error { return nil })) },
 		Floor: func(n int) {
-			answer := make([]byte, pinBlockBytes)
 			for range n {
-				_, err := h.module.DecryptUpdate(decipher, enciphered[:], w.mem.block[:])
+				_, err := h.module.DecryptUpdate(decipher, enciphered[:], w.mem.pin.block[:desBytes])
 				must(err)
-				_, err = h.module.EncryptUpdate(encipher, w.mem.block[:], answer)
+				_, err = h.module.EncryptUpdate(encipher, w.mem.pin.block[:desBytes], answer)
 				must(err)
 			}
 			w.mem.clear()
 		},
 		Held: func(n int) {
 			for range n {
-				_, err := w.translate(in, out, &enciphered, digits)
-				must(err)
+				must(w.translate(t, in, out, answer, enciphered[:]))
 			}
 		},
 		Single: func(n int) {
 			g.aloof.sessions.Store(true)
 			defer g.aloof.sessions.Store(false)
 			for range n {
-				_, err := w.translate(in, out, &enciphered, digits)
-				must(err)
+				must(w.translate(t, in, out, answer, enciphered[:]))
 			}
 		},
 		Protect: func(n int) {

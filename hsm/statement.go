@@ -43,7 +43,7 @@ type KeyCheck struct {
 
 // operations is what this package does today, whatever the token could do.
 var operations = []Operation{
-	{"PIN translation", Transient, "CKM_DES3_ECB decipher, check of format 0, encipher",
+	{"PIN translation", Transient, "CKM_DES3_ECB or CKM_AES_ECB decipher, check of its format, encipher",
 		"the clear PIN block passes through this process's memory: for test, not for production (PCI PIN 1)"},
 	{"PAN seal", TokenResident, "AES-256-GCM by CKM_AES_ECB or CKM_AES_GCM", "the key stays in the token; the PAN is this process's own"},
 	{"PAN open", TokenResident, "AES-256-GCM by CKM_AES_ECB or CKM_AES_GCM", "the key stays in the token; the clear PAN comes back to this process"},
