@@ -46,6 +46,8 @@ type Endpoint struct {
 	PINKey string // label of the zone key under which this processor takes PIN blocks; "" if it takes none
 	Codec  *messages.Codec
 
+	PINFormat hsm.Format // of the PIN blocks that it takes; "" is format 0
+
 	processor Processor // only send touches it
 	demands   *demands
 }
@@ -90,6 +92,8 @@ type Upstream struct {
 	Name   string
 	PINKey string // label of the zone key under which it sends PIN blocks; "" if it sends none
 	Codec  *messages.Codec
+
+	PINFormat hsm.Format // of the PIN blocks that it sends; "" is format 0
 }
 
 // A Request is one message of an upstream.
@@ -316,7 +320,8 @@ func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoin
 	if !block.IsZero() && (req.Upstream.PINKey == "" || endpoint.PINKey == "") {
 		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
 	}
-	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: req.Upstream.PINKey, To: endpoint.PINKey})
+	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: req.Upstream.PINKey, FromFormat: req.Upstream.PINFormat,
+		To: endpoint.PINKey, ToFormat: endpoint.PINFormat})
 }
 
 // send is the only way to a processor: nothing reaches Exchange without a ticket, and a ticket is good for one send.

@@ -354,7 +354,7 @@ func TestPairsOfFormats(t *testing.T) {
 		{ISO3, ISO1, BoundPAN, "would unbind"},
 	} {
 		err := AllowedPair(c.from, c.to, c.change)
-		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !errors.Is(err, ErrFormats)) {
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !errors.Is(err, ErrPINFormat)) {
 			t.Errorf("%q to %q, %d: got %v, want %q", c.from, c.to, c.change, err, c.want)
 		}
 	}
@@ -401,21 +401,21 @@ func TestFormatsAreCheckedBeforeAnyCall(t *testing.T) {
 			block    card.PINBlock
 			want     error
 		}{
-			{ISO0, ISO1, testCard(t).PINBlock, ErrFormats},
-			{"iso-2", ISO0, testCard(t).PINBlock, ErrFormats},
-			{ISO0, ISO4, testCard(t).PINBlock, ErrFormats}, // the keys are TDES
-			{ISO4, ISO0, long, ErrFormats},
+			{ISO0, ISO1, testCard(t).PINBlock, ErrPINFormat},
+			{"iso-2", ISO0, testCard(t).PINBlock, ErrPINFormat},
+			{ISO0, ISO4, testCard(t).PINBlock, ErrPINFormat}, // the keys are TDES
+			{ISO4, ISO0, long, ErrPINFormat},
 			{ISO0, ISO3, long, ErrPINBlock},
 			{ISO4, ISO4, testCard(t).PINBlock, ErrPINBlock},
 		} {
 			asked := testCard(t)
 			asked.FromFormat, asked.ToFormat, asked.PINBlock = c.from, c.to, c.block
 			p, err := h.Protect(t.Context(), asked)
-			if !errors.Is(err, c.want) || errors.Is(err, ErrFormats) != errors.Is(err, ErrUnavailable) || p.Sealed.Ciphertext != nil {
+			if !errors.Is(err, c.want) || errors.Is(err, ErrPINFormat) != errors.Is(err, ErrUnavailable) || p.Sealed.Ciphertext != nil {
 				t.Errorf("%s to %s, %d bytes: got %v", c.from, c.to, len(c.block.Reveal()), err)
 			}
 		}
-		for label, want := range map[string]error{"in": ErrFormats, "out": ErrFormats, "none": ErrUnavailable} {
+		for label, want := range map[string]error{"in": ErrPINFormat, "out": ErrPINFormat, "none": ErrUnavailable} {
 			if err := h.CheckPINFormat(label, ISO4); !errors.Is(err, want) {
 				t.Errorf("key %q: got %v, want %v", label, err, want)
 			}

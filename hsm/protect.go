@@ -42,7 +42,7 @@ const (
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
-// all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrFormats too), ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
+// all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrPINFormat too), ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
 func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
@@ -143,7 +143,7 @@ func (h *HSM) checkPair(c Card) error {
 }
 
 // CheckPINFormat fails if PIN blocks of a format are not for the key of a label, by what the token says of it: see Format.Algorithm. A configuration does not
-// say of which algorithm a key is. Errors: ErrFormats, or ErrUnavailable if the keys are not known at present.
+// say of which algorithm a key is. Errors: ErrPINFormat, or ErrUnavailable if the keys are not known at present.
 func (h *HSM) CheckPINFormat(label string, f Format) error {
 	g := h.gen.Load()
 	if g == nil || g.keys[label] == nil {
@@ -152,10 +152,10 @@ func (h *HSM) CheckPINFormat(label string, f Format) error {
 	return g.key(label).takes(f)
 }
 
-// takes fails with ErrFormats if PIN blocks of a format are not for this key.
+// takes fails with ErrPINFormat if PIN blocks of a format are not for this key.
 func (k *key) takes(f Format) error {
 	if f.Algorithm() != k.recipe.algorithm {
-		return fmt.Errorf("%w: those of %s are not for key %q, which is %s", ErrFormats, f.orDefault(), k.Label, k.recipe.algorithm)
+		return fmt.Errorf("%w: %s is not for key %q, which is %s", ErrPINFormat, f.orDefault(), k.Label, k.recipe.algorithm)
 	}
 	return nil
 }

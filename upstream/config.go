@@ -170,6 +170,9 @@ func (d *Door) remains(u *acquirer.Upstream) error {
 	if u.PINKey != d.upstream.PINKey {
 		faults = append(faults, fmt.Errorf("pin_key: cannot change from %q to %q while serving", d.upstream.PINKey, u.PINKey))
 	}
+	if u.PINFormat != d.upstream.PINFormat {
+		faults = append(faults, fmt.Errorf("pin_format: cannot change from %q to %q while serving", d.upstream.PINFormat, u.PINFormat))
+	}
 	if before, now := d.upstream.Codec.Dialect(), u.Codec.Dialect(); !sameDialect(before, now) {
 		faults = append(faults, fmt.Errorf("dialect: %s %s cannot change to %s %s while serving", before.Name, before.Version, now.Name, now.Version))
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"acquirerd/acquirer"
+	"acquirerd/hsm"
 	"acquirerd/messages"
 	"acquirerd/specs"
 	"acquirerd/upstream"
@@ -92,6 +93,7 @@ func TestTheUpstreamItselfCannotChange(t *testing.T) {
 		for fault, u := range map[string]acquirer.Upstream{
 			"name: ":                {Name: "web", Codec: h.codec},
 			"pin_key: ":             {Name: "pos", PINKey: "zpk-2", Codec: h.codec},
+			"pin_format: ":          {Name: "pos", PINFormat: hsm.ISO4, Codec: h.codec},
 			"iso87-ascii":           {Name: "pos", Codec: messages.NewCodec(other)},
 			"version-2":             {Name: "pos", Codec: dialect(func(d *specs.Dialect) { d.Version = "version-2" })},
 			"dialect: iso87-binary": {Name: "pos", Codec: dialect(func(d *specs.Dialect) { d.Answers.Busy = "91" })},

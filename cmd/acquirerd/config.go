@@ -88,6 +88,7 @@ type UpstreamConfig struct {
 	Dialect      string        `mapstructure:"dialect"` // a built-in one or a path
 	Listen       string        `mapstructure:"listen"`
 	PINKey       string        `mapstructure:"pin_key"`       // label of a pin-in key; none: it sends no PINs
+	PINFormat    hsm.Format    `mapstructure:"pin_format"`    // of its PIN blocks: iso-0, iso-1, iso-3 or iso-4
 	InFlight     int           `mapstructure:"in_flight"`     // most requests at once over all its connections
 	Connections  int           `mapstructure:"connections"`   // most at once
 	Budget       time.Duration `mapstructure:"budget"`        // how long it waits for an answer
@@ -114,8 +115,9 @@ type DoorTLS struct {
 type EndpointConfig struct {
 	Name          string        `mapstructure:"name"`
 	Dialect       string        `mapstructure:"dialect"`
-	Links         []LinkConfig  `mapstructure:"links"`   // numbered in this order, from 0; one that is only an address dials it
-	PINKey        string        `mapstructure:"pin_key"` // label of a pin-out key; none: it takes no PINs
+	Links         []LinkConfig  `mapstructure:"links"`      // numbered in this order, from 0; one that is only an address dials it
+	PINKey        string        `mapstructure:"pin_key"`    // label of a pin-out key; none: it takes no PINs
+	PINFormat     hsm.Format    `mapstructure:"pin_format"` // of the PIN blocks that it takes: iso-0, iso-1, iso-3 or iso-4
 	ReplyTimeout  time.Duration `mapstructure:"reply_timeout"`
 	WriteTimeout  time.Duration `mapstructure:"write_timeout"`
 	DialTimeout   time.Duration `mapstructure:"dial_timeout"`
@@ -212,6 +214,7 @@ var defaults = map[string]any{
 	"hsm.call_timeout":            "2s",
 	"hsm.require_token_resident":  false,
 	"hsm.key_overlap":             "10m",
+	"upstreams[].pin_format":      "iso-0",
 	"upstreams[].in_flight":       256,
 	"upstreams[].connections":     64,
 	"upstreams[].budget":          "15s",
@@ -220,6 +223,7 @@ var defaults = map[string]any{
 	"upstreams[].frame_timeout":   "10s",
 	"upstreams[].rate":            0,
 	"upstreams[].tls.min_version": "1.2",
+	"endpoints[].pin_format":      "iso-0",
 	"endpoints[].reply_timeout":   "10s",
 	"endpoints[].write_timeout":   "2s",
 	"endpoints[].dial_timeout":    "5s",

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"acquirerd/hsm"
 	"acquirerd/specs"
 	"time"
 )
@@ -63,7 +64,7 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 	for _, c := range []struct{ got, want any }{
 		{cfg.Journal, JournalConfig{Engine: "sqlite", Path: "/var/lib/acquirerd/journal.db", Batch: 512, Queue: 2048}},
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
-		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", InFlight: 128,
+		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", PINFormat: hsm.ISO0, InFlight: 128,
 			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
 		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16, Rate: 400}},
 		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
@@ -310,6 +311,15 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a use that is none", []string{"use: pin-in", "use: pin"},
 			[]string{`hsm.keys[0].use: "pin" is not one of pin-in, pin-out, pan-seal, pan-token, zmk`, `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
 		{"a key of the wrong use", []string{"pin_key: zpk-proc-a", "pin_key: zpk-pos"}, []string{`endpoints[0].pin_key: key "zpk-pos" has the use "pin-in", not pin-out`}},
+		{"a PIN block format that is none", []string{"in_flight: 128", "in_flight: 128, pin_format: iso-2"}, []string{`upstreams[0].pin_format: "iso-2" is not one of iso-0, iso-1, iso-3, iso-4`}},
+		{"a format that would unbind the PIN", []string{"pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"},
+			[]string{"endpoints[0].pin_format: does not go with upstreams[0].pin_format, which routes bring to it: PIN block format is not allowed: iso-0 into iso-1 would unbind the PIN from its PAN (PCI PIN 3-3)"}},
+		{"a format for which DE 52 is too short", []string{"in_flight: 128", "in_flight: 128, pin_format: iso-4", "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-4"}, []string{
+			`upstreams[0].pin_format: iso-4 needs DE 52 of 16 bytes, and the dialect "iso87-binary" does not have it`,
+			`endpoints[0].pin_format: iso-4 needs DE 52 of 16 bytes, and the dialect "iso87-ascii" does not have it`}},
+		{"a format for which DE 52 is too long", []string{"dialect: iso87-ascii", "dialect: " + dialectFile(t, "iso87-ascii", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,")},
+			[]string{`endpoints[0].pin_format: iso-0 needs DE 52 of 8 bytes, and the dialect "iso87-ascii" does not have it`}},
+		{"a format without a key", []string{"pin_key: zpk-pos, in_flight: 128", "pin_format: iso-3"}, []string{"upstreams[0].pin_format: is of no use without pin_key"}},
 		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
 		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
 			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are ` + strings.Join(specs.Names(), ", ")}},
@@ -549,4 +559,33 @@ func dialectFile(t *testing.T, name, old, changed string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func TestEachRouteBringsPINBlocksThatItsEndpointMayHave(t *testing.T) {
+	const upstream = `- { name: pos-switch, dialect: iso87-binary, listen: "127.0.0.1:8583", pin_key: zpk-pos, in_flight: 128 }`
+	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200", "0120", "0220"], endpoint: processor-a }`
+	long := dialectFile(t, "iso87-ascii", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,")
+	second := strings.NewReplacer("pos-switch", "web", "8583", "8584", "in_flight: 128", "pin_format: iso-3").Replace(upstream)
+	for _, c := range []struct {
+		name   string
+		change []string
+		want   string
+	}{
+		{"0 into 3", []string{"pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-3"}, ""},
+		{"1 into 0", []string{"in_flight: 128", "pin_format: iso-1"}, ""},
+		{"1 into 1", []string{"in_flight: 128", "pin_format: iso-1", "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"}, ""},
+		{"0 into 4", []string{"dialect: iso87-ascii", "dialect: " + long, "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-4"}, ""},
+		{"both bring what it may not have", []string{upstream, upstream + "\n  " + second, "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"},
+			"endpoints[0].pin_format: does not go with upstreams[0].pin_format, upstreams[1].pin_format, which routes bring to it: "},
+		{"only one of them is routed to it", []string{upstream, upstream + "\n  " + second, "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1",
+			route, strings.Replace(route, "bins:", "upstreams: [web], bins:", 1)}, "endpoints[0].pin_format: does not go with upstreams[1].pin_format, which routes bring to it: "},
+		{"none of them sends PINs", []string{"pin_key: zpk-pos, ", "", "pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, faults := checked(t, changed(t, c.change...))
+			if fine := c.want == ""; fine != (code == 0) || !strings.HasPrefix(faults, c.want) || fine && faults != "" || strings.Count(faults, "\n") > 1 {
+				t.Errorf("got exit %d\n%swant %s", code, faults, c.want)
+			}
+		})
+	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"acquirerd/acquirer"
 	"acquirerd/conn"
+	"acquirerd/hsm"
 	"acquirerd/specs"
 	"acquirerd/upstream"
 )
@@ -30,7 +31,7 @@ import (
 // because the journal and what is owed are tied to it, or because nobody has needed it yet.
 var reloadable = []string{
 	"routes", "log.level", "shutdown.grace", "reversals.rate",
-	"endpoints[].links", "endpoints[].pin_key", "endpoints[].reply_timeout", "endpoints[].write_timeout", "endpoints[].dial_timeout",
+	"endpoints[].links", "endpoints[].pin_key", "endpoints[].pin_format", "endpoints[].reply_timeout", "endpoints[].write_timeout", "endpoints[].dial_timeout",
 	"endpoints[].sign_on_timeout", "endpoints[].echo_interval", "endpoints[].echo_timeout", "endpoints[].echo_misses",
 	"endpoints[].backoff_min", "endpoints[].backoff_max", "endpoints[].fail_back", "endpoints[].in_flight", "endpoints[].link_in_flight",
 	"endpoints[].tls",
@@ -287,6 +288,7 @@ func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	p := planReload(k.inForce, after)
 	p.refused = append(p.refused, k.changedDialects(after)...)
 	p.refused = append(p.refused, k.changedReturns(p, after)...)
+	p.refused = append(p.refused, k.misfits(after)...)
 	if len(p.refused) > 0 {
 		return reloadAnswer{err: &configError{p.refused}}
 	}
@@ -299,7 +301,7 @@ func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	}
 	for _, name := range p.noUpstreams {
 		u := k.inForce.upstream(name)
-		k.left[name] = departed{u.Dialect, u.PINKey, k.dialects[u.Dialect]}
+		k.left[name] = departed{u.Dialect, u.PINKey, u.PINFormat, k.dialects[u.Dialect]}
 	}
 	k.dialects = dialectSums(after)
 	k.enter(after)
@@ -358,7 +360,7 @@ func (k *keeper) apply(ctx context.Context, p plan, after *Config, readings []re
 	}
 	var routed []*acquirer.Endpoint
 	for _, e := range endpoints {
-		routed = append(routed, acquirer.NewEndpoint(e.name, after.endpoint(e.name).PINKey, e.codec, e.links))
+		routed = append(routed, after.endpoint(e.name).forSwitch(e))
 	}
 	if err := k.desk.Reconfigure(after.routes(), routed); err != nil {
 		return err
@@ -626,11 +628,12 @@ func (k *keeper) changedDialects(after *Config) []fault {
 // A departed is what an upstream that went had that it cannot come back without.
 type departed struct {
 	dialect, pinKey string
+	pinFormat       hsm.Format
 	sum             sum // of the dialect, if that is a file
 }
 
 // changedReturns names what keeps an upstream from coming back: what is on record under its name was named by its dialect, and what it
-// sends is encrypted for its key. To go and come must not change what cannot change in one step.
+// sends is encrypted for its key, in its format. To go and come must not change what cannot change in one step.
 func (k *keeper) changedReturns(p plan, after *Config) []fault {
 	var list []fault
 	now := dialectSums(after)
@@ -644,6 +647,9 @@ func (k *keeper) changedReturns(p plan, after *Config) []fault {
 		}
 		if u.PINKey != was.pinKey {
 			list = append(list, fault{fmt.Sprintf("upstreams[%d].pin_key", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
+		}
+		if u.PINFormat != was.pinFormat {
+			list = append(list, fault{fmt.Sprintf("upstreams[%d].pin_format", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
 		}
 	}
 	return list

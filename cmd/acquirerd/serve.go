@@ -275,6 +275,9 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 		return err
 	}
 	d.teardown.add("HSM module", nil, d.vault.Close)
+	if faults := d.misfits(c); len(faults) > 0 {
+		return &configError{faults}
+	}
 	for _, operation := range d.vault.Statement().Operations {
 		if operation.Way != hsm.Transient {
 			continue
@@ -287,6 +290,26 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// misfits names the parties whose PIN blocks are not for the key that they have: only the token says of which algorithm that is. While the
+// HSM is not ready, nothing is known, and the HSM refuses such a block itself.
+func (d *daemon) misfits(c *Config) (list []fault) {
+	check := func(path, label string, format hsm.Format) {
+		if label == "" {
+			return
+		}
+		if err := d.vault.CheckPINFormat(label, format); errors.Is(err, hsm.ErrPINFormat) {
+			list = append(list, fault{path + ".pin_format", err.Error()})
+		}
+	}
+	for i, u := range c.Upstreams {
+		check(fmt.Sprintf("upstreams[%d]", i), u.PINKey, u.PINFormat)
+	}
+	for i, e := range c.Endpoints {
+		check(fmt.Sprintf("endpoints[%d]", i), e.PINKey, e.PINFormat)
+	}
+	return list
 }
 
 // wire builds the endpoints, the switch and the doors, in the order of the config.
@@ -302,7 +325,7 @@ func (d *daemon) wire() error {
 			return err
 		}
 		d.endpoints = append(d.endpoints, made)
-		cfg.Endpoints = append(cfg.Endpoints, acquirer.NewEndpoint(e.Name, e.PINKey, made.codec, made.links))
+		cfg.Endpoints = append(cfg.Endpoints, e.forSwitch(made))
 	}
 	var err error
 	if d.desk, err = acquirer.New(cfg, d.log, d.registry); err != nil {
@@ -338,7 +361,7 @@ func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	asker := &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}
+	asker := u.forSwitch(codec)
 	registered := &series{Registerer: d.registry, labels: prometheus.Labels{"upstream": u.Name}}
 	made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, registered)
 	if err != nil {
@@ -346,6 +369,18 @@ func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
 	}
 	gone, closed := context.WithCancel(context.Background())
 	return &door{Door: made, Upstream: asker, series: registered, gone: gone, close: closed}, nil
+}
+
+// forSwitch is this config in the words of the switch.
+func (u *UpstreamConfig) forSwitch(codec *messages.Codec) *acquirer.Upstream {
+	return &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, PINFormat: u.PINFormat, Codec: codec}
+}
+
+// forSwitch is this config in the words of the switch, with the links that were made by it.
+func (e *EndpointConfig) forSwitch(made *endpoint) *acquirer.Endpoint {
+	known := acquirer.NewEndpoint(e.Name, e.PINKey, made.codec, made.links)
+	known.PINFormat = e.PINFormat
+	return known
 }
 
 // routes is this config's routing in the words of the switch.

@@ -111,6 +111,7 @@ func (f *faults) validate(c *Config) {
 	f.validateUpstreams(c)
 	f.validateEndpoints(c)
 	f.validateRoutes(c)
+	f.validatePINFormats(c)
 	f.durations("reversals", map[string]time.Duration{"retry_min": c.Reversals.RetryMin, "retry_max": c.Reversals.RetryMax,
 		"park_after": c.Reversals.ParkAfter, "not_found_final": c.Reversals.NotFoundFinal, "poll": c.Reversals.Poll})
 	if c.Reversals.RetryMax < c.Reversals.RetryMin {
@@ -200,6 +201,7 @@ func (f *faults) validateUpstreams(c *Config) {
 			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
 			f.zone(&c.HSM, at+".pin_key", u.PINKey, zones)
 		}
+		f.pinFormat(at, u.PINKey, u.PINFormat, u.Dialect)
 		f.validateAccess(at, &u)
 	}
 }
@@ -275,6 +277,7 @@ func (f *faults) validateEndpoints(c *Config) {
 			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
 			f.zone(&c.HSM, at+".pin_key", e.PINKey, zones)
 		}
+		f.pinFormat(at, e.PINKey, e.PINFormat, e.Dialect)
 	}
 }
 
@@ -289,6 +292,45 @@ func (f *faults) zone(c *HSMConfig, path, label string, seen map[string]string) 
 		return
 	}
 	seen[label] = path
+}
+
+// pinFormat checks the format of a party's PIN blocks, and that DE 52 of its dialect holds them.
+func (f *faults) pinFormat(at, pinKey string, format hsm.Format, dialect string) {
+	if !format.IsKnown() {
+		f.add(at+".pin_format", "%q is not one of %s", string(format), oneOf(hsm.Formats))
+		return
+	}
+	if pinKey == "" {
+		if format != hsm.ISO0 && format != "" { // the default stands everywhere
+			f.add(at+".pin_format", "is of no use without pin_key")
+		}
+		return
+	}
+	if d, err := specs.Load(dialect); err == nil && !d.HoldsPINBlock(format.Bytes()) {
+		f.add(at+".pin_format", "%s needs DE 52 of %d bytes, and the dialect %q does not have it", format, format.Bytes(), d.Name)
+	}
+}
+
+// validatePINFormats checks that each endpoint may have the PIN blocks in its own format that the routes bring it (PCI PIN 3-3).
+func (f *faults) validatePINFormats(c *Config) {
+	for i, e := range c.Endpoints {
+		var bringers []string
+		var why error
+		for j, u := range c.Upstreams {
+			routed := slices.ContainsFunc(c.Routes, func(r RouteConfig) bool {
+				return r.Endpoint == e.Name && (len(r.Upstreams) == 0 || slices.Contains(r.Upstreams, u.Name))
+			})
+			if !routed || u.PINKey == "" || e.PINKey == "" || !u.PINFormat.IsKnown() || !e.PINFormat.IsKnown() {
+				continue
+			}
+			if err := hsm.AllowedPair(u.PINFormat, e.PINFormat, hsm.SamePAN); err != nil {
+				bringers, why = append(bringers, fmt.Sprintf("upstreams[%d].pin_format", j)), err
+			}
+		}
+		if why != nil {
+			f.add(fmt.Sprintf("endpoints[%d].pin_format", i), "does not go with %s, which routes bring to it: %v", strings.Join(bringers, ", "), why)
+		}
+	}
 }
 
 // mostAlike bounds the links that one entry stands for.
@@ -543,7 +585,7 @@ func (f *faults) validateParts(c *Config) {
 			files = &t
 		}
 		check(fmt.Sprintf("upstreams[%d]", i), u.Dialect, files, func(codec *messages.Codec, p *party) error {
-			return checkDoor(u.forDoor(&acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, Codec: codec}, p))
+			return checkDoor(u.forDoor(u.forSwitch(codec), p))
 		})
 	}
 	for i, e := range c.Endpoints {
