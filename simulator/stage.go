@@ -57,6 +57,8 @@ type StageConfig struct {
 	ProcessorDialect string // default iso87-ascii
 	KnownPorts       bool   // take 8583 and 9090, for a person who looks there, unless somebody has them; else the system chooses
 
+	Module string // path of the PKCS#11 module that the daemon loads; default SoftHSM's own. Its token is one of SoftHSM in any case
+
 	ReplyTimeout time.Duration // how long the daemon waits for the processor
 	RetryMin     time.Duration // between the attempts at a reversal
 	RetryMax     time.Duration
@@ -85,8 +87,8 @@ const (
 	loggedLines         = 1_000    // that are looked at together
 )
 
-// softHSMModules are the places where distributions put SoftHSM.
-var softHSMModules = []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+// SoftHSMModules are the places where distributions put SoftHSM.
+var SoftHSMModules = []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
 	"/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so"}
 
 // NewStage makes the folder with all that the daemon needs. The daemon is not started.
@@ -123,6 +125,7 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the token: %w", err)
 	}
+	module = byDefault(cfg.Module, module)
 	if err := s.writeConfig(cfg, module, nil); err != nil {
 		return nil, err
 	}
@@ -189,7 +192,7 @@ func dialectPath(dialect, otherwise string) (string, error) {
 
 // makeToken makes a SoftHSM token in the folder and returns the module's path.
 func (s *Stage) makeToken(ctx context.Context) (module string, err error) {
-	for _, path := range softHSMModules {
+	for _, path := range SoftHSMModules {
 		if _, err := os.Stat(path); err == nil {
 			module = path
 			break
