@@ -10,7 +10,7 @@ LINT     := go tool -modfile=.ci/tools.mod golangci-lint
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deps: ## install what is missing: a C compiler, SoftHSM, Node.js and the peers of the interoperability test
+deps: ## install what is missing: a C compiler, SoftHSM, NSS, Node.js and the peers of the interoperability test
 	@.ci/install
 
 build: deps ## build bin/acquirerd and bin/acquirersim

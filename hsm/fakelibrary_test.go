@@ -71,15 +71,6 @@ func (f *fakeModule) DecryptUpdate(s pkcs11.SessionHandle, in, out []byte) (int,
 	return len(got), err
 }
 
-// EncryptFinal ends what EncryptUpdate held open. Whole blocks leave nothing behind.
-func (f *fakeModule) EncryptFinal(s pkcs11.SessionHandle) ([]byte, error) {
-	return f.operate("EncryptFinal", "EncryptInit", s, func(*fakeOperation) ([]byte, error) { return nil, nil }, nil)
-}
-
-func (f *fakeModule) DecryptFinal(s pkcs11.SessionHandle) ([]byte, error) {
-	return f.operate("DecryptFinal", "DecryptInit", s, func(*fakeOperation) ([]byte, error) { return nil, nil }, nil)
-}
-
 // operate does a call of an operation that began as it says. The operation ends, unless the call is an update that succeeds, or room is too
 // small. Without room the answer is in memory of its own.
 func (f *fakeModule) operate(op, began string, s pkcs11.SessionHandle, do func(*fakeOperation) ([]byte, error), room *[]byte) ([]byte, error) {

@@ -45,7 +45,7 @@ _Static_assert(offsetof(struct functions, derive) == 63 * sizeof(void *), "C_Der
 // The return code, and what was filled or made.
 struct answer { ck_ulong code, value; };
 
-enum { cka_value = 0x11, ckr_function_not_supported = 0x54 };
+enum { cka_value = 0x11, ckr_function_not_supported = 0x54, ckr_buffer_too_small = 0x150 };
 
 // Nothing is asked for by a length of 0, never by a null pointer: that would ask for the size, and leave an operation as it is.
 static unsigned char nothing;
@@ -92,10 +92,17 @@ static struct answer call_derive_number(struct functions *list, ck_ulong session
 	return a;
 }
 
+// Asked for the length first: NSS 3.87 writes the whole value of an object of the session whatever the room, and says so only afterwards.
 static struct answer call_read(struct functions *list, ck_ulong session, ck_ulong object, ck_ulong type, unsigned char *out, ck_ulong room) {
 	struct answer a = {ckr_function_not_supported, 0};
-	struct attribute wanted = {type, room ? out : &nothing, room};
-	if (list->read != NULL) a.code = list->read(session, object, &wanted, 1);
+	struct attribute wanted = {type, NULL, 0};
+	if (list->read == NULL) return a;
+	a.code = list->read(session, object, &wanted, 1);
+	if (a.code == 0 && wanted.length > room) a.code = ckr_buffer_too_small;
+	if (a.code == 0 && wanted.length > 0) {
+		wanted.value = out;
+		a.code = list->read(session, object, &wanted, 1);
+	}
 	a.value = wanted.length;
 	return a;
 }
@@ -152,7 +159,10 @@ func (l *library) Initialize(options ...pkcs11.InitializeOption) error {
 }
 
 // EncryptUpdate goes on with the operation of EncryptInit, which stays open, and returns how many bytes of out it filled: a token may keep some
-// back. After CKR_BUFFER_TOO_SMALL the operation is as it was (v2.40, 5.2); every other error ends it. So with the four calls after this one.
+// back. Every error but that of too little room ends the operation.
+//
+// The caller gives room enough. What is done with too little is not the same everywhere: the standard leaves the operation as it was, and says
+// CKR_BUFFER_TOO_SMALL (v2.40, 5.2); NSS 3.87 says CKR_ARGUMENTS_BAD of TDES, ends a single shot, and cuts a MAC to the room without a word.
 func (l *library) EncryptUpdate(s pkcs11.SessionHandle, in, out []byte) (int, error) {
 	return callTransform(l.functions.encrypt_update, s, in, out)
 }

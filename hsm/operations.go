@@ -136,8 +136,9 @@ func sealByToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce,
 	if err := m.EncryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
 		return nil, err
 	}
-	out, err := m.Encrypt(s, clearText)
-	return exactly(len(clearText)+tagBits/8, out, err)
+	out := make([]byte, len(clearText)+tagBits/8)
+	n, err := m.EncryptTo(s, clearText, out) // not Encrypt, which asks for the length first: NSS 3.87 tells that without the tag
+	return exactly(len(out), out[:n], err)
 }
 
 func openByToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce, aad, sealed []byte) ([]byte, error) {
@@ -146,7 +147,9 @@ func openByToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, nonce,
 	if err := m.DecryptInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, k); err != nil {
 		return nil, err
 	}
-	return m.Decrypt(s, sealed)
+	out := make([]byte, len(sealed)) // SoftHSM wants as much as comes in
+	n, err := m.DecryptTo(s, sealed, out)
+	return out[:n], err
 }
 
 // tokenOf makes the token of a PAN: 32 bytes by a keyed cryptographic hash (PCI DSS 3.5.1.1).

@@ -1,4 +1,7 @@
-// Package hsmtest makes throw-away SoftHSM tokens with known keys. It is for tests only: its keys are clear.
+// Package hsmtest makes throw-away tokens with known keys, of SoftHSM and of NSS (see NewNSS). It is for tests only: its keys are clear.
+//
+// The two differ in what a key can do there: SoftHSM 2.6.1 can neither unwrap nor wrap single blocks, so PIN blocks and keys pass through the
+// process's memory; in NSS's they stay inside. A key that is Put gets the template of STANDARDS C.4 that fits its token.
 //
 // Each token has its own copy of the module, so that tokens of one process do not finalise each other: a PKCS#11 module
 // has one initialisation and one login for all of a process. All tokens of a test share one SoftHSM configuration,
@@ -17,11 +20,14 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/big"
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"acquirerd/card"
 	"acquirerd/hsm"
@@ -50,15 +56,16 @@ const (
 	soPIN   = "test-so-pin"
 )
 
-// A Token is a SoftHSM token in the test's temporary directory.
+// A Token is in the test's temporary directory.
 type Token struct {
-	Module string // path of this token's copy of the module
-	Label  string
-	Keys   []hsm.Key // those that were Put, with their check values
-	t      testing.TB
+	Module    string // path of this token's copy of the module
+	Arguments string // for the module's initialisation
+	Label     string
+	Keys      []hsm.Key // those that were Put, with their check values
+	t         testing.TB
 }
 
-// New makes an empty token. Where SoftHSM is not installed it skips the test, or fails it if the environment has CI.
+// New makes an empty token of SoftHSM. Where that is not installed it skips the test, or fails it if the environment has CI.
 func New(t testing.TB) *Token {
 	t.Helper()
 	const marker = "hsmtest.conf"
@@ -94,10 +101,14 @@ func New(t testing.TB) *Token {
 // softHSM finds the installed module: SOFTHSM2_MODULE, or where the distributions put it.
 func softHSM(t testing.TB) string {
 	t.Helper()
-	for _, path := range []string{
-		os.Getenv("SOFTHSM2_MODULE"), "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so",
-		"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-	} {
+	return installed(t, "SoftHSM", "softhsm2", "SOFTHSM2_MODULE", "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so",
+		"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so", "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so")
+}
+
+// installed returns the module that the environment's variable names, or the first of the paths that there is.
+func installed(t testing.TB, name, debian, variable string, paths ...string) string {
+	t.Helper()
+	for _, path := range append([]string{os.Getenv(variable)}, paths...) {
 		if path == "" {
 			continue
 		}
@@ -106,26 +117,30 @@ func softHSM(t testing.TB) string {
 		}
 	}
 	if os.Getenv("CI") != "" {
-		t.Fatal("SoftHSM is not installed (package softhsm2), or SOFTHSM2_MODULE does not name it")
+		t.Fatalf("%s is not installed (package %s), or %s does not name it", name, debian, variable)
 	}
-	t.Skip("SKIPPED, NOT TESTED: SoftHSM is not installed (package softhsm2)")
+	t.Skipf("SKIPPED, NOT TESTED: %s is not installed (package %s)", name, debian)
 	return ""
 }
 
-// Standard makes a token with one key of each use: see UpstreamKey, ProcessorKey, SealKey, TokenKey.
+// Standard makes a token of SoftHSM with one key of each use: see UpstreamKey, ProcessorKey, SealKey, TokenKey.
 func Standard(t testing.TB) *Token {
 	t.Helper()
-	token := New(t)
-	token.Put(UpstreamKey, hsm.PINIn, UpstreamZPK)
-	token.Put(ProcessorKey, hsm.PINOut, ProcessorZPK)
-	token.Put(SealKey, hsm.PANSeal, SealValue)
-	token.Put(TokenKey, hsm.PANToken, TokenValue)
-	return token
+	return New(t).standard()
+}
+
+func (k *Token) standard() *Token {
+	k.t.Helper()
+	k.Put(UpstreamKey, hsm.PINIn, UpstreamZPK)
+	k.Put(ProcessorKey, hsm.PINOut, ProcessorZPK)
+	k.Put(SealKey, hsm.PANSeal, SealValue)
+	k.Put(TokenKey, hsm.PANToken, TokenValue)
+	return k
 }
 
 // Config is a configuration of all keys that were Put; the last pan-seal and pan-token keys are those in use.
 func (k *Token) Config() hsm.Config {
-	cfg := hsm.Config{Module: k.Module, Token: k.Label, PIN: k.PIN, Workers: 2, Keys: append([]hsm.Key(nil), k.Keys...)}
+	cfg := hsm.Config{Module: k.Module, Arguments: k.Arguments, Token: k.Label, PIN: k.PIN, Workers: 2, Keys: append([]hsm.Key(nil), k.Keys...)}
 	for _, key := range k.Keys {
 		switch key.Use {
 		case hsm.PANSeal:
@@ -148,14 +163,26 @@ func (k *Token) PINFile() string {
 	return path
 }
 
-// Put makes a key with the clear value. No HSM may have the token open. It checks no weakness: vectors have weak keys.
+// Put makes a key with the clear value, of TDES where its use has a choice. No HSM may have the token open. It checks no weakness: vectors have
+// weak keys.
 func (k *Token) Put(label string, use hsm.Use, value []byte) hsm.Key {
+	k.t.Helper()
+	return k.put(label, use, algorithmOf(use), value)
+}
+
+// PutAES is Put of an AES key, of 128 or 256 bits, for a use that is TDES otherwise.
+func (k *Token) PutAES(label string, use hsm.Use, value []byte) hsm.Key {
+	k.t.Helper()
+	return k.put(label, use, hsm.AES, value)
+}
+
+func (k *Token) put(label string, use hsm.Use, algorithm hsm.Algorithm, value []byte) hsm.Key {
 	k.t.Helper()
 	k.Use(func(m *pkcs11.Ctx) {
 		s := k.Login(m)
-		must(k.t, Create(m, s, label, use, value))
+		must(k.t, create(m, s, label, use, algorithm, value))
 	})
-	key := hsm.Key{Label: label, Use: use, KCV: KCV(use, value)}
+	key := hsm.Key{Label: label, Use: use, KCV: kcv(algorithm, value)}
 	k.Keys = append(k.Keys, key)
 	return key
 }
@@ -165,11 +192,20 @@ func (k *Token) Use(f func(*pkcs11.Ctx)) {
 	k.t.Helper()
 	m := pkcs11.New(k.Module)
 	if m == nil {
-		k.t.Fatal("SoftHSM's module cannot be loaded")
+		k.t.Fatalf("%s cannot be loaded", k.Module)
 	}
-	must(k.t, m.Initialize())
+	must(k.t, m.Initialize(k.options()...))
 	defer func() { must(k.t, m.Finalize()) }()
 	f(m)
+}
+
+// options gives the module its arguments. The bytes stand still while C_Initialize reads them, as all that C is given.
+func (k *Token) options() []pkcs11.InitializeOption {
+	if k.Arguments == "" {
+		return nil
+	}
+	text := append([]byte(k.Arguments), 0)
+	return []pkcs11.InitializeOption{pkcs11.InitializeWithReserved(unsafe.Pointer(&text[0]))}
 }
 
 // Slot returns the token's slot.
@@ -197,36 +233,83 @@ func (k *Token) Login(m *pkcs11.Ctx) pkcs11.SessionHandle {
 	return s
 }
 
-// Create makes a key object as package hsm demands it, from a template of its own. Attributes in instead replace
-// those of the template, and one without a value leaves its attribute out: a test of refusals makes its bad keys so.
-func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
-	ecb := []uint{pkcs11.CKM_DES3_ECB}
-	shape := map[hsm.Use]struct {
-		keyType    uint
-		mechanisms []uint
-	}{
-		hsm.PINIn:    {pkcs11.CKK_DES2, ecb},
-		hsm.PINOut:   {pkcs11.CKK_DES2, ecb},
-		hsm.PANSeal:  {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
-		hsm.PANToken: {pkcs11.CKK_AES, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
-		hsm.ZMK:      {pkcs11.CKK_DES2, append(ecb, pkcs11.CKM_DES3_CBC)}, // that SoftHSM cannot unwrap decides its flags
+// A shape is what the template of a use says beside what all templates say.
+type shape struct {
+	keyType    uint
+	transient  []uint // usage flags where PIN blocks and keys pass through the process's memory
+	resident   []uint // usage flags where they stay in the token
+	mechanisms []uint
+}
+
+func shapeOf(use hsm.Use, algorithm hsm.Algorithm, length int) shape {
+	keyType, ecb, cbc := uint(pkcs11.CKK_DES2), uint(pkcs11.CKM_DES3_ECB), uint(pkcs11.CKM_DES3_CBC)
+	var alsoIn, alsoOut []uint // format 4 enciphers twice, with what is not secret between
+	switch {
+	case algorithm == hsm.AES:
+		keyType, ecb, cbc = pkcs11.CKK_AES, pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC
+		alsoIn, alsoOut = []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_ENCRYPT}
+	case length == tripleBytes:
+		keyType = pkcs11.CKK_DES3
+	}
+	encrypt := []uint{pkcs11.CKA_ENCRYPT}
+	return map[hsm.Use]shape{
+		hsm.PINIn:    {keyType, []uint{pkcs11.CKA_DECRYPT}, append(alsoIn, pkcs11.CKA_UNWRAP), []uint{ecb}},
+		hsm.PINOut:   {keyType, encrypt, append(alsoOut, pkcs11.CKA_WRAP), []uint{ecb}},
+		hsm.ZMK:      {keyType, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{ecb, cbc}},
+		hsm.PANSeal:  {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
+		hsm.PANToken: {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
 	}[use]
-	if shape.keyType == pkcs11.CKK_DES2 && len(value) == tripleBytes {
-		shape.keyType = pkcs11.CKK_DES3
+}
+
+func algorithmOf(use hsm.Use) hsm.Algorithm {
+	if use == hsm.PANSeal || use == hsm.PANToken {
+		return hsm.AES
+	}
+	return hsm.TDES
+}
+
+// Create makes a key object as package hsm demands it, of TDES where its use has a choice, from a template of its own. Attributes in instead
+// replace those of the template, and one without a value leaves its attribute out: a test of refusals makes its bad keys so.
+func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
+	return create(m, s, label, use, algorithmOf(use), value, instead...)
+}
+
+// CreateAES is Create of an AES key for a use that is TDES otherwise.
+func CreateAES(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, value []byte, instead ...*pkcs11.Attribute) error {
+	return create(m, s, label, use, hsm.AES, value, instead...)
+}
+
+func create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, algorithm hsm.Algorithm, value []byte, instead ...*pkcs11.Attribute) error {
+	about, err := m.GetInfo()
+	if err != nil {
+		return err
+	}
+	inNSS := about.ManufacturerID == nssMaker
+	shape := shapeOf(use, algorithm, len(value))
+	flags := shape.transient
+	if inNSS {
+		flags = shape.resident
 	}
 	template := map[uint]any{
 		pkcs11.CKA_CLASS: pkcs11.CKO_SECRET_KEY, pkcs11.CKA_KEY_TYPE: shape.keyType, pkcs11.CKA_LABEL: label, pkcs11.CKA_VALUE: value,
 		pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true,
-		pkcs11.CKA_EXTRACTABLE: false, pkcs11.CKA_MODIFIABLE: false, pkcs11.CKA_COPYABLE: false,
-		pkcs11.CKA_DECRYPT: use == hsm.PINIn || use == hsm.ZMK, pkcs11.CKA_ENCRYPT: use == hsm.PINOut || use == hsm.PANSeal || use == hsm.PANToken,
-		pkcs11.CKA_SIGN: false, pkcs11.CKA_VERIFY: false,
-		pkcs11.CKA_WRAP: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_DERIVE: false,
+		pkcs11.CKA_EXTRACTABLE: false, pkcs11.CKA_MODIFIABLE: false,
 	}
-	var mechanisms []byte
-	for _, m := range shape.mechanisms {
-		mechanisms = binary.NativeEndian.AppendUint64(mechanisms, uint64(m))
+	for _, flag := range []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE} {
+		template[flag] = slices.Contains(flags, flag)
 	}
-	template[pkcs11.CKA_ALLOWED_MECHANISMS] = mechanisms
+	if !inNSS { // which has no place for them
+		template[pkcs11.CKA_COPYABLE] = false
+		var mechanisms []byte
+		for _, m := range shape.mechanisms {
+			mechanisms = binary.NativeEndian.AppendUint64(mechanisms, uint64(m))
+		}
+		template[pkcs11.CKA_ALLOWED_MECHANISMS] = mechanisms
+	}
+	// A key that cannot encipher has its check value from the token, where that gives one, and of the kind that is ours.
+	if backward := use == hsm.PINIn || use == hsm.ZMK; backward && (inNSS || algorithm == hsm.AES) {
+		template[pkcs11.CKA_ID] = label + " " + proof(algorithm, value)
+	}
 	for _, a := range instead {
 		template[a.Type] = a.Value
 		if a.Value == nil {
@@ -237,35 +320,45 @@ func Create(m *pkcs11.Ctx, s pkcs11.SessionHandle, label string, use hsm.Use, va
 	for which, value := range template {
 		attributes = append(attributes, pkcs11.NewAttribute(which, value))
 	}
-	_, err := m.CreateObject(s, attributes)
+	_, err = m.CreateObject(s, attributes)
 	return err
 }
 
-// KCV computes the check value of a clear key as the documentation of package hsm defines it.
-func KCV(use hsm.Use, value []byte) string {
-	var out []byte
-	switch use {
-	case hsm.PINIn, hsm.PINOut, hsm.ZMK:
-		out = make([]byte, des.BlockSize)
-		tdes(value).Encrypt(out, out)
-	case hsm.PANSeal, hsm.PANToken: // the CMAC of zeros (SP 800-38B)
-		block, err := aes.NewCipher(value)
-		noError(err)
-		out = make([]byte, aes.BlockSize)
-		block.Encrypt(out, out)
-		carry := out[0] >> 7
-		for i := range out {
-			out[i] <<= 1
-			if i+1 < len(out) {
-				out[i] |= out[i+1] >> 7
-			}
+// proof is what the CKA_ID of a key that cannot encipher says of its check value: see the documentation of package hsm.
+func proof(algorithm hsm.Algorithm, value []byte) string {
+	block := cipherOf(algorithm, value)
+	zeros := make([]byte, block.BlockSize())
+	block.Decrypt(zeros, zeros)
+	return fmt.Sprintf("kcv:%s zeros:%X", kcv(algorithm, value), zeros[:3])
+}
+
+// KCV computes the check value of a clear key as the documentation of package hsm defines it, of TDES where its use has a choice.
+func KCV(use hsm.Use, value []byte) string { return kcv(algorithmOf(use), value) }
+
+// AESKCV is KCV of an AES key for a use that is TDES otherwise.
+func AESKCV(value []byte) string { return kcv(hsm.AES, value) }
+
+func kcv(algorithm hsm.Algorithm, value []byte) string {
+	block := cipherOf(algorithm, value)
+	out := make([]byte, block.BlockSize())
+	block.Encrypt(out, out)
+	if algorithm == hsm.AES { // the CMAC of zeros: their block XOR K1, which is zeros enciphered times x (SP 800-38B)
+		k1 := new(big.Int).Lsh(new(big.Int).SetBytes(out), 1)
+		if k1.Bit(128) == 1 {
+			k1.Xor(k1.SetBit(k1, 128, 0), big.NewInt(0x87))
 		}
-		out[len(out)-1] ^= 0x87 * carry
-		block.Encrypt(out, out)
-	case hsm.TLSKey: // a certificate pins it
-		panic("hsmtest: a key for TLS has no check value")
+		block.Encrypt(out, k1.FillBytes(out))
 	}
 	return strings.ToUpper(hex.EncodeToString(out[:3]))
+}
+
+func cipherOf(algorithm hsm.Algorithm, key []byte) cipher.Block {
+	if algorithm != hsm.AES {
+		return tdes(key)
+	}
+	block, err := aes.NewCipher(key)
+	noError(err)
+	return block
 }
 
 // tripleBytes is the length of a triple-length TDES key.

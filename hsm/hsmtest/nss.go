@@ -1,0 +1,85 @@
+package hsmtest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+)
+
+// nssMaker is the ManufacturerID of NSS's softoken.
+const nssMaker = "Mozilla Foundation"
+
+// NewNSS makes an empty token of NSS's softoken (libsoftokn3.so of Debian's libnss3): a database in the test's directory, with a user PIN and
+// the label of the Token. Where NSS is not installed it skips the test, or fails it if the environment has CI.
+//
+// What NSS 3.87 does that is worth knowing, each tried:
+//
+//   - It wants its arguments in the reserved field of C_Initialize (CKR_ARGUMENTS_BAD without). Slot 1 is its crypto slot, whose objects end with
+//     their session; slot 2 is the database, its label is dbTokenDescription.
+//   - A new database lets the SO in with an empty PIN, once: C_InitPIN makes it the user's, and afterwards there is no SO (CKR_USER_TYPE_INVALID).
+//     A wrong user PIN is CKR_PIN_INCORRECT however often; it never locks.
+//   - Secret keys with CKA_TOKEN last, with their label and CKA_ID, under the same handle, also after C_Finalize and in another process. They are
+//     seen only after login.
+//   - Kept: PRIVATE, SENSITIVE, EXTRACTABLE, MODIFIABLE, all usage flags, TRUSTED, WRAP_WITH_TRUSTED. MODIFIABLE=false holds against
+//     C_SetAttributeValue. C_CopyObject cannot be forbidden: a copy for the session may be given other usage flags, and EXTRACTABLE.
+//   - Not kept: COPYABLE and ALLOWED_MECHANISMS. A token object with one of them is refused (CKR_GENERAL_ERROR); an object of the session takes and
+//     shows them, and ignores them. There is no CHECK_VALUE.
+//   - Objects of data (CKO_DATA) cannot be in the token (CKR_ATTRIBUTE_VALUE_INVALID).
+//   - A key that may not do an operation is CKR_KEY_TYPE_INCONSISTENT (0x63), where SoftHSM says CKR_KEY_FUNCTION_NOT_PERMITTED (0x68).
+//   - Each C_…Init, C_WrapKey or C_UnwrapKey with a key of the token reads and deciphers it from the database; with a copy for the session it does not.
+//
+// The copies of the module of several tokens share the libraries that it needs: the first C_Finalize would end the random numbers of all
+// (libfreebl, which NSPR tells apart by file name only) and the table of object identifiers (libnssutil). So each copy has a libfreebl
+// of its own name beside it, and calls SECOID_Init where it would call SECOID_Shutdown.
+func NewNSS(t testing.TB) *Token {
+	t.Helper()
+	module := softoken(t)
+	dir := t.TempDir()
+	token := &Token{Module: filepath.Join(dir, "libsoftokn3.so"), Label: fmt.Sprintf("test-nss-%d", tokensOfNSS.Add(1)), t: t}
+	// The names have the length of those that they replace.
+	const freebl, end = "libfreeblpriv3.so", "\x00SECOID_Shutdown\x00"
+	ownFreebl := fmt.Sprintf("libfreebl%05d.so", tokensOfNSS.Load()%100_000)
+	library, err := os.ReadFile(module)
+	must(t, err)
+	if !bytes.Contains(library, []byte(freebl)) || !bytes.Contains(library, []byte(end)) {
+		t.Fatalf("%s is another softoken than this package knows: tokens of one process would end each other", module)
+	}
+	library = bytes.ReplaceAll(library, []byte(freebl), []byte(ownFreebl))
+	library = bytes.ReplaceAll(library, []byte(end), []byte("\x00SECOID_Init\x00\x00\x00\x00\x00"))
+	must(t, os.WriteFile(token.Module, library, 0o700))
+	library, err = os.ReadFile(filepath.Join(filepath.Dir(module), freebl))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, ownFreebl), library, 0o700))
+
+	database := filepath.Join(dir, "database")
+	must(t, os.Mkdir(database, 0o700))
+	token.Arguments = fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='' dbTokenDescription='%s' flags=noModDB", database, token.Label)
+	token.Use(func(m *pkcs11.Ctx) {
+		s, err := m.OpenSession(token.Slot(m), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		must(t, err)
+		must(t, m.Login(s, pkcs11.CKU_SO, ""))
+		must(t, m.InitPIN(s, userPIN))
+	})
+	return token
+}
+
+// StandardNSS is Standard on NSS.
+func StandardNSS(t testing.TB) *Token {
+	t.Helper()
+	return NewNSS(t).standard()
+}
+
+// tokensOfNSS counts those of this process.
+var tokensOfNSS atomic.Int64
+
+// softoken finds the installed module: NSS_MODULE, or where the distributions put it.
+func softoken(t testing.TB) string {
+	t.Helper()
+	return installed(t, "NSS", "libnss3", "NSS_MODULE", "/usr/lib/x86_64-linux-gnu/libsoftokn3.so", "/usr/lib/aarch64-linux-gnu/libsoftokn3.so",
+		"/usr/lib/x86_64-linux-gnu/nss/libsoftokn3.so", "/usr/lib/aarch64-linux-gnu/nss/libsoftokn3.so", "/usr/lib64/libsoftokn3.so", "/usr/lib/libsoftokn3.so")
+}
