@@ -225,6 +225,18 @@ func (f *fakeModule) WrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, unde
 	})
 }
 
+func (f *fakeModule) WrapTo(s pkcs11.SessionHandle, mechanism uint, iv []byte, under, key pkcs11.ObjectHandle, out []byte) (int, error) {
+	wrapped, err := f.WrapKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, iv)}, under, key)
+	if err == nil && len(wrapped) > len(out) {
+		return 0, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)
+	}
+	return copy(out, wrapped), err
+}
+
+func (f *fakeModule) Unwrap(s pkcs11.SessionHandle, mechanism uint, iv []byte, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return f.UnwrapKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, iv)}, under, wrapped, template)
+}
+
 // inner returns a key for what only a token that unwraps can do. Its caller has mu.
 func (f *fakeModule) inner(key pkcs11.ObjectHandle) (*fakeKey, error) {
 	if !f.unwrap {

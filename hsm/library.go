@@ -9,6 +9,10 @@ package hsm
 #cgo noescape call_derive_string
 #cgo nocallback call_derive_string
 #cgo nocallback call_derive_number
+#cgo noescape call_wrap
+#cgo nocallback call_wrap
+#cgo noescape call_unwrap
+#cgo nocallback call_unwrap
 #cgo noescape call_read
 #cgo nocallback call_read
 
@@ -35,7 +39,9 @@ struct functions {
 	transform decrypt, decrypt_update;                                                                                            // 34, 35
 	void *before_sign[7];
 	transform sign;                                                                                                               // 43
-	void *before_derive[18];
+	void *before_wrap[16];
+	ck_ulong (*wrap)(ck_ulong session, struct mechanism *, ck_ulong under, ck_ulong key, unsigned char *out, ck_ulong *room);      // 60
+	ck_ulong (*unwrap)(ck_ulong session, struct mechanism *, ck_ulong under, unsigned char *wrapped, ck_ulong length, struct attribute *template, ck_ulong count, ck_ulong *object); // 61
 	ck_ulong (*derive)(ck_ulong session, struct mechanism *, ck_ulong base, struct attribute *template, ck_ulong count, ck_ulong *object); // 62
 	void *rest[5];
 };
@@ -92,6 +98,20 @@ static struct answer call_derive_number(struct functions *list, ck_ulong session
 	return a;
 }
 
+static struct answer call_wrap(struct functions *list, ck_ulong session, ck_ulong type, unsigned char *iv, ck_ulong length, ck_ulong under, ck_ulong key, unsigned char *out, ck_ulong room) {
+	struct answer a = {ckr_function_not_supported, room};
+	struct mechanism m = {type, length ? iv : NULL, length};
+	if (list->wrap != NULL) a.code = list->wrap(session, &m, under, key, room ? out : &nothing, &a.value);
+	return a;
+}
+
+static struct answer call_unwrap(struct functions *list, ck_ulong session, ck_ulong type, unsigned char *iv, ck_ulong length, ck_ulong under, unsigned char *wrapped, ck_ulong size, struct attribute *template, ck_ulong count) {
+	struct answer a = {ckr_function_not_supported, 0};
+	struct mechanism m = {type, length ? iv : NULL, length};
+	if (list->unwrap != NULL) a.code = list->unwrap(session, &m, under, size ? wrapped : &nothing, size, template, count, &a.value);
+	return a;
+}
+
 // Asked for the length first: NSS 3.87 writes the whole value of an object of the session whatever the room, and says so only afterwards.
 static struct answer call_read(struct functions *list, ck_ulong session, ck_ulong object, ck_ulong type, unsigned char *out, ck_ulong room) {
 	struct answer a = {ckr_function_not_supported, 0};
@@ -112,6 +132,7 @@ import "C"
 import (
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -126,6 +147,7 @@ type library struct {
 	*pkcs11.Ctx
 	functions *C.struct_functions
 	arguments string // see Config
+	forgets   bool   // it has no place for the attributes that kept leaves out; set by Initialize
 }
 
 // loadModule maps the module into the process. It is never unmapped: modules leave exit handlers and threads behind,
@@ -155,7 +177,39 @@ func (l *library) Initialize(options ...pkcs11.InitializeOption) error {
 		defer C.free(text)
 		options = append(options, pkcs11.InitializeWithReserved(text))
 	}
-	return l.Ctx.Initialize(options...)
+	if err := l.Ctx.Initialize(options...); err != nil {
+		return err
+	}
+	about, err := l.GetInfo()
+	l.forgets = err == nil && about.ManufacturerID == nssMaker
+	return nil
+}
+
+// nssMaker is what NSS's softoken says of itself.
+const nssMaker = "Mozilla Foundation"
+
+// kept is what a module can take of a template. NSS 3.87 refuses a key for the token with CKA_ALLOWED_MECHANISMS or CKA_COPYABLE (CKR_GENERAL_ERROR): it
+// has no place for them. What such a key then is, judge reads in the token.
+func (l *library) kept(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if !l.forgets {
+		return template
+	}
+	return slices.DeleteFunc(slices.Clone(template), func(a *pkcs11.Attribute) bool {
+		return a.Type == pkcs11.CKA_ALLOWED_MECHANISMS || a.Type == pkcs11.CKA_COPYABLE
+	})
+}
+
+// CreateObject is the wrapper's, with what the module can take of the template. So with GenerateKey and UnwrapKey.
+func (l *library) CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return l.Ctx.CreateObject(s, l.kept(template))
+}
+
+func (l *library) GenerateKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return l.Ctx.GenerateKey(s, m, l.kept(template))
+}
+
+func (l *library) UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return l.Ctx.UnwrapKey(s, m, under, wrapped, l.kept(template))
 }
 
 // EncryptUpdate goes on with the operation of EncryptInit, which stays open, and returns how many bytes of out it filled: a token may keep some
@@ -193,15 +247,27 @@ func callTransform(f C.transform, s pkcs11.SessionHandle, in, out []byte) (int, 
 
 // CreateSecret makes an object whose CKA_VALUE is value, which is read in place. The template is without one.
 func (l *library) CreateSecret(s pkcs11.SessionHandle, template []*pkcs11.Attribute, value []byte) (pkcs11.ObjectHandle, error) {
-	t := newAttributeList(template, 1)
+	t := newAttributeList(l.kept(template), 1)
 	defer t.free()
 	return answerObject(C.call_create(l.functions, C.ck_ulong(s), t.first(), t.count(), address(value), C.ck_ulong(len(value))))
+}
+
+// WrapTo is C_WrapKey by a mechanism whose parameter is an initialisation vector, or nothing. The wrapper's WrapKey lets NSS wrap twice: once for the length.
+func (l *library) WrapTo(s pkcs11.SessionHandle, mechanism uint, iv []byte, under, key pkcs11.ObjectHandle, out []byte) (int, error) {
+	return answerLength(C.call_wrap(l.functions, C.ck_ulong(s), C.ck_ulong(mechanism), address(iv), C.ck_ulong(len(iv)), C.ck_ulong(under), C.ck_ulong(key), address(out), C.ck_ulong(len(out))), out)
+}
+
+// Unwrap is C_UnwrapKey by such a mechanism.
+func (l *library) Unwrap(s pkcs11.SessionHandle, mechanism uint, iv []byte, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	t := newAttributeList(l.kept(template), 0)
+	defer t.free()
+	return answerObject(C.call_unwrap(l.functions, C.ck_ulong(s), C.ck_ulong(mechanism), address(iv), C.ck_ulong(len(iv)), C.ck_ulong(under), address(wrapped), C.ck_ulong(len(wrapped)), t.first(), t.count()))
 }
 
 // DeriveString is C_DeriveKey by a mechanism whose parameter is a string: CKM_*_ECB_ENCRYPT_DATA, CKM_XOR_BASE_AND_DATA,
 // CKM_CONCATENATE_BASE_AND_DATA, CKM_CONCATENATE_DATA_AND_BASE. A module given that string itself in place of the structure would take its bytes for an address.
 func (l *library) DeriveString(s pkcs11.SessionHandle, mechanism uint, data []byte, base pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	t := newAttributeList(template, 0)
+	t := newAttributeList(l.kept(template), 0)
 	defer t.free()
 	return answerObject(C.call_derive_string(l.functions, C.ck_ulong(s), C.ck_ulong(mechanism), address(data), C.ck_ulong(len(data)), C.ck_ulong(base), t.first(), t.count()))
 }
@@ -209,7 +275,7 @@ func (l *library) DeriveString(s pkcs11.SessionHandle, mechanism uint, data []by
 // DeriveNumber is C_DeriveKey by a mechanism whose parameter is a number: CKM_EXTRACT_KEY_FROM_KEY (the first bit, 0 is the
 // top bit of the first byte) or CKM_CONCATENATE_BASE_AND_KEY (the handle of the key that follows).
 func (l *library) DeriveNumber(s pkcs11.SessionHandle, mechanism, number uint, base pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	t := newAttributeList(template, 0)
+	t := newAttributeList(l.kept(template), 0)
 	defer t.free()
 	return answerObject(C.call_derive_number(l.functions, C.ck_ulong(s), C.ck_ulong(mechanism), C.ck_ulong(number), C.ck_ulong(base), t.first(), t.count()))
 }
@@ -251,10 +317,10 @@ type attributeList struct {
 }
 
 // newAttributeList copies attributes, and leaves room for more of them behind them.
-func newAttributeList(from []*pkcs11.Attribute, more int) *attributeList {
+func newAttributeList(from []*pkcs11.Attribute, more int) attributeList {
 	count := len(from) + more
 	if count == 0 {
-		return &attributeList{}
+		return attributeList{}
 	}
 	size := uintptr(count) * unsafe.Sizeof(C.struct_attribute{})
 	values := size
@@ -262,7 +328,7 @@ func newAttributeList(from []*pkcs11.Attribute, more int) *attributeList {
 		size += uintptr(len(a.Value))
 	}
 	memory := C.malloc(C.size_t(size)) // never nil: see cgo
-	t := &attributeList{
+	t := attributeList{
 		memory:     memory,
 		bytes:      unsafe.Slice((*byte)(memory), size),
 		attributes: unsafe.Slice((*C.struct_attribute)(memory), len(from)+more),
@@ -279,12 +345,12 @@ func newAttributeList(from []*pkcs11.Attribute, more int) *attributeList {
 	return t
 }
 
-func (t *attributeList) first() *C.struct_attribute { return unsafe.SliceData(t.attributes) }
+func (t attributeList) first() *C.struct_attribute { return unsafe.SliceData(t.attributes) }
 
-func (t *attributeList) count() C.ck_ulong { return C.ck_ulong(len(t.attributes)) }
+func (t attributeList) count() C.ck_ulong { return C.ck_ulong(len(t.attributes)) }
 
 // free clears the memory first.
-func (t *attributeList) free() {
+func (t attributeList) free() {
 	clear(t.bytes)
 	C.free(t.memory)
 }

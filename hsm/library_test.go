@@ -435,13 +435,55 @@ func TestNSSComputesWithKeysInsideTheToken(t *testing.T) {
 	refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
 }
 
+// The vector of RFC 3394, 4.1.
+func TestAKeyIsWrappedAndUnwrapped(t *testing.T) {
+	onEachModule(t, func(t *testing.T, b bench) {
+		kek, value := unhex(t, "000102030405060708090A0B0C0D0E0F"), unhex(t, "00112233445566778899AABBCCDDEEFF")
+		want := unhex(t, "1FA68B0A8112B447AEF34BD8FB5A7B829D3E862371D2CFE5")
+		under, key := b.key(pkcs11.CKK_AES, kek), b.key(pkcs11.CKK_AES, value)
+		out := make([]byte, 40)
+		n, err := b.WrapTo(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, under, key, out)
+		if err != nil || !bytes.Equal(out[:n], want) {
+			t.Fatalf("%X, want %X: %v", out[:n], want, err)
+		}
+		back, err := b.Unwrap(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, under, out[:n], readable(pkcs11.CKK_AES))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.value(back); !bytes.Equal(got, value) {
+			t.Errorf("%X, want %X", got, value)
+		}
+		const nobody = 0xDEAD
+		_, err = b.WrapTo(nobody, pkcs11.CKM_AES_KEY_WRAP, nil, under, key, out)
+		refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+		_, err = b.WrapTo(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, nobody, key, out)
+		refused(t, err, pkcs11.CKR_WRAPPING_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID)
+		_, err = b.WrapTo(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, under, nobody, out)
+		refused(t, err, pkcs11.CKR_KEY_HANDLE_INVALID)
+		_, err = b.Unwrap(nobody, pkcs11.CKM_AES_KEY_WRAP, nil, under, want, readable(pkcs11.CKK_AES))
+		refused(t, err, pkcs11.CKR_SESSION_HANDLE_INVALID)
+		_, err = b.Unwrap(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, nobody, want, readable(pkcs11.CKK_AES))
+		refused(t, err, pkcs11.CKR_UNWRAPPING_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID)
+		want[0] ^= 1
+		_, err = b.Unwrap(b.s, pkcs11.CKM_AES_KEY_WRAP, nil, under, want, readable(pkcs11.CKK_AES))
+		if err == nil {
+			t.Error("a damaged key was unwrapped")
+		}
+	})
+}
+
+func deciphered(t testing.TB, key, block []byte) []byte {
+	out := make([]byte, len(block))
+	tripleDES(t, key).Decrypt(out, block)
+	return out
+}
+
 func TestNSSTranslatesInsideTheToken(t *testing.T) {
 	b := newBench(t, hsmtest.NewNSS(t))
 	in, out := b.key(pkcs11.CKK_DES2, doubleKey), b.key(pkcs11.CKK_DES3, tripleKey)
 	block, want := []byte("a block."), make([]byte, 8)
-	tripleDES(t, doubleKey).Decrypt(want, block)
-	tripleDES(t, tripleKey).Encrypt(want, want)
-	hidden, err := b.UnwrapKey(b.s, mechanism(pkcs11.CKM_DES3_ECB, nil), in, block, []*pkcs11.Attribute{
+	tripleDES(t, tripleKey).Encrypt(want, deciphered(t, doubleKey, block))
+	hidden, err := b.Unwrap(b.s, pkcs11.CKM_DES3_ECB, nil, in, block, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 	})
@@ -450,7 +492,13 @@ func TestNSSTranslatesInsideTheToken(t *testing.T) {
 	}
 	_, err = b.ReadValue(b.s, hidden, pkcs11.CKA_VALUE, make([]byte, 8))
 	refused(t, err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
-	if got, err := b.WrapKey(b.s, mechanism(pkcs11.CKM_DES3_ECB, nil), out, hidden); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%X, want %X: %v", got, want, err)
+	got := make([]byte, 8)
+	if n, err := b.WrapTo(b.s, pkcs11.CKM_DES3_ECB, nil, out, hidden, got); n != 8 || err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes %X, want %X: %v", n, got, want, err)
+	}
+	iv := []byte("iv of 8.")
+	cipher.NewCBCEncrypter(tripleDES(t, tripleKey), iv).CryptBlocks(want, deciphered(t, doubleKey, block))
+	if n, err := b.WrapTo(b.s, pkcs11.CKM_DES3_CBC, iv, out, hidden, got); n != 8 || err != nil || !bytes.Equal(got, want) {
+		t.Errorf("in CBC %d bytes %X, want %X: %v", n, got, want, err)
 	}
 }

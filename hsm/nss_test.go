@@ -53,6 +53,24 @@ func TestTokensOfNSSDoNotEndEachOther(t *testing.T) {
 	}
 }
 
+func TestKeysAreMadeInNSSAsInOtherTokens(t *testing.T) {
+	token := hsmtest.NewNSS(t)
+	for _, use := range []hsm.Use{hsm.PINIn, hsm.PINOut, hsm.ZMK} {
+		whole := hsmtest.ZoneKey(string(use), 16)
+		one, other := bytes.Repeat([]byte{0x5A}, 16), make([]byte, 16)
+		for i := range other {
+			other[i] = whole[i] ^ one[i]
+		}
+		about, err := hsm.ImportComponents(token.Config(), "of components "+string(use), use, [][]byte{one, other}, hsmtest.KCV(use, whole))
+		if err != nil || about.KCV != hsmtest.KCV(use, whole) {
+			t.Errorf("%s: %+v, want KCV %s: %v", use, about, hsmtest.KCV(use, whole), err)
+		}
+	}
+	if about, err := hsm.Generate(token.Config(), "generated", hsm.PINOut); err != nil || len(about.KCV) != 6 {
+		t.Errorf("%+v: %v", about, err)
+	}
+}
+
 // What the documentation of NewNSS says of NSS: a later one that does otherwise changes what this project can promise.
 func TestWhatNSSKeepsOfAKey(t *testing.T) {
 	token := hsmtest.NewNSS(t)
@@ -110,13 +128,29 @@ func TestWhatNSSKeepsOfAKey(t *testing.T) {
 		}
 		refused(t, m.SetAttributeValue(s, found[0], []*pkcs11.Attribute{attribute(pkcs11.CKA_ENCRYPT, true)}), pkcs11.CKR_ATTRIBUTE_READ_ONLY)
 		refused(t, m.EncryptInit(s, mechanism(pkcs11.CKM_DES3_ECB, nil), found[0]), pkcs11.CKR_KEY_TYPE_INCONSISTENT)
-		// It cannot be forbidden: who is logged in makes a copy that may more. So NSS is for tests.
+		// Neither can be forbidden: who is logged in makes a copy that may more, or takes the key out. So NSS is for tests.
 		free, err := m.CopyObject(s, found[0], []*pkcs11.Attribute{attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_ENCRYPT, true)})
 		if err == nil {
 			err = m.EncryptInit(s, mechanism(pkcs11.CKM_DES3_ECB, nil), free)
 		}
+		if err == nil {
+			_, err = m.Encrypt(s, make([]byte, 8))
+		}
 		if err != nil {
 			t.Errorf("a copy that may encipher: %v", err)
+		}
+		ours, err := m.CreateObject(s, append(readable(pkcs11.CKK_AES), attribute(pkcs11.CKA_VALUE, aesKey)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrapped, err := m.WrapKey(s, mechanism(pkcs11.CKM_AES_ECB, nil), ours, found[0])
+		if err != nil {
+			t.Fatalf("a key that is not extractable is not wrapped any more: %v", err)
+		}
+		want := make([]byte, len(wrapped))
+		aesOf(t, aesKey).Encrypt(want, doubleKey)
+		if !bytes.Equal(wrapped, want) {
+			t.Errorf("it wraps to %X, want %X", wrapped, want)
 		}
 	})
 }
