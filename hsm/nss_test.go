@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"acquirerd/card"
@@ -38,6 +40,13 @@ func TestAnHSMServesOnNSSAndFindsItsKeysAgain(t *testing.T) {
 				t.Error("another PAN token")
 			}
 		})
+	}
+}
+
+func TestArgumentsThatWouldEndEarlyAreRefused(t *testing.T) {
+	cfg := hsm.Config{Module: "/some/module.so", Arguments: "configdir='a'\x00 flags=noModDB"}
+	if _, err := hsm.New(cfg, slog.New(slog.DiscardHandler), nil); err == nil || !strings.Contains(err.Error(), "HSM module arguments: they hold a zero byte") {
+		t.Errorf("got %v", err)
 	}
 }
 

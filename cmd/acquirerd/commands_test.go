@@ -312,6 +312,19 @@ func TestAKeyForTLSIsMadeAndACertificateRequested(t *testing.T) {
 	}
 }
 
+func TestTheModuleGetsItsArguments(t *testing.T) {
+	site := newSite(t)
+	site.token = hsmtest.StandardNSS(t)
+	path := site.config()
+	if got := command(t, "keys", "list", "--config", path); got.code != 0 || !strings.Contains(got.out, hsmtest.UpstreamKey) {
+		t.Errorf("got %+v", got)
+	}
+	site.change("module_arguments", "# module_arguments")
+	if got := command(t, "keys", "list", "--config", site.config()); got.code != 1 || !strings.Contains(got.err, "CKR_ARGUMENTS_BAD") {
+		t.Errorf("without them: got %+v", got)
+	}
+}
+
 func TestTheStatusShowsWhichKeysCanBeChanged(t *testing.T) {
 	site := newSite(t)
 	site.token.Put("zmk-a", hsm.ZMK, hsmtest.ZoneKey("zmk-a", 16))

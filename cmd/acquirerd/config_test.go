@@ -215,6 +215,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"an unknown key of the top", []string{"station: acq01", "station: acq01\nstations: 2"}, []string{"stations: unknown key"}},
 		{"an unknown key without a value", []string{"sessions: 8", "sesions:"}, []string{"hsm.sesions: unknown key"}},
 		{"an unknown key in a list", []string{"reply_timeout: 10s", "timeout: 10s"}, []string{"endpoints[0].timeout: unknown key"}},
+		{"arguments of a module that would end early", []string{"sessions: 8", `module_arguments: "a\0b"`}, []string{"hsm.module_arguments: holds a zero byte, which would end it"}},
 		{"a path as a key", []string{"environment: test", "environment: test\nlog.level: debug"}, []string{"log.level: unknown key"}},
 		{"a key given twice", []string{"station: acq01", "station: acq01\nStation: acq02"}, []string{"station: given twice"}},
 		{"a value where keys belong", []string{"journal: { path: /var/lib/acquirerd/journal.db, queue: 2048 }", "journal: /var/lib"},

@@ -178,6 +178,7 @@ environment: test
 journal: { path: %q }
 hsm:
   module: %q
+  module_arguments: %q
   token: %q
   pin_file: %q
   sessions: 2
@@ -191,7 +192,7 @@ endpoints:
 routes:
   - { bins: ["4"], endpoint: processor-a }
 operations: { listen: "127.0.0.1:0" }
-`, s.journal, s.token.Module, s.token.Label, s.token.PINFile(), keys.String(), hsmtest.SealKey, hsmtest.TokenKey, hsmtest.UpstreamKey,
+`, s.journal, s.token.Module, s.token.Arguments, s.token.Label, s.token.PINFile(), keys.String(), hsmtest.SealKey, hsmtest.TokenKey, hsmtest.UpstreamKey,
 		s.links, hsmtest.ProcessorKey)
 	for _, change := range s.changes {
 		if !strings.Contains(text, change[0]) {
