@@ -75,7 +75,7 @@ func TestTheHSMIsLostUnderLoad(t *testing.T) {
 	module := newFaultyModule(t, softHSM(t))
 	t.Setenv("ACQUIRERD_HSM_CALL_TIMEOUT", "500ms") // so that a hang is over sooner
 	cast, err := simulator.NewCast(t.Context(), simulator.CastConfig{Stage: simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"),
-		Daemon: binary, Module: module.path, ReplyTimeout: 10 * time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, InFlight: 64}})
+		Daemon: binary, Token: simulator.StageToken{Module: module.path}, ReplyTimeout: 10 * time.Second, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, InFlight: 64}})
 	if err != nil {
 		t.Fatal(err)
 	}

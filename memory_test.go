@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"acquirerd/hsm/hsmtest"
 	"acquirerd/messages"
 	"acquirerd/simulator"
 )
@@ -28,8 +29,8 @@ const goHeap, goHeapEnd = 0xc0_0000_0000, 0xe0_0000_0000
 // TestMemoryHoldsNoClearPINOrKey reads the daemon's whole memory again and again while it translates PIN blocks, and looks for the clear blocks of
 // the run and for its zone keys.
 //
-// SoftHSM is a library in the daemon's own process: what it keeps of keys and blocks is there to be found, and is counted here. What must not
-// happen is that the daemon keeps any of it itself.
+// SoftHSM and NSS are libraries in the daemon's own process: what they keep of keys and blocks is there to be found. With SoftHSM the translation
+// is transient, and what it finds outside the daemon's own memory is counted and shown. With NSS it is token-resident, and nothing may be found.
 func TestMemoryHoldsNoClearPINOrKey(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
@@ -42,9 +43,19 @@ func TestMemoryHoldsNoClearPINOrKey(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "./cmd/acquirerd").CombinedOutput(); err != nil { // no race detector: its shadow is large
 		t.Fatalf("%v: %s", err, out)
 	}
+	t.Run("SoftHSM", func(t *testing.T) { huntIn(t, binary, simulator.StageToken{}, false) })
+	t.Run("NSS", func(t *testing.T) {
+		token := hsmtest.NewNSS(t)
+		huntIn(t, binary, simulator.StageToken{Module: token.Module, Arguments: token.Arguments, Label: token.Label, PINFile: token.PINFile()}, true)
+	})
+}
+
+// huntIn plays on a token.
+func huntIn(t *testing.T, binary string, token simulator.StageToken, isResident bool) {
 	hunt := &hunt{wanted: map[string]string{}, canaries: map[string]string{}}
 	cast, err := simulator.NewCast(t.Context(), simulator.CastConfig{
-		Stage:    simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"), Daemon: binary, ReplyTimeout: 10 * time.Second, RetryMin: time.Second, RetryMax: time.Second, InFlight: 64},
+		Stage: simulator.StageConfig{Dir: filepath.Join(t.TempDir(), "stage"), Daemon: binary, Token: token,
+			ReplyTimeout: 10 * time.Second, RetryMin: time.Second, RetryMax: time.Second, InFlight: 64},
 		Upstream: simulator.UpstreamConfig{Trace: hunt.collect},
 	})
 	if err != nil {
@@ -94,8 +105,8 @@ func TestMemoryHoldsNoClearPINOrKey(t *testing.T) {
 		}
 		for _, h := range hits {
 			found[h.name+" in "+h.where]++
-			if h.isOurs && !h.isCanary {
-				t.Errorf("%s is in the daemon's own memory: %s", h.name, h.where)
+			if (h.isOurs || isResident) && !h.isCanary {
+				t.Errorf("%s is in the daemon's memory: %s", h.name, h.where)
 			}
 		}
 	}

@@ -57,7 +57,7 @@ type StageConfig struct {
 	ProcessorDialect string // default iso87-ascii
 	KnownPorts       bool   // take 8583 and 9090, for a person who looks there, unless somebody has them; else the system chooses
 
-	Module string // path of the PKCS#11 module that the daemon loads; default SoftHSM's own. Its token is one of SoftHSM in any case
+	Token StageToken
 
 	ReplyTimeout time.Duration // how long the daemon waits for the processor
 	RetryMin     time.Duration // between the attempts at a reversal
@@ -65,6 +65,14 @@ type StageConfig struct {
 	NotFound     time.Duration // for how long the processor must not find an original; default ten times ReplyTimeout
 	EchoInterval time.Duration // after which the daemon asks a silent processor for an echo; default 5 s
 	InFlight     int
+}
+
+// A StageToken is the daemon's. Without a label it is made by SoftHSM in the stage's folder; with one it is there already, and empty.
+type StageToken struct {
+	Module    string // path of the PKCS#11 module; default SoftHSM's
+	Arguments string // of the module
+	Label     string
+	PINFile   string
 }
 
 const (
@@ -121,19 +129,21 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if err = s.chooseAddresses(known[0], known[1]); err != nil {
 		return nil, err
 	}
-	module, err := s.makeToken(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("making the token: %w", err)
+	if cfg.Token.Label == "" {
+		module, err := s.makeToken(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("making the token: %w", err)
+		}
+		cfg.Token = StageToken{Module: byDefault(cfg.Token.Module, module), Label: stageToken, PINFile: filepath.Join(s.Dir, "token.pin")}
 	}
-	module = byDefault(cfg.Module, module)
-	if err := s.writeConfig(cfg, module, nil); err != nil {
+	if err := s.writeConfig(cfg, nil); err != nil {
 		return nil, err
 	}
 	keys, err := s.makeKeys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("making the keys: %w", err)
 	}
-	if err := s.writeConfig(cfg, module, keys); err != nil {
+	if err := s.writeConfig(cfg, keys); err != nil {
 		return nil, err
 	}
 	if _, err := s.Command(ctx, "init"); err != nil {
@@ -257,9 +267,12 @@ var stageConfigFile = template.Must(template.New("config").Parse(`# Made by acqu
 station: {{.Station}}
 journal: { path: {{.Journal}} }
 hsm:
-  module: {{.Module}}
-  token: {{.Token}}
-  pin_file: {{.Dir}}/token.pin
+  module: {{.Token.Module}}
+{{- with .Token.Arguments}}
+  module_arguments: {{printf "%q" .}}
+{{- end}}
+  token: {{.Token.Label}}
+  pin_file: {{.Token.PINFile}}
 {{- if .Keys}}
   keys:
 {{- range .Keys}}
@@ -290,10 +303,10 @@ operations: { listen: "{{.Operations}}" }
 shutdown: { grace: {{.Grace}} }
 `))
 
-func (s *Stage) writeConfig(cfg StageConfig, module string, keys []stageKey) error {
+func (s *Stage) writeConfig(cfg StageConfig, keys []stageKey) error {
 	var text bytes.Buffer
 	if err := stageConfigFile.Execute(&text, map[string]any{
-		"Station": stageStation, "Dir": s.Dir, "Journal": s.Journal, "Module": module, "Token": stageToken, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
+		"Station": stageStation, "Journal": s.Journal, "Token": cfg.Token, "Keys": keys, "Seal": sealLabel, "TokenKey": tokenLabel,
 		"UpstreamDialect": cfg.UpstreamDialect, "ProcessorDialect": cfg.ProcessorDialect, "Upstream": s.Upstream, "PINIn": upstreamZone, "PINOut": processorZone, "Links": cfg.Links, "Operations": s.Operations,
 		"ReplyTimeout": cfg.ReplyTimeout, "WriteTimeout": cfg.ReplyTimeout / 2, "Budget": cfg.ReplyTimeout * 3, "InFlight": cfg.InFlight,
 		"EchoInterval": cfg.EchoInterval, "EchoTimeout": 2 * cfg.EchoInterval, "Grace": time.Minute + 4*cfg.ReplyTimeout,
