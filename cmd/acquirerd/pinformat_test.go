@@ -1,7 +1,7 @@
 package main
 
 import (
-	"crypto/des" //nolint:gosec // zone PIN keys of formats 0, 1 and 3 are TDES
+	"crypto/des"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,7 +18,7 @@ func TestAReloadChangesTheFormatOfAnEndpoint(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		cipher, err := des.NewTripleDESCipher(slices.Concat(hsmtest.ProcessorZPK, hsmtest.ProcessorZPK[:8])) //nolint:gosec // see the import
+		cipher, err := des.NewTripleDESCipher(slices.Concat(hsmtest.ProcessorZPK, hsmtest.ProcessorZPK[:8]))
 		if err != nil {
 			t.Error(err)
 		}
