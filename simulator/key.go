@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"crypto/aes"
 	"crypto/cipher"
 	"crypto/des" //nolint:gosec // zone PIN keys of card networks are double-length TDES (ISO 9564-2), and this one is for tests
 	"crypto/rand"
@@ -20,14 +21,18 @@ const keyBytes = 16
 // ErrKey is the error of ParseKey. It does not quote what was given.
 var ErrKey = errors.New("key is not 32 hexadecimal digits of a double-length TDES key with two different halves")
 
-// A Key is a double-length TDES key for tests: a zone PIN key. It prints itself as its check value, and may be used by many
+// ErrAESKey is the error of ParseAESKey. It does not quote what was given.
+var ErrAESKey = errors.New("key is not 32 or 64 hexadecimal digits of an AES key")
+
+// A Key is a zone PIN key for tests: a double-length TDES key, or of format 4 an AES one. It prints itself as its check value, and may be used by many
 // goroutines.
 type Key struct {
 	cipher cipher.Block
+	format PINFormat // of the blocks that it makes and takes
 	kcv    string
 }
 
-// ParseKey reads a key from hexadecimal digits, with or without white space around them. The parity of its bytes does not matter.
+// ParseKey reads a key from hexadecimal digits, with or without white space around them. The parity of its bytes does not matter. Its PIN blocks are of format 0.
 func ParseKey(text []byte) (*Key, error) {
 	value := make([]byte, keyBytes)
 	defer clear(value)
@@ -41,17 +46,50 @@ func ParseKey(text []byte) (*Key, error) {
 	return newKey(value)
 }
 
-// ReadKeyFile reads the key of a file that holds what ParseKey takes.
-func ReadKeyFile(path string) (*Key, error) {
+// ParseAESKey reads a key of 128 or 256 bits for PIN blocks of format 4.
+func ParseAESKey(text []byte) (*Key, error) {
+	text = bytes.TrimSpace(text)
+	value := make([]byte, hex.DecodedLen(len(text)))
+	defer clear(value)
+	if _, err := hex.Decode(value, text); err != nil || len(value) != 16 && len(value) != 32 {
+		return nil, ErrAESKey
+	}
+	block, err := aes.NewCipher(value)
+	if err != nil {
+		return nil, fmt.Errorf("making cipher: %w", err)
+	}
+	// The CMAC of a block of zeros: E(K1), where K1 is zeros enciphered and doubled (NIST SP 800-38B, 6.1).
+	var check [aes.BlockSize]byte
+	block.Encrypt(check[:], check[:])
+	carry := byte(0)
+	for i := len(check) - 1; i >= 0; i-- {
+		check[i], carry = check[i]<<1|carry, check[i]>>7
+	}
+	check[len(check)-1] ^= 0x87 * carry
+	block.Encrypt(check[:], check[:])
+	return &Key{block, ISO4, fmt.Sprintf("%X", check[:3])}, nil
+}
+
+// ReadKeyFile reads the key of a file that holds what ParseKey takes, or for format 4 ParseAESKey.
+func ReadKeyFile(path string, format PINFormat) (*Key, error) {
+	parse := ParseKey
+	switch format {
+	case ISO0, ISO1, ISO3:
+	case ISO4:
+		parse = ParseAESKey
+	default:
+		return nil, fmt.Errorf("reading key: PIN block format %q is not one of %s, %s, %s, %s", string(format), ISO0, ISO1, ISO3, ISO4)
+	}
 	text, err := os.ReadFile(filepath.Clean(path))
 	if err != nil {
 		return nil, fmt.Errorf("reading key: %w", err)
 	}
 	defer clear(text)
-	key, err := ParseKey(text)
+	key, err := parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading key %s: %w", path, err)
 	}
+	key.format = format
 	return key, nil
 }
 
@@ -69,10 +107,10 @@ func newKey(value []byte) (*Key, error) {
 	}
 	var check [8]byte
 	block.Encrypt(check[:], check[:])
-	return &Key{block, fmt.Sprintf("%X", check[:3])}, nil
+	return &Key{block, ISO0, fmt.Sprintf("%X", check[:3])}, nil
 }
 
-// KCV is the check value: the first three bytes of eight zero bytes enciphered, six upper-case hexadecimal digits.
+// KCV is the check value, six upper-case hexadecimal digits: the first three bytes of eight zero bytes enciphered, or of AES of the CMAC of sixteen.
 func (k *Key) KCV() string { return k.kcv }
 
 // Format prints the check value, whatever the verb.

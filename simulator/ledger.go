@@ -176,7 +176,7 @@ type Counts struct {
 	Unsupported          int64            `json:"unsupported"`
 	Unasked              int64            `json:"unasked"` // answers that nobody asked for
 	WrongPINs            int64            `json:"wrong_pins"`
-	MalformedPINBlocks   int64            `json:"malformed_pin_blocks"` // no format 0 block of that card under this zone's key
+	MalformedPINBlocks   int64            `json:"malformed_pin_blocks"` // no block of the zone key's format and that card under it
 	RightPINs            int64            `json:"right_pins"`
 	Full                 int64            `json:"full"`               // requests refused at the ledger's limit
 	Effects              map[string]int64 `json:"effects"`            // faults and scripted effects that messages met, by name

@@ -2,11 +2,14 @@ package simulator_test
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -297,6 +300,35 @@ func TestALinkMustSignOn(t *testing.T) {
 	})
 }
 
+// A format 4 block of the PIN 1234 and the card visa, made by others: zpk_translation/aes-iso4-iso4 of vectors.json.
+const (
+	aesHex       = "AF8CB133A78F8DC2D1359F18527593FB"
+	vectorOfISO4 = "A912150391AB65A67E52883D81CE2D15"
+)
+
+func unhexed(t testing.TB, text string) string {
+	t.Helper()
+	value, err := hex.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(value)
+}
+
+// keyOf reads a key for PIN blocks of a format.
+func keyOf(t testing.TB, format simulator.PINFormat, text string) *simulator.Key {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "zpk.key")
+	if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k, err := simulator.ReadKeyFile(path, format)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
 func TestAPINIsVerified(t *testing.T) {
 	for _, c := range []struct {
 		name, card, pin, zpk, code string
@@ -344,6 +376,69 @@ func TestAPINIsVerified(t *testing.T) {
 			// Format 3 (ISO 9564-1, 9.3.5) differs in its first nibble and fill; this one has a fill that format 0 would take too.
 			request.SetSensitive(messages.PINData, encipher(t, zpkHex, "341225EEEEEEEEEE"))
 			if got := link.code(request); got != "55" || p.Ledger().Counts().MalformedPINBlocks != 1 {
+				t.Errorf("answered %q, counted %+v", got, p.Ledger().Counts())
+			}
+		})
+	})
+	for _, format := range []simulator.PINFormat{simulator.ISO1, simulator.ISO3, simulator.ISO4} {
+		t.Run("a PIN block of "+string(format), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c, keyText := codec(t, "iso87-binary"), zpkHex
+				if format == simulator.ISO4 {
+					c, keyText = codecWith(t, "iso87-binary", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,"), aesHex
+				}
+				cfg := simulator.ProcessorConfig{Codec: c, ZPK: keyOf(t, format, keyText)}
+				p, listener, stop := serve(t, cfg)
+				defer stop()
+				link := signedOn(t, cfg.Codec, listener, 0)
+				for i, asked := range []struct{ card, pin, code string }{
+					{visa, "1234", "00"}, {"6304000000000000000", "987654321098", "00"}, {"4222222222222", "1234", "00"}, {visa, "1235", "55"}, {visa, "12345", "55"},
+				} {
+					request := link.request(asked.card, int64(100+i))
+					block, err := cfg.ZPK.PINBlock(pin(t, asked.pin), request.PAN())
+					if err != nil {
+						t.Fatal(err)
+					}
+					request.SetPINBlock(block)
+					if got := link.code(request); got != asked.code {
+						t.Errorf("PIN of %d digits, card of %d: answered %q, want %q", len(asked.pin), len(asked.card), got, asked.code)
+					}
+				}
+				other := link.request(visa, 200)
+				garbage := make([]byte, map[bool]int{true: 16, false: 8}[format == simulator.ISO4])
+				other.SetSensitive(messages.PINData, string(garbage))
+				if got := link.code(other); got != "55" {
+					t.Errorf("garbage: answered %q", got)
+				}
+				counts := p.Ledger().Counts()
+				if counts.RightPINs != 3 || counts.WrongPINs != 2 || counts.MalformedPINBlocks != 1 {
+					t.Errorf("counted %+v", counts)
+				}
+			})
+		})
+	}
+	t.Run("a block of 16 bytes under a key of 8 is none", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			cfg := simulator.ProcessorConfig{Codec: codecWith(t, "iso87-binary", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,"), ZPK: key(t, zpkHex)}
+			p, listener, stop := serve(t, cfg)
+			defer stop()
+			link := signedOn(t, cfg.Codec, listener, 0)
+			request := link.request(visa, 100)
+			request.SetSensitive(messages.PINData, unhexed(t, vectorOfISO4))
+			if got := link.code(request); got != "55" || p.Ledger().Counts().MalformedPINBlocks != 1 {
+				t.Errorf("answered %q, counted %+v", got, p.Ledger().Counts())
+			}
+		})
+	})
+	t.Run("a format 4 block that others made", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			c := codecWith(t, "iso87-binary", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,")
+			p, listener, stop := serve(t, simulator.ProcessorConfig{Codec: c, ZPK: keyOf(t, simulator.ISO4, aesHex)})
+			defer stop()
+			link := signedOn(t, c, listener, 0)
+			request := link.request(visa, 100)
+			request.SetSensitive(messages.PINData, unhexed(t, vectorOfISO4))
+			if got := link.code(request); got != "00" || p.Ledger().Counts().RightPINs != 1 {
 				t.Errorf("answered %q, counted %+v", got, p.Ledger().Counts())
 			}
 		})

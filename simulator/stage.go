@@ -241,7 +241,7 @@ func (s *Stage) makeKeys(ctx context.Context) ([]stageKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		if *zone.key, err = ReadKeyFile(files.KeyFile); err != nil {
+		if *zone.key, err = ReadKeyFile(files.KeyFile, ISO0); err != nil {
 			return nil, err
 		}
 		if _, err := s.Command(ctx, "keys", "import", "--label", zone.label, "--use", zone.use, "--kcv", files.KCV,

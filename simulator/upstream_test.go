@@ -500,6 +500,18 @@ func TestKeysAndPINsDoNotPrint(t *testing.T) {
 			t.Errorf("key %q: %v", bad, err)
 		}
 	}
+	for _, bad := range []string{"", "0123", zpkHex + "0123456789ABCDEF", zpkHex + "00", "x" + zpkHex[1:]} {
+		if _, err := simulator.ParseAESKey([]byte(bad)); !errors.Is(err, simulator.ErrAESKey) {
+			t.Errorf("AES key %q: %v", bad, err)
+		}
+	}
+	// kcv/aes-cmac0-… of vectors.json
+	for text, want := range map[string]string{"3F419E1CB7079442AA37474C2EFBF8B8": "08793E", "FA36E44278DB3AB5F298F9F7DA8F1F88": "D77F00",
+		"88E1AB2A2E3DD38C1FA039A536500CC8A87AB9D62DC92C01058FA79F44657DE6": "233155"} {
+		if k, err := simulator.ParseAESKey([]byte(text)); err != nil || k.KCV() != want {
+			t.Errorf("AES key of %d digits: got %v, %v, want %s", len(text), k, err, want)
+		}
+	}
 }
 
 func TestAPINBlockIsTheStandards(t *testing.T) {
@@ -526,7 +538,7 @@ func TestAZoneIsAKeyAndItsComponents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := simulator.ReadKeyFile(zone.KeyFile)
+	k, err := simulator.ReadKeyFile(zone.KeyFile, simulator.ISO0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -571,7 +583,7 @@ func TestAZoneIsAKeyAndItsComponents(t *testing.T) {
 			t.Errorf("a zone of the name %q is written", name)
 		}
 	}
-	if _, err := simulator.ReadKeyFile(filepath.Join(dir, "none")); err == nil {
+	if _, err := simulator.ReadKeyFile(filepath.Join(dir, "none"), simulator.ISO0); err == nil {
 		t.Error("a file that is not there is read")
 	}
 }

@@ -150,11 +150,11 @@ func loadCodec(dialect string) (*messages.Codec, error) {
 	return messages.NewCodec(loaded), nil
 }
 
-// readKey reads the file of a zone PIN key, if one is named.
-func readKey(path string) (*simulator.Key, error) {
+// readKey reads the file of a zone PIN key, if one is named, for PIN blocks of a format.
+func readKey(path, format string) (*simulator.Key, error) {
 	if path == "" {
 		return nil, nil
 	}
-	key, err := simulator.ReadKeyFile(path)
+	key, err := simulator.ReadKeyFile(path, simulator.PINFormat(format))
 	return key, usage(err)
 }

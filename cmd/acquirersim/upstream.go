@@ -23,12 +23,12 @@ import (
 
 // connectFlags say where and how an upstream connects.
 type connectFlags struct {
-	address, dialect, zpkFile, terminal, merchant, acquirer string
-	connectTimeout, replyTimeout                            time.Duration
-	keepalives                                              time.Duration
-	tls                                                     tlsFlags
-	noSignOn                                                bool
-	firstSTAN                                               int64
+	address, dialect, zpkFile, pinFormat, terminal, merchant, acquirer string
+	connectTimeout, replyTimeout                                       time.Duration
+	keepalives                                                         time.Duration
+	tls                                                                tlsFlags
+	noSignOn                                                           bool
+	firstSTAN                                                          int64
 }
 
 func (f *connectFlags) add(command *cobra.Command) {
@@ -36,6 +36,7 @@ func (f *connectFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.address, "connect", "", "TCP address of acquirerd's upstream door")
 	flags.StringVar(&f.dialect, "dialect", "iso87-binary", "name of a built-in dialect, or a file")
 	flags.StringVar(&f.zpkFile, "zpk-file", "", "file with the zone PIN key in hexadecimal digits, for requests with a PIN")
+	flags.StringVar(&f.pinFormat, "pin-format", string(simulator.ISO0), "format of PIN blocks: iso-0, iso-1, iso-3, or iso-4, for which the key is an AES one")
 	flags.StringVar(&f.terminal, "terminal", "", "DE 41 (default SIM00001)")
 	flags.StringVar(&f.merchant, "merchant", "", "DE 42 (default SIMULATOR)")
 	flags.StringVar(&f.acquirer, "acquirer", "", "DE 32, none by default")
@@ -55,7 +56,7 @@ func (c *cli) newUpstream(f connectFlags, cfg simulator.UpstreamConfig) (*simula
 	if err != nil {
 		return nil, err
 	}
-	zpk, err := readKey(f.zpkFile)
+	zpk, err := readKey(f.zpkFile, f.pinFormat)
 	if err != nil {
 		return nil, err
 	}
