@@ -195,7 +195,7 @@ func (l layout) isWellFormed(field []byte) bool {
 	bad := nibble(field, 0) ^ l.control
 	bad |= outside(length, shortestPIN, longestPIN-shortestPIN+1)
 	for i := range mostDigits {
-		n, isDigit := nibble(field, firstPINDigit+i), below(byte(i), length) //nolint:gosec // a small index
+		n, isDigit := nibble(field, firstPINDigit+i), below(byte(i), length)
 		bad |= isDigit&outside(n, 0, 10) | ^isDigit&outside(n, l.firstFill, l.fillValues)
 	}
 	return bad == 0
@@ -207,7 +207,7 @@ func (l layout) write(out, field []byte, f fill) {
 	length := nibble(field, 1)
 	out[0] = l.control<<4 | length
 	for i := range mostDigits {
-		isDigit := below(byte(i), length) //nolint:gosec // a small index
+		isDigit := below(byte(i), length)
 		setNibble(out, firstPINDigit+i, isDigit&nibble(field, firstPINDigit+i)|^isDigit&f.digits[i])
 	}
 	copy(out[pinFieldBytes:], f.tail[:])

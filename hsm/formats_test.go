@@ -160,10 +160,10 @@ func enciphered(f Format, pin, pan string, random byte, key cipher.Block) []byte
 	text += strings.Repeat(fill, 16-len(text))
 	short := pan[:len(pan)-1]
 	account := "0000" + strings.Repeat("0", max(0, 12-len(short))) + short[max(0, len(short)-12):]
-	switch f {
-	case ISO1:
+	if f == ISO1 {
 		account = strings.Repeat("0", 16)
-	case ISO4:
+	}
+	if f == ISO4 {
 		text += strings.Repeat(fmt.Sprintf("%02X", random), 8)
 		account = fmt.Sprintf("%d%s", len(pan)-12, pan)
 		account += strings.Repeat("0", 32-len(account))
@@ -358,6 +358,44 @@ func TestPairsOfFormats(t *testing.T) {
 			t.Errorf("%q to %q, %d: got %v, want %q", c.from, c.to, c.change, err, c.want)
 		}
 	}
+}
+
+// Whatever a token deciphers a block to, it is either refused or its PIN goes on as it is, and nothing of it is left in memory.
+func FuzzTranslation(f *testing.F) {
+	f.Add([]byte("\x04\x12\x25\xee\xee\xee\xee\xee"), byte(0), byte(2))
+	f.Add([]byte("\x14\x12\x34\x56\x78\x9a\xbc\xde"), byte(1), byte(3))
+	f.Add([]byte("\x34\x12\x25\xbc\xbc\xbc\xbc\xbc"), byte(2), byte(0))
+	f.Add([]byte("\x44\x12\x34\xaa\xaa\xaa\xaa\xaa01234567"), byte(3), byte(0))
+	f.Fuzz(func(t *testing.T, in []byte, fromIndex, toIndex byte) {
+		from, to := Formats[int(fromIndex)%len(Formats)], Formats[int(toIndex)%len(Formats)]
+		if AllowedPair(from, to, SamePAN) != nil {
+			return
+		}
+		block, mem, plain := make([]byte, to.Bytes()), blockMemory{}, single(func(dst, src []byte) { copy(dst, src) })
+		err := translation{from, to, testPANs[2], testPANs[2], newFill}.run(&mem, block, in, plain, plain)
+		if mem != (blockMemory{}) {
+			t.Error("something is left in memory")
+		}
+		if err != nil {
+			if !errors.Is(err, ErrPINBlock) || !bytes.Equal(block, make([]byte, to.Bytes())) {
+				t.Errorf("refused with %x: %v", block, err)
+			}
+			return
+		}
+		pins := make([][]byte, 2)
+		for i, one := range []struct {
+			format Format
+			block  []byte
+		}{{from, in}, {to, block}} {
+			pins[i] = make([]byte, ISO0.Bytes())
+			if err := (translation{one.format, ISO0, testPANs[2], "", newFill}).run(&mem, pins[i], one.block, plain, plain); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(pins[0], pins[1]) {
+			t.Errorf("%s to %s: %x became %x", from, to, pins[0], pins[1])
+		}
+	})
 }
 
 func BenchmarkTranslationWithoutToken(b *testing.B) {
