@@ -70,7 +70,7 @@ func checkSound(conn *connection, path string) error {
 	}
 	checks := []string{"quick_check(1)"}
 	if info.Size() > checkedWhole {
-		checks = []string{"quick_check(journal)", "quick_check(numbers)", "quick_check(owed)", "quick_check(business_days)"}
+		checks = []string{"quick_check(journal)", "quick_check(numbers)", "quick_check(owed)", "quick_check(business_days)", "quick_check(audit)"}
 	}
 	for _, check := range checks {
 		found, err := conn.pragmaText(check)

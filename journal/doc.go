@@ -38,6 +38,15 @@
 // Find gives the transaction of an upstream's key, with its answer and its reversal: that is how a repeat is answered. Prune deletes
 // transactions, with all that belongs to them, that ended before a time and owe nothing; Export reads them as they stood at one moment.
 //
+// Audit records what was done with a key, or by a person, as a row of a chain: each holds the SHA-256 of the row before and of itself, and the first that of
+// the station and the time at which the journal was made. VerifyAudit names the first row that is not as it was written. Whoever can write the
+// file can also write the chain anew, or cut off its end: so the hashes go to the log with each row, and VerifyAudit takes one that was noted.
+// Rows are never deleted, by Prune neither (PCI DSS 10.5.1 asks for twelve months): a daemon writes a few dozen a day.
+//
+// Reseal puts seals under another key in the place of those that are there, where they are still as they were read. Triggers refuse every other change of
+// what was recorded when a transaction began, of its events, of what a processor has told, and of the audit table: a fault of this program, or a
+// person with a tool, has to take the trigger away first.
+//
 // # How it writes
 //
 // One goroutine (Run) takes all that is waiting and writes it in one SQL transaction of SQLite in WAL mode with
@@ -51,9 +60,9 @@
 // # Limits
 //
 // Config bounds the records in one commit, the callers waiting and the size of a block of numbers. A full queue is an honest
-// refusal (ErrBusy) of new work. Finish, Settle, Owe, Hear, Bar, Park and Release are never refused and never cut short by their
-// context: most record what has already happened. Their number is bounded by the tickets that are out, by the messages in flight and by
-// what processors send unasked. Keep and Advance are refused as new work is: the processor sends them again.
+// refusal (ErrBusy) of new work. Finish, Settle, Owe, Hear, Bar, Park, Release and Audit are never refused and never cut short by their
+// context: most record what has already happened. Their number is bounded by the tickets that are out, by the messages in flight, by
+// what processors send unasked, and by the few who call Audit and wait for their row. Keep and Advance are refused as new work is: the processor sends them again.
 //
 // STANs run from 000001 to 999999 for each endpoint and begin again, skipping those of transactions that are open, owed or parked. RRNs
 // are "YDDD" (last digit of the year and day of the year, UTC) and a running number of eight digits. Both come from blocks

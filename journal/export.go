@@ -39,31 +39,44 @@ func (r *Reader) Dossier(ctx context.Context, id TransactionID) (Dossier, error)
 // exportPage is how many transactions Export holds at a time.
 const exportPage = 500
 
-// Export calls each with every transaction that was begun at or after since and before until, oldest first, and then untied with every advice
-// of a processor that came in that time and names none; a zero time is no bound. All is as it stood when it began, whatever is written
-// meanwhile, and SQLite's log grows until it ends. An error of each or untied ends it, and is returned as it is.
-func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(Dossier) error, untied func(ProcessorAdvice) error) error {
-	within := func(id, at string, last int64) conditions {
+// An Exporting is what Export calls, in this order. A nil one is passed over. Its error ends the export, and is returned as it is.
+type Exporting struct {
+	Since, Until time.Time // at or after the one and before the other; a zero time is no bound
+
+	Transaction func(Dossier) error         // each that was begun in the time, oldest first
+	Advice      func(ProcessorAdvice) error // each of a processor that came in the time and names no transaction
+	Audit       func(AuditRow) error        // each audit row of the time
+}
+
+// Export reads what happened in a time. All is as it stood when it began, whatever is written meanwhile, and SQLite's log grows until it ends.
+func (r *Reader) Export(ctx context.Context, x Exporting) error {
+	within := func(id, at string, last int64, unit func(time.Time) int64) conditions {
 		where := conditions{}
 		where.add(id+" > ?", last, true)
-		where.add(at+" >= ?", since.UnixMicro(), !since.IsZero())
-		where.add(at+" < ?", until.UnixMicro(), !until.IsZero())
+		where.add(at+" >= ?", unit(x.Since), !x.Since.IsZero())
+		where.add(at+" < ?", unit(x.Until), !x.Until.IsZero())
 		return where
 	}
-	var failed error // of each or untied
+	var failed error // of one of them
 	err := r.snapshot(ctx, func(tx *sql.Tx) (err error) {
 		failed, err = pages(func(last int64) ([]Dossier, error) {
-			where := within("t.id", "t.begun_at", last)
+			where := within("t.id", "t.begun_at", last, time.Time.UnixMicro)
 			return dossiers(ctx, tx, where.text(), where.args...)
-		}, func(d Dossier) int64 { return int64(d.ID) }, each)
+		}, func(d Dossier) int64 { return int64(d.ID) }, x.Transaction)
 		if failed != nil || err != nil {
 			return err
 		}
 		failed, err = pages(func(last int64) ([]ProcessorAdvice, error) {
-			where := within("id", "at", last)
+			where := within("id", "at", last, time.Time.UnixMicro)
 			return rows(ctx, tx, "selecting advices of processors", scanProcessorAdvice, selectProcessorAdvice+" WHERE transaction_id IS NULL AND "+
 				where.text()+" ORDER BY id LIMIT ?", append(where.args, exportPage)...)
-		}, func(a ProcessorAdvice) int64 { return int64(a.ID) }, untied)
+		}, func(a ProcessorAdvice) int64 { return int64(a.ID) }, x.Advice)
+		if failed != nil || err != nil {
+			return err
+		}
+		failed, err = pages(func(last int64) ([]AuditRow, error) {
+			return auditPage(ctx, tx, within("number", "at", last, time.Time.UnixNano))
+		}, func(a AuditRow) int64 { return a.Number }, x.Audit)
 		return err
 	})
 	if failed != nil {
@@ -75,9 +88,9 @@ func (r *Reader) Export(ctx context.Context, since, until time.Time, each func(D
 	return nil
 }
 
-// pages reads page after page, each behind the last ID of the one before, and calls each with what is on them. failed is its error.
+// pages reads page after page, each behind the last ID of the one before, and calls each, unless it is nil, with what is on them. failed is its error.
 func pages[T any](read func(last int64) ([]T, error), id func(T) int64, each func(T) error) (failed, err error) {
-	for last := int64(0); ; {
+	for last := int64(0); each != nil; {
 		page, err := read(last)
 		if err != nil {
 			return nil, err
@@ -92,6 +105,7 @@ func pages[T any](read func(last int64) ([]T, error), id func(T) int64, each fun
 		}
 		last = id(page[len(page)-1])
 	}
+	return nil, nil
 }
 
 // snapshot reads in one transaction, which sees nothing of what is written after its first query.

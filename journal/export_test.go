@@ -31,7 +31,7 @@ func openReaderOf(t *testing.T, path string) *Reader {
 func export(t *testing.T, reader *Reader, since, until time.Time) []Dossier {
 	t.Helper()
 	var all []Dossier
-	if err := reader.Export(t.Context(), since, until, func(d Dossier) error { all = append(all, d); return nil }, none); err != nil {
+	if err := reader.Export(t.Context(), Exporting{Since: since, Until: until, Transaction: func(d Dossier) error { all = append(all, d); return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -152,13 +152,13 @@ func TestExportEndsWithTheErrorOfItsCaller(t *testing.T) {
 	full, calls := errors.New("pipe is closed"), 0
 	for range 2 * mostReaders { // each gives its connection back
 		calls = 0
-		if err := reader.Export(t.Context(), time.Time{}, time.Time{}, func(Dossier) error { calls++; return full }, none); !errors.Is(err, full) || err.Error() != full.Error() || calls != 1 {
+		if err := reader.Export(t.Context(), Exporting{Transaction: func(Dossier) error { calls++; return full }}); !errors.Is(err, full) || err.Error() != full.Error() || calls != 1 {
 			t.Fatalf("after %d calls: %v", calls, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := reader.Export(ctx, time.Time{}, time.Time{}, func(Dossier) error { return nil }, none); !errors.Is(err, context.Canceled) {
+	if err := reader.Export(ctx, Exporting{Transaction: func(Dossier) error { return nil }}); !errors.Is(err, context.Canceled) {
 		t.Errorf("with an ended context: %v", err)
 	}
 	if got := len(export(t, reader, time.Time{}, time.Time{})); got != 3 {
@@ -179,7 +179,7 @@ func TestAnExportIsOfOneMoment(t *testing.T) {
 	reader := openReaderOf(t, path)
 	last := r.begin("last")
 	got := 0
-	err := reader.Export(t.Context(), time.Time{}, time.Time{}, func(d Dossier) error {
+	err := reader.Export(t.Context(), Exporting{Transaction: func(d Dossier) error {
 		if got++; got == 1 {
 			r.finish(last, Outcome{Kind: Unknown, Reason: "timeout"})
 			r.begin("later")
@@ -191,7 +191,7 @@ func TestAnExportIsOfOneMoment(t *testing.T) {
 			t.Fatalf("dossier %d: %+v", got, d)
 		}
 		return nil
-	}, none)
+	}})
 	if err != nil || got != count+1 {
 		t.Errorf("%d dossiers, want %d: %v", got, count+1, err)
 	}
@@ -208,7 +208,7 @@ func TestAnExportIsJSONLines(t *testing.T) {
 	r.accept("advice")
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
-	if err := openReaderOf(t, path).Export(t.Context(), time.Time{}, time.Time{}, func(d Dossier) error { return encoder.Encode(d) }, none); err != nil {
+	if err := openReaderOf(t, path).Export(t.Context(), Exporting{Transaction: func(d Dossier) error { return encoder.Encode(d) }}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
@@ -222,9 +222,6 @@ func TestAnExportIsJSONLines(t *testing.T) {
 		}
 	}
 }
-
-// none is for who does not want the advices that name no transaction.
-func none(ProcessorAdvice) error { return nil }
 
 func TestAnExportHasTheAdvicesThatNameNoTransaction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -246,8 +243,8 @@ func TestAnExportHasTheAdvicesThatNameNoTransaction(t *testing.T) {
 		reader := openReaderOf(t, path)
 		exported := func(since, until time.Time) (ids []AdviceID) {
 			t.Helper()
-			if err := reader.Export(t.Context(), since, until, func(Dossier) error { return nil },
-				func(a ProcessorAdvice) error { ids = append(ids, a.ID); return nil }); err != nil {
+			if err := reader.Export(t.Context(), Exporting{Since: since, Until: until, Transaction: func(Dossier) error { return nil },
+				Advice: func(a ProcessorAdvice) error { ids = append(ids, a.ID); return nil }}); err != nil {
 				t.Fatal(err)
 			}
 			return ids
@@ -262,7 +259,7 @@ func TestAnExportHasTheAdvicesThatNameNoTransaction(t *testing.T) {
 			t.Errorf("%d of all", len(got))
 		}
 		full := errors.New("disk full")
-		if err := reader.Export(t.Context(), time.Time{}, time.Time{}, func(Dossier) error { return nil }, func(ProcessorAdvice) error { return full }); !errors.Is(err, full) {
+		if err := reader.Export(t.Context(), Exporting{Advice: func(ProcessorAdvice) error { return full }}); !errors.Is(err, full) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -433,7 +433,7 @@ func TestOpenRefuses(t *testing.T) {
 		}, `belongs to station "acq02", not to "acq01"`},
 		{"a newer schema", func(t *testing.T, path string) {
 			change(t, path, "PRAGMA user_version = 99")
-		}, "schema 99 is newer than this program's 3"},
+		}, "schema 99 is newer than this program's 4"},
 		{"a corrupt page", func(t *testing.T, path string) {
 			page := bytes.Repeat([]byte{0xa5}, 4096)
 			file, err := os.OpenFile(path, os.O_WRONLY, 0)

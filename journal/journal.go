@@ -321,6 +321,9 @@ func (j *Journal) load() error {
 		return err
 	}
 	j.last, j.writer.lastTransaction, j.writer.lastOwed = last, last, lastOwed
+	if j.writer.lastAudit, err = j.reader.lastAudit(ctx); err != nil {
+		return err
+	}
 	days, err := j.reader.BusinessDays(ctx)
 	if err != nil {
 		return err

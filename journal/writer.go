@@ -137,7 +137,9 @@ type writer struct {
 	answered, suspectOwed, supersedeOwed, reasonOf *statement
 	noted                                          *statement
 	openDay, keptBefore, named, insertAdvice       *statement
+	insertAudit                                    *statement
 	reserve                                        *statement
+	lastAudit                                      AuditRow // its hash is that of the row before the first if there is none
 	lastTransaction                                TransactionID
 	lastOwed                                       OwedID
 	approvedEarly                                  map[TransactionID]bool // open ones of which an approval was heard
@@ -177,6 +179,7 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.keptBefore, 4, keptBeforeSQL},
 		{&w.named, 6, namedSQL},
 		{&w.insertAdvice, 1, insertAdviceSQL},
+		{&w.insertAudit, 1, insertAuditSQL},
 		{&w.reserve, 1, reserveSQL},
 	} {
 		prepared, err := conn.prepare(s.query, s.columns)
@@ -192,7 +195,7 @@ func newWriter(conn *connection) (*writer, error) {
 func (w *writer) statements() []*statement {
 	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
 		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.noted,
-		w.openDay, w.keptBefore, w.named, w.insertAdvice, w.reserve}
+		w.openDay, w.keptBefore, w.named, w.insertAdvice, w.insertAudit, w.reserve}
 }
 
 func (w *writer) finalize() error {

@@ -64,7 +64,8 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 		"acquirerd journal export --since 2026-11-24T00:00:00Z --until 2026-11-25T00:00:00Z --file day.jsonl", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return c.journalExport(ctx, since, until, file) })
 	export.Long = "Export writes one line a transaction that was begun in a time, oldest first, with the advices of processors that name it, and then one\n" +
-		"line, {\"processor_advice\": ...}, for each advice that came in that time and names none."
+		"line, {\"processor_advice\": ...}, for each advice that came in that time and names none, and one line, {\"audit\": ...}, for each row of the\n" +
+		"audit table of that time."
 	export.Flags().StringVar(&since, "since", "", "begun at or after this time, RFC 3339")
 	export.Flags().StringVar(&until, "until", "", "begun before this time, RFC 3339")
 	export.Flags().StringVar(&file, "file", "-", "a new file; - is standard output")
@@ -298,14 +299,16 @@ func (c *cli) journalExport(ctx context.Context, since, until, file string) erro
 			out = made
 		}
 		lines := jsonLines(out)
-		return r.Export(ctx, times[0], times[1], func(d journal.Dossier) error {
+		return r.Export(ctx, journal.Exporting{Since: times[0], Until: times[1], Transaction: func(d journal.Dossier) error {
 			if d.Outcome == "" {
 				d.Outcome = journal.StillOpen
 			}
 			return exported(lines.Encode(d))
-		}, func(a journal.ProcessorAdvice) error {
+		}, Advice: func(a journal.ProcessorAdvice) error {
 			return exported(lines.Encode(map[string]journal.ProcessorAdvice{"processor_advice": a}))
-		})
+		}, Audit: func(a journal.AuditRow) error {
+			return exported(lines.Encode(map[string]journal.AuditRow{"audit": a}))
+		}})
 	})
 }
 
