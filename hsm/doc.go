@@ -153,7 +153,7 @@
 // Workers, Queue, CallTimeout and Backoff of the Config. A worker opens up to 9 sessions. Nonces are random, so one key seals at most 2^32 times
 // (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
-// functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest) are therefore refused beside an open HSM.
+// functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest, Reveal) are therefore refused beside an open HSM.
 //
 // # What it refuses to do
 //

@@ -35,6 +35,7 @@ const (
 	protectPlain = "protect"
 	protectPIN   = "protect_pin"
 	openOne      = "open_pan"
+	sealOne      = "seal_pan"
 	sealRest     = "seal_rest"
 	openRest     = "open_rest"
 	changeKey    = "change_key"
