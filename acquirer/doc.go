@@ -21,4 +21,7 @@
 // The Forwarder pays what is owed, in order for a card and parallel over cards, at a limited rate: a reversal or an advice, then repeats of it
 // (0421, 0121, 0221) with growing pauses, until the processor acknowledges it or says that it will never accept it; then it is parked for a
 // person, never dropped.
+//
+// A Resealer puts seals under the present key in the place of those under older ones, in small batches with rests between them. It changes nothing else
+// of a transaction, and what it cannot open it lists and leaves.
 package acquirer
