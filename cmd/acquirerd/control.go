@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"acquirerd/journal"
 )
@@ -76,20 +75,14 @@ func (l ownUser) Accept() (net.Conn, error) {
 }
 
 func isOwnUser(connection *net.UnixConn) bool {
-	raw, err := connection.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var peer *unix.Ucred
-	var failed error
-	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return err == nil && failed == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
+	peer, err := peerOf(connection)
+	return err == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
 }
 
 // serveControl answers commands until ctx ends.
 func (d *daemon) serveControl(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{Handler: d.control(), ReadHeaderTimeout: operationsHeaderTimeout, MaxHeaderBytes: operationsHeaderBytes,
-		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: withPeer, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
 	return untilDone(ctx, server, listener)
 }
 
@@ -128,6 +121,9 @@ func (d *daemon) control() http.Handler {
 	})
 	mux.HandleFunc("POST /business-date/{endpoint}/{date}", d.controlBusinessDate)
 	mux.HandleFunc("POST /config/reload", d.controlReload)
+	mux.HandleFunc("POST /audit", d.controlAudit)
+	mux.HandleFunc("POST /journal/reseal", d.controlReseal)
+	mux.HandleFunc("GET /journal/reseal", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.resealer.Progress()) })
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.links()) })
 	for name, do := range map[string]func(links, int) error{"drain": links.Drain, "resume": links.Resume, "cut": links.Cut} {
 		mux.HandleFunc("POST /links/{endpoint}/{link}/"+name, func(w http.ResponseWriter, r *http.Request) { d.controlLink(w, r, name, do) })
@@ -307,7 +303,20 @@ const mostAnswer = 1 << 20
 
 // ask asks the daemon and reads its answer into result. Its error is a *configError if it is about the config.
 func (r *remote) ask(ctx context.Context, method, path string, result any) error {
-	request, err := http.NewRequestWithContext(ctx, method, "http://acquirerd"+path, nil)
+	return r.send(ctx, method, path, nil, result)
+}
+
+// send is ask with a body, unless that is nil.
+func (r *remote) send(ctx context.Context, method, path string, body, result any) error {
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		content = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://acquirerd"+path, content)
 	if err != nil {
 		return err
 	}
@@ -317,13 +326,13 @@ func (r *remote) ask(ctx context.Context, method, path string, result any) error
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }() // read whole, or of no use
-	body, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer))
+	text, err := io.ReadAll(io.LimitReader(response.Body, mostAnswer))
 	if err != nil {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	if response.StatusCode != http.StatusOK {
 		refused := refusal{Error: "it answers " + response.Status}
-		_ = json.Unmarshal(body, &refused) // else the status has to do
+		_ = json.Unmarshal(text, &refused) // else the status has to do
 		if len(refused.Faults) > 0 {
 			list := make([]fault, len(refused.Faults))
 			for i, f := range refused.Faults {
@@ -333,7 +342,7 @@ func (r *remote) ask(ctx context.Context, method, path string, result any) error
 		}
 		return errors.New(refused.Error)
 	}
-	if err := json.Unmarshal(body, result); err != nil {
+	if err := json.Unmarshal(text, result); err != nil {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	return nil

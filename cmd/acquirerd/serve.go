@@ -98,6 +98,9 @@ func (d *daemon) untilStopped(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		grace := time.Duration(d.grace.Load())
 		d.log.Info("stopping", "grace", grace.String())
+		if d.served {
+			d.auditor.note(journal.AuditEvent{What: auditStop, Result: "asked to stop"})
+		}
 		if err = d.teardown.inOrder(grace, d.failed); err == nil {
 			d.log.Info("stopped")
 			return nil
@@ -106,6 +109,11 @@ func (d *daemon) untilStopped(ctx context.Context) (err error) {
 	}
 	if d.served { // else whoever starts it reads the command's one line
 		d.log.Error("stopped by a fault", "error", err)
+	}
+	if d.auditor != nil { // why a key was refused is on record, where there still is one
+		limit, release := context.WithTimeout(context.WithoutCancel(ctx), fatalGrace)
+		d.auditor.flush(limit)
+		release()
 	}
 	// The parts can no longer rely on each other, the journal above all: no order, no drain, no answer that is not recorded already.
 	// The first error is the one that says why.
@@ -129,6 +137,8 @@ type daemon struct {
 
 	journal      *journal.Journal
 	vault        *hsm.HSM
+	auditor      *auditor
+	resealer     *acquirer.Resealer
 	certificates *certificates // owned by the keeper, once it runs
 	desk         *acquirer.Switch
 	doors        []*door // owned by the keeper, once it runs
@@ -211,8 +221,8 @@ func (d *daemon) begin(ctx context.Context) (at addresses, err error) {
 	}
 	at.operations = operations.Addr().String()
 	d.start("operations port", func(ctx context.Context) error { return d.serveOperations(ctx, operations) })
-	d.start("journal", d.journal.Run)
 	d.start("HSM", d.vault.Run)
+	d.start("reseal", d.resealer.Run)
 
 	// Before any link or door opens: what a crash left open owes a reversal from now on.
 	recovered, err := d.desk.Recover(ctx)
@@ -267,8 +277,16 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 		return err
 	}
 	d.teardown.add("journal file", nil, d.journal.Close)
+	if d.auditor, err = newAuditor(d.journal, d.cfg.Station, d.log, d.registry); err != nil {
+		return err
+	}
+	// Before the keys are loaded: that one is refused is on record, too.
+	d.start("journal", d.journal.Run)
+	d.start("audit", d.auditor.Run)
 
-	if d.vault, err = hsm.New(c.HSM.forHSM(), d.log, d.registry); err != nil {
+	forHSM := c.HSM.forHSM()
+	forHSM.Audit = d.auditor.noteKey
+	if d.vault, err = hsm.New(forHSM, d.log, d.registry); err != nil {
 		return err
 	}
 	if err := d.vault.Open(ctx); err != nil {
@@ -329,6 +347,9 @@ func (d *daemon) wire() error {
 	}
 	var err error
 	if d.desk, err = acquirer.New(cfg, d.log, d.registry); err != nil {
+		return err
+	}
+	if d.resealer, err = newResealer(&d.cfg.HSM, d.journal, d.vault, d.auditor.note, d.log, d.registry); err != nil {
 		return err
 	}
 	for i := range d.cfg.Upstreams {
@@ -552,6 +573,7 @@ func (d *daemon) announce(at addresses) {
 	for _, operation := range statement.Operations {
 		ways[operation.Name] = string(operation.Way)
 	}
+	d.auditor.note(journal.AuditEvent{What: auditStart, Result: resultOK, Detail: "acquirerd " + version()})
 	d.log.Info("serving", "station", d.cfg.Station, "operations", at.operations, "upstreams", at.upstreams, "links", links,
 		"hsm_module", statement.Module, "hsm_operations", ways, "version", version())
 }

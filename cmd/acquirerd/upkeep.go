@@ -26,10 +26,17 @@ const leastKept = 48 * time.Hour
 const prunedAtOnce = 1000
 
 func (c *cli) upkeepCommands() []*cobra.Command {
-	show := c.command("show ID", "Show one transaction with all that was owed for it and its history, masked", "acquirerd journal show 4711",
-		cobra.ExactArgs(1), c.journalShow)
+	var reveal bool
+	var pinFile string
+	show := c.command("show ID", "Show one transaction with all that was owed for it and its history, masked; or its whole PAN",
+		"acquirerd journal show 4711\nacquirerd journal show 4711 --reveal", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+			return c.journalShow(ctx, args, reveal, pinFile)
+		})
 	show.Long = "Show prints one transaction with all that was owed for it and its history, masked. ID is that of journal list, which\n" +
-		"journal owed has as TRANSACTION."
+		"journal owed has as TRANSACTION. --reveal prints its whole PAN and nothing else: it asks for the token's user PIN again, offers it to the token\n" +
+		"once, and leaves rows in the audit table of who asked and what came of it, also if it is refused. If these cannot be written, nothing is shown."
+	show.Flags().BoolVar(&reveal, "reveal", false, "print the whole PAN")
+	show.Flags().StringVar(&pinFile, "pin-file", "", "with --reveal: file with the token's user PIN, instead of asking at the terminal")
 
 	var all bool
 	release := c.command("release ID...", "Send what is parked again",
@@ -55,7 +62,8 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 			return c.journalPrune(ctx, keep, vacuum)
 		})
 	prune.Long = "Prune deletes transactions that ended before the time to keep and owe nothing. What is open, owed or parked stays. A repeat or a\n" +
-		"reversal of what was deleted does not find it any more. It works beside a running daemon; --vacuum, which makes the file small, does not."
+		"reversal of what was deleted does not find it any more. Rows of the audit table stay for ever. It works beside a running daemon; --vacuum,\n" +
+		"which makes the file small, does not."
 	prune.Flags().DurationVar(&keep, "keep", 0, "how long transactions are kept, at least "+leastKept.String())
 	prune.Flags().BoolVar(&vacuum, "vacuum", false, "give the room back to the file system; the daemon must not run")
 
@@ -74,13 +82,18 @@ func (c *cli) upkeepCommands() []*cobra.Command {
 	date.Long = "Business-date shows the date that a processor's last cutover has begun. With a date, that one takes its place, also if it is earlier:\n" +
 		"records that bear the wrong one stay as they are, and the next cutover counts from the new one. It works beside a running daemon and\n" +
 		"without one."
-	return []*cobra.Command{show, release, park, prune, export, date}
+	return []*cobra.Command{show, release, park, prune, export, date, c.auditCommand(), c.resealCommand()}
 }
 
-func (c *cli) journalShow(ctx context.Context, args []string) error {
+func (c *cli) journalShow(ctx context.Context, args []string, reveal bool, pinFile string) error {
 	id, err := strconv.ParseInt(args[0], 10, 64)
-	if err != nil || id < 1 {
+	switch {
+	case err != nil || id < 1:
 		return usagef("%q is not the ID of a transaction", args[0])
+	case reveal:
+		return c.journalReveal(ctx, journal.TransactionID(id), pinFile)
+	case pinFile != "":
+		return usagef("--pin-file is of --reveal")
 	}
 	return c.readJournal(func(r *journal.Reader) error {
 		d, err := r.Dossier(ctx, journal.TransactionID(id))

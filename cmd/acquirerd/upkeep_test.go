@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -125,6 +126,11 @@ func (*site) shows(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	audited := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, `{"audit":{"number":1,`) })
+	if audited != 2 || !strings.Contains(lines[audited], `"what":"load"`) {
+		t.Fatalf("audit rows from line %d on: %s", audited, text)
+	}
+	lines = lines[:audited]
 	for _, line := range lines {
 		var dossier struct {
 			Outcome string           `json:"outcome"`

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+var errNoTerminal = errors.New("standard input is not a terminal")
+
+// mostSecret bounds a secret that is typed, in bytes with its line end. It is less than what a terminal takes as one line (4,096).
+const mostSecret = 256
+
+// secretPoll is how soon a prompt ends after ctx has, in milliseconds.
+const secretPoll = 100
+
+// readSecret asks a person at the terminal for one line, without an echo, and restores the terminal however it ends. The caller clears what it returns;
+// nothing else holds a copy, which is why it is not term.ReadPassword. Its error is errNoTerminal where nobody can be asked.
+func (c *cli) readSecret(ctx context.Context, prompt string) (secret []byte, err error) {
+	file, isFile := c.in.(*os.File)
+	if !isFile {
+		return nil, errNoTerminal
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errNoTerminal
+	}
+	failed := raw.Control(func(fd uintptr) { secret, err = c.readSilently(ctx, int(fd), prompt) })
+	return secret, errors.Join(failed, err)
+}
+
+func (c *cli) readSilently(ctx context.Context, fd int, prompt string) (secret []byte, err error) {
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, errNoTerminal
+	}
+	silent := *before
+	silent.Lflag &^= unix.ECHO
+	silent.Lflag |= unix.ICANON | unix.ISIG // a whole line at once, and an interrupt is a signal
+	silent.Iflag |= unix.ICRNL
+	// TCSETSF also discards what was typed before: it was echoed, and meant for something else.
+	if err := unix.IoctlSetTermios(fd, unix.TCSETSF, &silent); err != nil {
+		return nil, fmt.Errorf("asking for a secret: %w", err)
+	}
+	defer func() {
+		if restored := unix.IoctlSetTermios(fd, unix.TCSETS, before); restored != nil {
+			err = errors.Join(err, fmt.Errorf("restoring the terminal: %w", restored))
+		}
+		_, _ = fmt.Fprintln(c.err) // the person's own line end was not shown
+	}()
+	if _, err := fmt.Fprint(c.err, prompt); err != nil {
+		return nil, err
+	}
+	line := make([]byte, mostSecret)
+	for {
+		if err := ctx.Err(); err != nil {
+			clear(line)
+			return nil, fmt.Errorf("asking for a secret: %w", err)
+		}
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		if n, err := unix.Poll(ready, secretPoll); n == 0 || errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("asking for a secret: %w", err)
+		}
+		n, err := unix.Read(fd, line)
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
+			continue
+		}
+		typed := line[:max(n, 0)]
+		whole := bytes.HasSuffix(typed, []byte{'\n'})
+		secret := bytes.TrimRight(typed, "\r\n")
+		switch {
+		case err != nil:
+			clear(line)
+			return nil, fmt.Errorf("asking for a secret: %w", err)
+		case !whole && n == mostSecret:
+			clear(line)
+			return nil, fmt.Errorf("asking for a secret: it is longer than %d bytes", mostSecret-1)
+		case len(secret) == 0:
+			return nil, errors.New("asking for a secret: none was given")
+		}
+		return secret, nil
+	}
+}
