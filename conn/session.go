@@ -350,6 +350,12 @@ func (s *session) lives(misses int) bool {
 // manage sends one network management request on this session and returns its answer. Meanwhile the processor's own
 // requests are answered: it may want that before it answers ours.
 func (s *session) manage(ctx context.Context, part messages.Dialogue, timeout time.Duration) (*messages.Message, error) {
+	return s.converse(ctx, part, timeout, s.requests)
+}
+
+// converse sends one network management request on this session and returns its answer. requests are those that it answers meanwhile: the session's
+// for its own goroutine, nil for any other, because what they change is that one's.
+func (s *session) converse(ctx context.Context, part messages.Dialogue, timeout time.Duration, requests <-chan *messages.Message) (*messages.Message, error) {
 	e := s.endpoint
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -373,7 +379,7 @@ func (s *session) manage(ctx context.Context, part messages.Dialogue, timeout ti
 			s.shown = max(s.shown, x.before)
 			e.mu.Unlock()
 			return r.answer, nil
-		case request := <-s.requests:
+		case request := <-requests:
 			s.respond(request)
 			continue
 		case <-s.ended():

@@ -37,7 +37,7 @@ func (e *Endpoint) ownAnswer(m *messages.Message) bool {
 	switch e.codec.Demanded(m) {
 	case messages.SignOn, messages.SignOff, messages.Echo:
 		return true
-	case messages.KeyChange, messages.Cutover:
+	case messages.KeyChange, messages.Cutover, messages.KeyRequest:
 	}
 	return false
 }

@@ -293,6 +293,33 @@ func TestTheDialogueOfTheBuiltInDialects(t *testing.T) {
 	}
 }
 
+// A party is asked for a key by a request that it understands, which says nothing to us where it comes from it: but for a dialect in which
+// one code stands for both, the direction decides.
+func TestARequestForAKeyOfTheBuiltInDialects(t *testing.T) {
+	for name, want := range map[string]struct {
+		code string
+		back messages.Dialogue
+	}{"iso87-ascii": {"161", ""}, "iso87-binary": {"161", ""}, "iso87-ebcdic": {"162", ""}, "iso93-binary": {"811", messages.KeyChange}, "visa-like": {}} {
+		c := codec(t, name)
+		if got := c.Holds(messages.KeyRequest); got != (want.code != "") {
+			t.Errorf("%s: asked for a key: %v", name, got)
+		}
+		if want.code == "" {
+			continue
+		}
+		m := c.NewDialogue(messages.KeyRequest, at, "000042")
+		if err := c.Validate(m); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := m.Reveal(messages.Element(c.Dialect().NetworkManagement.Element)); got != want.code {
+			t.Errorf("%s: got %s, want %s", name, got, want.code)
+		}
+		if got := c.Demanded(m); got != want.back {
+			t.Errorf("%s: from the party it is taken for %q, want %q", name, got, want.back)
+		}
+	}
+}
+
 // A dialect of 1993 with a table for DE 22, which has no common words otherwise: the values of such an element pass both ways, and a value
 // that the table does not have is named and not lost.
 func TestValuesPassByATable(t *testing.T) {

@@ -364,7 +364,7 @@ func (p Passage) codes() []string {
 		codes = append(codes, code)
 	}
 	r := &d.Reversal
-	codes = slices.Concat(codes, d.Approving, d.Partial, d.NetworkManagement.Accepted, r.Acknowledged, r.NotFound, r.Already, r.Retry, r.Poison)
+	codes = slices.Concat(codes, d.Approving, d.Partial, d.NetworkManagement.Accepted, r.Acknowledged, r.NotFound, r.Already, r.Retry, r.Poison, d.KeySync)
 	slices.Sort(codes)
 	return slices.Compact(slices.DeleteFunc(codes, func(code string) bool {
 		return d.Fields[int(ResponseCode)].Takes([]byte(code)) != nil

@@ -18,6 +18,10 @@ const (
 	Echo      Dialogue = "echo"
 	KeyChange Dialogue = "key_change"
 	Cutover   Dialogue = "cutover"
+
+	// KeyRequest asks a party for a new key. It is only ever sent to one: what a party that asks us for a key would be given, nobody has
+	// needed yet.
+	KeyRequest Dialogue = "key_request"
 )
 
 func codeOf(d specs.Dialogue, part Dialogue) string {
@@ -32,13 +36,22 @@ func codeOf(d specs.Dialogue, part Dialogue) string {
 		return d.KeyChange
 	case Cutover:
 		return d.Cutover
+	case KeyRequest: // beside the dialogue of both directions: see sent
 	}
 	return ""
 }
 
+// sent is the code of a part of the dialogue that this party is sent, "" if it has none.
+func (c *Codec) sent(part Dialogue) string {
+	if part == KeyRequest {
+		return c.dialect.NetworkManagement.KeyRequest
+	}
+	return codeOf(c.dialect.NetworkManagement.Dialogue, part)
+}
+
 // Holds reports whether a part of the dialogue is one that this party is sent.
 func (c *Codec) Holds(part Dialogue) bool {
-	return codeOf(c.dialect.NetworkManagement.Dialogue, part) != ""
+	return c.sent(part) != ""
 }
 
 // NewDialogue builds a request of a part of the dialogue that this party is sent, see Holds.
@@ -54,7 +67,7 @@ func (c *Codec) NewDialogue(part Dialogue, at time.Time, stan string) *Message {
 	for number, value := range n.Carries {
 		m.SetSensitive(Element(number), value)
 	}
-	m.SetSensitive(Element(n.Element), codeOf(n.Dialogue, part))
+	m.SetSensitive(Element(n.Element), c.sent(part))
 	return m
 }
 
@@ -107,7 +120,7 @@ type NewKey struct {
 	CheckValue []byte
 }
 
-// NewKey returns what a key change brings. Its error is a *FormatError.
+// NewKey returns what a key change brings, or the answer to a request for a key whose dialect has it there. Its error is a *FormatError.
 func (c *Codec) NewKey(m *Message) (NewKey, error) {
 	where := c.dialect.NetworkManagement.KeyData
 	e := Element(where.Element)

@@ -46,6 +46,10 @@ type Dialect struct {
 	Approving []string `yaml:"approving"` // response codes that approve
 	Partial   []string `yaml:"partial"`   // those of them that approve less than was asked
 
+	// KeySync are the response codes by which this party declines because it could not read the PIN under its zone key, and for nothing that
+	// the cardholder did: the two sides have not changed keys at the same moment. None: it says so by no code of its own.
+	KeySync []string `yaml:"key_sync,omitempty"`
+
 	// ResponseCodes give for each code of this party (DE 39) the one of ISO 8583:1987 that says the same, by which other parties are told.
 	// Without it, its codes are those.
 	ResponseCodes map[string]string `yaml:"response_codes,omitempty"`
@@ -137,9 +141,11 @@ type NetworkManagement struct {
 	Element  int              `yaml:"element"` // that holds the codes: 70, or 24 in ISO 8583:1993
 	Dialogue `yaml:",inline"` // codes of what it is sent, and of what it sends unless Demands has another one
 	Demands  Dialogue         `yaml:"demands,omitempty"`
-	Accepted []string         `yaml:"accepted"`           // response codes that accept
-	Carries  map[int]string   `yaml:"carries,omitempty"`  // further elements of what it is sent
-	KeyData  KeyData          `yaml:"key_data,omitempty"` // of a key change
+	// KeyRequest is the code by which this party is asked for a new key. It may be that of its own key change: the direction tells them apart.
+	KeyRequest string         `yaml:"key_request,omitempty"`
+	Accepted   []string       `yaml:"accepted"`           // response codes that accept
+	Carries    map[int]string `yaml:"carries,omitempty"`  // further elements of what it is sent
+	KeyData    KeyData        `yaml:"key_data,omitempty"` // of a key change
 }
 
 // A Dialogue holds a code for each part of the dialogue, "" for none.
@@ -157,6 +163,9 @@ type KeyData struct {
 	Element    int `yaml:"element,omitempty"`
 	Cryptogram int `yaml:"cryptogram,omitempty"`
 	CheckValue int `yaml:"check_value,omitempty"`
+
+	// InAnswer: the answer to a KeyRequest brings the new key itself; else the party sends its key change after it.
+	InAnswer bool `yaml:"in_answer,omitempty"`
 }
 
 // Demanded are the codes of what this party sends.
@@ -431,6 +440,9 @@ func (d *Dialect) HoldsPINBlock(bytes int) bool {
 
 // Approves reports whether a response code approves.
 func (d *Dialect) Approves(code string) bool { return slices.Contains(d.Approving, code) }
+
+// AsksForKeySync reports whether a response code says that the PIN could not be read under the key that this party has.
+func (d *Dialect) AsksForKeySync(code string) bool { return slices.Contains(d.KeySync, code) }
 
 // ApprovesPartially reports whether a response code approves a smaller amount than was asked.
 func (d *Dialect) ApprovesPartially(code string) bool { return slices.Contains(d.Partial, code) }

@@ -64,6 +64,7 @@ func (d *Dialect) lint() []error {
 	l.lintValues()
 	l.lintNetworkManagement()
 	l.lintCodes()
+	l.lintKeySync()
 	l.lintAnswers()
 	l.lintFunctionCodes()
 	l.lintReversal()
@@ -276,33 +277,63 @@ func (l *linter) lintNetworkManagement() {
 			l.fault(at, "does not fit field %d", number)
 		}
 	}
+	if n.KeyRequest != "" {
+		l.lintKeyRequest(element)
+	}
 	if key := n.KeyData; key != (KeyData{}) {
 		l.elements("network_management.key_data.element", []int{key.Element})
-		if key.Cryptogram != 16 && key.Cryptogram != 24 {
-			l.fault("network_management.key_data.cryptogram", "%d is not 16 or 24: a key of two or three times 8 bytes", key.Cryptogram)
+		if key.Cryptogram != 16 && key.Cryptogram != 24 && key.Cryptogram != 32 {
+			l.fault("network_management.key_data.cryptogram", "%d is not 16, 24 or 32: a key of TDES or AES", key.Cryptogram)
 		}
 		if key.CheckValue < 2 || key.CheckValue > 3 {
 			l.fault("network_management.key_data.check_value", "%d is not 2 or 3", key.CheckValue)
 		}
 		l.lintKeyElement(key)
+		if key.InAnswer && n.KeyRequest == "" {
+			l.fault("network_management.key_data.in_answer", "is only of a party that is asked for keys: set network_management.key_request")
+		}
 	} else if n.Demanded().KeyChange != "" {
 		l.fault("network_management.key_data", "missing: there is a code for a key change")
 	}
 }
 
+// lintKeyRequest checks that a party that is asked for a key is asked for nothing else by that, and that the key can arrive.
+func (l *linter) lintKeyRequest(element Field) {
+	const at = "network_management.key_request"
+	n := &l.NetworkManagement
+	if !l.takes(element, n.KeyRequest) {
+		l.fault(at, "%q does not fit field %d", n.KeyRequest, n.Element)
+	}
+	for _, part := range []struct{ name, code string }{{"sign_on", n.SignOn}, {"sign_off", n.SignOff}, {"echo", n.Echo}, {"cutover", n.Cutover}} {
+		if part.code == n.KeyRequest {
+			l.fault(at, "%q is %s already", n.KeyRequest, part.name)
+		}
+	}
+	if n.Demanded().KeyChange == "" && !n.KeyData.InAnswer {
+		l.fault(at, "the new key would never come: there is no code for a key change, and key_data.in_answer is not set")
+	}
+}
+
 // lintKeyElement checks that a new key fits its element, and that it is not shown there.
 func (l *linter) lintKeyElement(key KeyData) {
-	if _, known := l.Fields[key.Element]; !known || key.Cryptogram < 1 || key.Cryptogram > 24 || key.CheckValue < 1 || key.CheckValue > 3 {
+	if _, known := l.Fields[key.Element]; !known || key.Cryptogram < 1 || key.Cryptogram > 32 || key.CheckValue < 1 || key.CheckValue > 3 {
 		return // which is a fault of its own
 	}
-	f := l.fieldIn(l.NetworkManagement.Type, key.Element)
-	sample := strings.Repeat("A", key.Cryptogram+key.CheckValue)
-	if !f.Binary() {
-		sample += sample // hexadecimal digits
-	}
 	const at = "network_management.key_data.element"
-	if !l.takes(f, sample) {
-		l.fault(at, "field %d does not hold cryptogram and check value, %d characters or bytes", key.Element, len(sample))
+	types := []string{l.NetworkManagement.Type}
+	if key.InAnswer {
+		types = append(types, answerTo(l.NetworkManagement.Type))
+	}
+	for _, mti := range types {
+		f := l.fieldIn(mti, key.Element)
+		sample := strings.Repeat("A", key.Cryptogram+key.CheckValue)
+		if !f.Binary() {
+			sample += sample // hexadecimal digits
+		}
+		if !l.takes(f, sample) {
+			l.fault(at, "field %d does not hold cryptogram and check value, %d characters or bytes", key.Element, len(sample))
+			break
+		}
 	}
 	if mask := l.Sensitive[key.Element]; mask == MaskPANs || !CardData(key.Element) && mask != MaskHidden {
 		l.fault(at, "field %d is shown, and the cryptogram of a key may not be", key.Element)
@@ -362,6 +393,23 @@ func (l *linter) lintAnswers() {
 		case slices.Contains(l.NetworkManagement.Accepted, code):
 			l.fault(at, "%q is in network_management.accepted: a refused key change would be taken for accepted", code)
 		}
+	}
+}
+
+// lintKeySync checks that what is asked once more under another key was declined, and could not be meant otherwise.
+func (l *linter) lintKeySync() {
+	seen := map[string]bool{}
+	for _, c := range l.KeySync {
+		switch l.code("key_sync", c); {
+		case l.Approves(c):
+			l.fault("key_sync", "%q approves: the transaction would be made twice", c)
+		case seen[c]:
+			l.fault("key_sync", "%q stands there already", c)
+		}
+		seen[c] = true
+	}
+	if _, known := l.Fields[52]; !known && len(l.KeySync) > 0 {
+		l.fault("key_sync", "is only of a party that is sent PIN blocks: field 52 is not in fields")
 	}
 }
 

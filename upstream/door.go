@@ -360,7 +360,7 @@ func (s *session) manage(request *messages.Message) error {
 		s.log.Info("upstream signed off")
 	case messages.Echo:
 		kind = kindEcho
-	case messages.KeyChange, messages.Cutover: // those are a processor's to demand
+	case messages.KeyChange, messages.Cutover, messages.KeyRequest: // those are a processor's to demand
 		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	default:
 		kind, code = kindUnsupported, dialect.Answers.Unsupported
