@@ -8,6 +8,10 @@
 // the same record: there is no moment at which one of the two is known without the other. What is owed is sent under Tickets
 // of its own: Attempt gives one, Settle takes it.
 //
+// Retry is for a request that was declined for nothing that the transaction is, and is sent once more as another one: it finishes the first and
+// begins the second in one record, and the upstream's key goes over to the second. So each request that a processor has seen is a row of its own,
+// and a key names one transaction at any moment.
+//
 // An advice has no open state: Accept writes it, its answer and the debt in one record. Bar writes the key of a request that has not come
 // before its reversal, as not_sent: what comes late is a duplicate, and is not sent.
 //
@@ -60,7 +64,7 @@
 // # Limits
 //
 // Config bounds the records in one commit, the callers waiting and the size of a block of numbers. A full queue is an honest
-// refusal (ErrBusy) of new work. Finish, Settle, Owe, Hear, Bar, Park, Release and Audit are never refused and never cut short by their
+// refusal (ErrBusy) of new work. Finish, Retry, Settle, Owe, Hear, Bar, Park, Release and Audit are never refused and never cut short by their
 // context: most record what has already happened. Their number is bounded by the tickets that are out, by the messages in flight, by
 // what processors send unasked, and by the few who call Audit and wait for their row. Keep and Advance are refused as new work is: the processor sends them again.
 //

@@ -104,7 +104,7 @@ func TestACrashInTheMigrationLeavesSchema3(t *testing.T) {
 		}
 		statements = append(statements, part)
 	}
-	if len(statements) != 11 {
+	if len(statements) != 12 {
 		t.Fatalf("%d statements", len(statements))
 	}
 	path := createSchema3(t, "")

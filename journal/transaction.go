@@ -49,6 +49,7 @@ type intentRecord struct {
 	Intent
 	original string // JSON
 	ticket   *Ticket
+	begun    string      // detail of its first event
 	left     atomic.Bool // its caller has left, or it was answered: whoever sets it
 }
 
@@ -110,7 +111,7 @@ func (r *intentRecord) insert(w *writer, at time.Time, end ending) error {
 		return nil
 	}
 	w.lastTransaction, r.ticket.id = id, id
-	return w.note(id, begunEvent, 0, "begun", "", at)
+	return w.note(id, begunEvent, 0, "begun", r.begun, at)
 }
 
 func (r *intentRecord) done(j *Journal, err error) {

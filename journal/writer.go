@@ -131,6 +131,7 @@ type writer struct {
 
 	begin, commitWork, rollback                    *statement
 	insertTransaction, finishTransaction, approval *statement
+	releaseKey                                     *statement
 	insertEvent, lastEvent                         *statement
 	insertOwed, attemptOwed, settleOwed            *statement
 	reversal, reopenOwed, debtOf                   *statement
@@ -162,6 +163,7 @@ func newWriter(conn *connection) (*writer, error) {
 		{&w.insertTransaction, 1, insertTransactionSQL},
 		{&w.finishTransaction, 1, finishTransactionSQL},
 		{&w.approval, 7, approvalSQL},
+		{&w.releaseKey, 1, releaseKeySQL},
 		{&w.insertEvent, 1, insertEventSQL},
 		{&w.lastEvent, 1, lastEventSQL},
 		{&w.insertOwed, 1, insertOwedSQL},
@@ -193,7 +195,7 @@ func newWriter(conn *connection) (*writer, error) {
 
 // statements returns those that were prepared.
 func (w *writer) statements() []*statement {
-	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.insertEvent,
+	return []*statement{w.begin, w.commitWork, w.rollback, w.insertTransaction, w.finishTransaction, w.approval, w.releaseKey, w.insertEvent,
 		w.lastEvent, w.insertOwed, w.attemptOwed, w.settleOwed, w.reversal, w.reopenOwed, w.debtOf, w.answered, w.suspectOwed, w.supersedeOwed, w.reasonOf, w.noted,
 		w.openDay, w.keptBefore, w.named, w.insertAdvice, w.insertAudit, w.reserve}
 }

@@ -42,9 +42,14 @@ WHEN OLD.pan_key_id IS NULL OR NEW.pan_key_id IS NULL OR NEW.pan_key_id = OLD.pa
 BEGIN SELECT RAISE(ABORT, 'processor_advices: a sealed PAN only changes its key'); END;
 
 -- What was recorded when a transaction began stays, and so do its events and what a processor has told. Prune deletes them whole.
-CREATE TRIGGER transactions_begun BEFORE UPDATE OF id, upstream, upstream_key, upstream_stan, upstream_rrn, endpoint, mti, stan, rrn,
+CREATE TRIGGER transactions_begun BEFORE UPDATE OF id, upstream, upstream_stan, upstream_rrn, endpoint, mti, stan, rrn,
 	transmission_time, acquirer_id, terminal, merchant, amount, currency, masked_pan, pan_token, original, begun_at, business_date ON transactions
 BEGIN SELECT RAISE(ABORT, 'transactions: what was begun does not change'); END;
+
+-- The key of the upstream's request goes over from one that was declined to the one that asks again for it.
+CREATE TRIGGER transactions_key BEFORE UPDATE OF upstream_key ON transactions
+WHEN NEW.upstream_key IS NOT NULL OR OLD.outcome IS NOT 'declined'
+BEGIN SELECT RAISE(ABORT, 'transactions: an upstream''s key only goes over from what was declined'); END;
 
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events: rows are never changed'); END;
 
