@@ -18,6 +18,8 @@ import (
 type Processor interface {
 	Exchange(ctx context.Context, req *messages.Message) (*messages.Message, error)
 	InService() bool
+	// RequestKey asks the processor for a new zone key and returns its answer, until ctx ends. Its errors are those of Exchange.
+	RequestKey(ctx context.Context) (*messages.Message, error)
 }
 
 // A Recorder is durable: when a call returns nil, its record survives power loss. After an error the state of the store is unknown and
@@ -32,6 +34,9 @@ type Recorder interface {
 	Begin(ctx context.Context, intent journal.Intent) (*journal.Ticket, error)
 	// Finish records the outcome and what the upstream is told. For Unknown, the owed reversal is the same record.
 	Finish(ctx context.Context, ticket *journal.Ticket, outcome journal.Outcome) error
+	// Retry records that a request was declined for nothing that the transaction is, and in the same record what is about to be sent instead
+	// of it, and gives the ticket of that.
+	Retry(ctx context.Context, ticket *journal.Ticket, declined journal.Outcome, intent journal.Intent) (*journal.Ticket, error)
 	// Accept records an advice, its answer, and that it is owed.
 	Accept(ctx context.Context, intent journal.Intent, answer messages.Reply) (journal.TransactionID, error)
 	// Bar takes the key of a request that has not come, so that it is never sent.
@@ -64,7 +69,7 @@ type Recorder interface {
 }
 
 // A Vault protects card data in the HSM. An error wrapping hsm.ErrPINBlock means that the PIN block does not decipher to one; every
-// other error means that the HSM cannot serve now. It may be used by many goroutines.
+// other error means that the HSM cannot serve now, but for hsm.ErrNoPreviousKey. It may be used by many goroutines.
 type Vault interface {
 	Protect(ctx context.Context, c hsm.Card) (hsm.Protected, error)
 	OpenPAN(ctx context.Context, sealed card.SealedPAN) (card.PAN, error)
@@ -79,4 +84,6 @@ type Vault interface {
 // refused, so that the delayed copy of an old message does not bring it back. The cryptogram is the caller's again when it returns. It may be used by many goroutines; a cancellation of ctx does not leave it half done.
 type KeyChanger interface {
 	ChangeKey(ctx context.Context, label string, cryptogram []byte, checkValue string) error
+	// KeyStatus tells version and check value of each key that may be changed; nothing while the keys cannot be reached.
+	KeyStatus() []hsm.KeyStatus
 }

@@ -140,6 +140,9 @@ type demands struct {
 	mu     sync.Mutex
 	alarms map[string]*alarmed // by their names; guarded by mu
 	absurd refusedDay          // guarded by mu
+
+	awaited chan error // capacity 1: told what became of the next key change, nil if nobody waits; guarded by mu
+	asked   time.Time  // when a key was last asked for because PINs could not be read; guarded by mu
 }
 
 func newDemands() *demands {
@@ -282,15 +285,11 @@ func (s *Switch) changeKey(ctx context.Context, d *demand) served {
 	if errors.As(err, &fault) {
 		out := d.malformed(fault)
 		out.alarm = alarmKeyChange
+		d.endpoint.demands.keyCame(fault)
 		return out
 	}
-	select {
-	case d.endpoint.demands.changing <- struct{}{}:
-		defer func() { <-d.endpoint.demands.changing }()
-		err = s.keys.ChangeKey(ctx, label, change.Cryptogram, checkValue)
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
+	err = s.takeKey(ctx, d.endpoint, change)
+	d.endpoint.demands.keyCame(err)
 	about := []any{"key", label, "kcv", checkValue}
 	if errors.Is(err, hsm.ErrFixedKey) {
 		return served{result: demandRefused, err: err, answer: messages.NewAnswer(d.Message, dialect.Answers.Unsupported)}

@@ -30,6 +30,8 @@ type keyring struct {
 	changing int
 	t        testing.TB
 	slow     time.Duration
+
+	unchangeable bool // the bank's key has no zone master key
 }
 
 func (k *keyring) ChangeKey(_ context.Context, label string, cryptogram []byte, checkValue string) error {
@@ -57,6 +59,20 @@ func (k *keyring) ChangeKey(_ context.Context, label string, cryptogram []byte, 
 	}
 	k.keys = append(k.keys, key)
 	return nil
+}
+
+// KeyStatus is that of the bank's key: version 1 is the one that nobody has sent.
+func (k *keyring) KeyStatus() []hsm.KeyStatus {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.unchangeable {
+		return []hsm.KeyStatus{{Label: "zpk-pos"}}
+	}
+	status := hsm.KeyStatus{Label: "zpk-bank", Version: 1 + len(k.keys), KCV: "000000"}
+	if len(k.keys) > 0 {
+		status.KCV = k.keys[len(k.keys)-1][len("zpk-bank "):][:6]
+	}
+	return []hsm.KeyStatus{status}
 }
 
 func (k *keyring) inUse() string {

@@ -41,11 +41,12 @@ const (
 	stepSettle
 	stepUnfinished
 	stepCreditors
+	stepRetry
 	steps
 )
 
 var stepNames = [steps]string{"next", "find", "protect", "begin", "send", "finish", "answer", "seal_rest", "accept", "bar", "owe", "hear", "owing",
-	"open_pan", "open_rest", "attempt", "reverse", "settle", "unfinished", "creditors"}
+	"open_pan", "open_rest", "attempt", "reverse", "settle", "unfinished", "creditors", "retry"}
 
 var errInjected = errors.New("injected fault")
 
@@ -152,6 +153,13 @@ func (r faultyRecorder) Finish(ctx context.Context, ticket *journal.Ticket, outc
 		return errInjected
 	}
 	return r.Recorder.Finish(ctx, ticket, outcome)
+}
+
+func (r faultyRecorder) Retry(ctx context.Context, ticket *journal.Ticket, declined journal.Outcome, in journal.Intent) (*journal.Ticket, error) {
+	if r.strike(stepRetry, func() { _, _ = r.Recorder.Retry(ctx, ticket, declined, in) }) {
+		return nil, fmt.Errorf("%w: %w", journal.ErrFailed, errInjected)
+	}
+	return r.Recorder.Retry(ctx, ticket, declined, in)
 }
 
 func (r faultyRecorder) Attempt(ctx context.Context, owed journal.OwedID, own journal.Numbers) (*journal.Ticket, error) {

@@ -26,7 +26,8 @@ const (
 	reasonNotFound    = "not_found"       // it does not have the original, which may still be on its way
 	reasonAlready     = "already_refused" // it says that the reversal is done, and has refused each attempt before
 	reasonPoison      = "poison"
-	reasonFormat      = "format" // the reversal does not fit the processor's dialect
+	reasonFormat      = "format"   // the reversal does not fit the processor's dialect
+	reasonKeySync     = "key_sync" // the processor could not read the PIN under its zone key, and is asked again under another
 	reasonSealedPAN   = "sealed_pan"
 	reasonExpired     = "expired"
 )

@@ -42,6 +42,9 @@ type metrics struct {
 	demands      *prometheus.CounterVec
 	demandAlarms *prometheus.CounterVec
 	undone       *prometheus.CounterVec
+
+	keySync     *prometheus.CounterVec
+	keyRequests *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -75,6 +78,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Help: "What processors have said and a person must look at, by why: all of it, of which the log has the first and then one a minute."}, []string{"endpoint", "alarm"}),
 		undone: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_undone_approvals_total",
 			Help: "Reversals from processors, repeats too, of what stands as approved; nothing is done about them but by a person."}, []string{"endpoint"}),
+		keySync: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_key_sync_total",
+			Help: "Requests that a processor declined because it could not read their PIN, and what came of asking once more under the other zone key."}, []string{"endpoint", "result"}),
+		keyRequests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_key_requests_total",
+			Help: "New zone keys that processors were asked for, and what came of it."}, []string{"endpoint", "result"}),
 	}
 	for _, result := range []string{repeatJoined, repeatStored, repeatDiffers, repeatSilent} {
 		m.repeats.WithLabelValues(result)
@@ -86,7 +93,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.phases, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
-		m.alarms, m.demands, m.demandAlarms, m.undone)
+		m.alarms, m.demands, m.demandAlarms, m.undone, m.keySync, m.keyRequests)
 	return m
 }
 
@@ -94,6 +101,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 func (m *metrics) begin(endpoint string) {
 	m.alarms.WithLabelValues(endpoint)
 	m.undone.WithLabelValues(endpoint)
+	for _, result := range keySyncResults {
+		m.keySync.WithLabelValues(endpoint, result)
+	}
+	for _, result := range keyRequestResults {
+		m.keyRequests.WithLabelValues(endpoint, result)
+	}
 	for _, alarm := range demandAlarms {
 		m.demandAlarms.WithLabelValues(endpoint, alarm)
 	}
@@ -220,13 +233,17 @@ type line struct {
 	errSend  error
 	started  time.Time
 	spent    *phases // nil for an advice, which is answered before it is sent
+
+	superseded bool // it was declined, and asked for again: the answer is the processor's, and the upstream is told that of the other
 }
 
 // report counts a recorded transaction and logs its one line.
 func (s *Switch) report(l line) {
 	elapsed := time.Since(l.started).Seconds()
 	s.metrics.transactions.WithLabelValues(l.endpoint, string(l.outcome.Kind)).Inc()
-	s.metrics.seconds.WithLabelValues(l.endpoint).Observe(elapsed)
+	if !l.superseded { // an upstream's request is observed once
+		s.metrics.seconds.WithLabelValues(l.endpoint).Observe(elapsed)
+	}
 	if l.spent != nil {
 		l.spent.observe(s.metrics.phases, l.endpoint)
 	}
@@ -237,6 +254,9 @@ func (s *Switch) report(l line) {
 		"response_code", l.answer.Get(messages.ResponseCode), "elapsed_seconds", elapsed}
 	if l.link >= 0 {
 		attributes = append(attributes, "link", l.link)
+	}
+	if l.superseded {
+		attributes = append(attributes, "reason", l.outcome.Reason)
 	}
 	if l.errSend != nil {
 		attributes = append(attributes, "reason", l.outcome.Reason, "error", l.errSend)

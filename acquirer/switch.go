@@ -30,6 +30,7 @@ type Switch struct {
 	log       *slog.Logger
 	metrics   *metrics
 
+	asks      chan string    // endpoints to be asked for a key
 	sometimes rate.Sometimes // for what a misbehaving processor could fill the log with; the metrics count all of it
 
 	mu       sync.Mutex
@@ -77,7 +78,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 	if cfg.InFlight < 1 {
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
-	s := &Switch{journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, log: log,
+	s := &Switch{asks: make(chan string, mostAsks), journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, log: log,
 		matters: map[asking]*matter{}, refused: newRefusals(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	s.table.Store(table)
 	for _, endpoint := range cfg.Endpoints {
@@ -169,7 +170,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	spent.on(phaseJournal)
 
 	// Protect: the PIN block for the processor's zone, the PAN sealed and tokenised. Never a send with a PIN block that is not one.
-	protected, err := s.protect(ctx, req, pan, endpoint)
+	protected, err := s.protect(ctx, req, pan, endpoint, false)
 	if errors.Is(err, hsm.ErrPINBlock) {
 		return refuse(refusedPIN, answers.PINUntranslatable, err), nil
 	}
@@ -192,12 +193,7 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	}
 
 	// Begin: the intent is durable before the first byte leaves. A crash from here on owes a reversal.
-	ticket, err := s.journal.Begin(ctx, journal.Intent{
-		Upstream: req.Upstream.Name, UpstreamKey: req.Key,
-		UpstreamSTAN: req.Message.Get(messages.STAN), UpstreamRRN: req.Message.Get(messages.RRN),
-		Endpoint: endpoint.Name, Original: msg.Original(),
-		PAN: protected.Sealed, Token: protected.Token, MaskedPAN: pan.Mask(), At: started,
-	})
+	ticket, err := s.journal.Begin(ctx, intentOf(req, endpoint, msg, protected, pan, started))
 	if errors.Is(err, journal.ErrDuplicate) {
 		answered, _ := s.before(ctx, v, started)
 		return answered, nil
@@ -208,36 +204,50 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	spent.on(phaseJournal)
 
 	// Send, and decide what it came to. What the upstream does not wait for any more is not sent.
-	outcome := journal.Outcome{Kind: journal.NotSent, Reason: reasonBudget}
-	var answer *messages.Message
-	var trace conn.Trace
-	sending := conn.WithTrace(ctx, &trace)
-	errSend := ctx.Err()
-	if errSend == nil {
-		answer, errSend = endpoint.send(sending, ticket, msg)
-		outcome = classify(endpoint.Codec.Dialect(), answer, errSend)
-	}
-	spent.onExchange(trace)
-	if outcome.ApprovedAmount != "" && !passage.TellsParts() { // told that all was, it would give goods for all
-		outcome.Kind, outcome.Reason, outcome.ApprovedAmount = journal.Unknown, reasonPartial, "" // its reversal bears DE 38
+	sent := &sending{endpoint: endpoint, passage: passage, pan: pan, withPIN: !protected.PINBlock.IsZero(), keyUsed: protected.KeyVersion,
+		numbers: numbers, msg: msg, ticket: ticket}
+	sent.exchange(ctx)
+	spent.onExchange(sent.trace)
+
+	// Declined because the processor could not read the PIN under its zone key? Then once more, as another request under the other key, and with the
+	// decline on record before: from here on all is about the second. A crash between the two owes the reversal of the one that stands open.
+	if sent.asksForKeySync() {
+		second, err := s.underOtherKey(ctx, v, sent, started, &spent)
+		if err != nil {
+			return Result{}, err
+		}
+		if second != nil {
+			sent = second
+			defer second.msg.Clear()
+		}
 	}
 
-	told := s.compose(req, endpoint, answer, errSend, outcome)
-	outcome.Answer = told.Reply(req.Message)
+	told := s.compose(req, endpoint, sent.answer, sent.err, sent.outcome)
+	sent.outcome.Answer = told.Reply(req.Message)
 
 	// Finish: durable before the answer, and with it. A crash before this line is an Unknown; after it, the record stands and is not reversed
 	// from here, because the upstream may have been told. It will repeat or reverse.
-	if err := s.journal.Finish(context.WithoutCancel(ctx), ticket, outcome); err != nil {
-		return Result{}, fmt.Errorf("recording outcome of %s: %w", ticket, err)
+	if err := s.journal.Finish(context.WithoutCancel(ctx), sent.ticket, sent.outcome); err != nil {
+		return Result{}, fmt.Errorf("recording outcome of %s: %w", sent.ticket, err)
 	}
-	s.heardDay(ctx, endpoint, msg, answer, outcome)
+	s.heardDay(ctx, endpoint, sent.msg, sent.answer, sent.outcome)
 	spent.on(phaseJournal)
-	if outcome.Kind == journal.Unknown {
+	if sent.outcome.Kind == journal.Unknown {
 		s.forwarder.Wake()
 	}
-	s.report(line{Request: req, id: ticket.ID(), endpoint: endpoint.Name, numbers: numbers, outcome: outcome, answer: told, link: trace.Link,
-		errSend: errSend, started: started, spent: &spent})
-	return Result{Answer: told, Outcome: outcome.Kind, transaction: ticket.ID()}, nil
+	s.report(line{Request: req, id: sent.ticket.ID(), endpoint: endpoint.Name, numbers: sent.numbers, outcome: sent.outcome, answer: told,
+		link: sent.trace.Link, errSend: sent.err, started: started, spent: &spent})
+	return Result{Answer: told, Outcome: sent.outcome.Kind, transaction: sent.ticket.ID()}, nil
+}
+
+// intentOf is what the journal keeps of a request before it is sent.
+func intentOf(req Request, endpoint *Endpoint, msg *messages.Message, protected hsm.Protected, pan card.PAN, at time.Time) journal.Intent {
+	return journal.Intent{
+		Upstream: req.Upstream.Name, UpstreamKey: req.Key,
+		UpstreamSTAN: req.Message.Get(messages.STAN), UpstreamRRN: req.Message.Get(messages.RRN),
+		Endpoint: endpoint.Name, Original: msg.Original(),
+		PAN: protected.Sealed, Token: protected.Token, MaskedPAN: pan.Mask(), At: at,
+	}
 }
 
 // refusalOf is the code for a message that breaks the rules of its processor's dialect.
@@ -311,7 +321,8 @@ func (s *Switch) enter() (leave func(), reason refusal) {
 	}, ""
 }
 
-func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoint *Endpoint) (hsm.Protected, error) {
+// protect seals the PAN, makes its token and translates the PIN block: to the endpoint's zone key, or to the one before that.
+func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoint *Endpoint, previous bool) (hsm.Protected, error) {
 	block, err := req.Message.PINBlock()
 	if err != nil {
 		return hsm.Protected{}, errors.Join(hsm.ErrPINBlock, err)
@@ -321,7 +332,7 @@ func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoin
 		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
 	}
 	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: req.Upstream.PINKey, FromFormat: req.Upstream.PINFormat,
-		To: endpoint.PINKey, ToFormat: endpoint.PINFormat})
+		To: endpoint.PINKey, ToFormat: endpoint.PINFormat, Previous: previous})
 }
 
 // send is the only way to a processor: nothing reaches Exchange without a ticket, and a ticket is good for one send.
@@ -459,8 +470,15 @@ func unaskedKind(arrival conn.Arrival, approves bool) string {
 // Wake has the forwarder look at once for what has come to be owed.
 func (s *Switch) Wake() { s.forwarder.Wake() }
 
-// Run pays what is owed until ctx ends. It returns an error only if the process must stop.
-func (s *Switch) Run(ctx context.Context) error { return s.forwarder.Run(ctx) }
+// Run pays what is owed, and asks for keys that have to be asked for, until ctx ends. It returns an error only if the process must stop.
+func (s *Switch) Run(ctx context.Context) error {
+	asking, stop := context.WithCancel(ctx)
+	var asker sync.WaitGroup
+	defer asker.Wait()
+	defer stop()
+	asker.Go(func() { s.askForKeys(asking) })
+	return s.forwarder.Run(ctx)
+}
 
 // Drain refuses new requests and waits until those in flight have ended, each by its own deadline.
 func (s *Switch) Drain() {

@@ -43,6 +43,7 @@ type bank struct {
 	otherCards bool                                                 // reversals may name cards other than testPAN
 	answer     func(req *messages.Message) (code string, err error) // of a request, after it is in the ledger
 	reversal   func(req *messages.Message) (code string, err error)
+	askedKey   func() (*messages.Message, error) // nil: it has none to give
 }
 
 func newBank(t testing.TB) *bank {
@@ -54,6 +55,13 @@ func (b *bank) InService() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return !b.down
+}
+
+func (b *bank) RequestKey(context.Context) (*messages.Message, error) {
+	if b.askedKey == nil || !b.InService() {
+		return nil, fmt.Errorf("no link in service: %w", conn.ErrNotSent)
+	}
+	return b.askedKey()
 }
 
 // mend puts the bank's links in service, or takes them out of it.

@@ -27,7 +27,10 @@ type Card struct {
 type Protected struct {
 	Sealed   card.SealedPAN
 	Token    card.PANToken
-	PINBlock card.PINBlock // under the current key To; zero if the Card had none. Its holder clears it after use.
+	PINBlock card.PINBlock // under the key To; zero if the Card had none. Its holder clears it after use.
+
+	// KeyVersion is which version of the key To the PINBlock is under: see KeyStatus. A later one means that the key was changed since.
+	KeyVersion int
 }
 
 // The operations of acquirerd_hsm_call_seconds.
@@ -67,10 +70,11 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	err := h.call(ctx, operation, func(w *worker) (err error) {
 		var p Protected
 		if withPIN {
-			block, err := h.translate(w, c, in, pan)
+			block, under, err := h.translate(w, c, in, pan)
 			if err != nil {
 				return err
 			}
+			p.KeyVersion = under
 			p.PINBlock, err = card.NewPINBlock(block)
 			clear(block)
 			if err != nil {
@@ -101,22 +105,24 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 
 // translate takes the keys that are right at this moment. A block that does not decipher to a PIN block of the PAN under the current key is tried
 // under those before it, while their overlap lasts: the upstream may not have changed yet, and terminals' blocks wait in queues.
+// under is the version of the key To that it took.
+//
 // With each of them as much more garbage passes: with one, twice as much, of format 0 once in 8 million; with the most (mostVersions), once in 1.6 million. Of
 // format 1, a block under the old key is taken for one under the new one once in 640.
-func (h *HSM) translate(w *worker, c Card, in []byte, pan string) ([]byte, error) {
+func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte, under int, err error) {
 	now, from, to := time.Now(), w.gen.lineage(c.From), w.gen.key(c.To)
 	if c.Previous {
 		former := w.gen.lineage(c.To).before(now)
 		if len(former) == 0 {
-			return nil, ErrNoPreviousKey
+			return nil, 0, ErrNoPreviousKey
 		}
 		to = former[0]
 	}
 	h.used(from.current)
 	h.used(to)
 	t := translation{c.FromFormat, c.ToFormat, pan, pan, h.newFill}
-	block := make([]byte, t.to.Bytes())
-	err := w.translate(t, from.current, to, block, in)
+	block = make([]byte, t.to.Bytes())
+	err = w.translate(t, from.current, to, block, in)
 	for _, old := range from.before(now) {
 		if !errors.Is(err, ErrPINBlock) {
 			break
@@ -126,9 +132,9 @@ func (h *HSM) translate(w *worker, c Card, in []byte, pan string) ([]byte, error
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return block, nil
+	return block, to.version, nil
 }
 
 // checkPair refuses labels that are not a pin-in and a pin-out key, which is a mistake of wiring and which the token would refuse, and formats that

@@ -53,7 +53,7 @@ func (c *cli) keysCommands() *cobra.Command {
 		command.Flags().StringVar(&use, "use", "", "what it is for: "+oneOf(hsm.Uses))
 	}
 	return c.group("keys", "List and make the keys in the token (of the config they use only hsm.module, token and pin_file)",
-		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token", list, generate, load, request)
+		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token", list, generate, load, request, c.keysRotateCommand())
 }
 
 func (c *cli) keysList(context.Context, []string) error {

@@ -47,6 +47,8 @@ type processor struct {
 	address string
 	codec   *messages.Codec
 	decide  func(request *messages.Message) *messages.Message // nil: no answer
+	follow  func(request *messages.Message) *messages.Message // of the dialogue: what it sends after its answer; nil: nothing
+	answers chan *messages.Message                            // to what it has sent of its own accord of the dialogue; decide is given the others
 }
 
 func newProcessor(t *testing.T, decide func(*messages.Message) *messages.Message) *processor {
@@ -60,7 +62,7 @@ func newProcessor(t *testing.T, decide func(*messages.Message) *messages.Message
 
 func newProcessorOn(t *testing.T, listener net.Listener, decide func(*messages.Message) *messages.Message) *processor {
 	t.Helper()
-	p := &processor{address: listener.Addr().String(), codec: codecOf(t, "iso87-ascii"), decide: decide}
+	p := &processor{address: listener.Addr().String(), codec: codecOf(t, "iso87-ascii"), decide: decide, answers: make(chan *messages.Message, 64)}
 	var serving sync.WaitGroup
 	var mu sync.Mutex
 	var open []net.Conn
@@ -105,22 +107,30 @@ func (p *processor) serve(t *testing.T, link net.Conn) {
 			t.Errorf("the processor was sent: %v", err)
 			return
 		}
+		if request.MTI.IsAnswer() && request.MTI.Class() == messages.Network {
+			p.answers <- request
+			continue
+		}
 		answering.Go(func() {
-			answer := messages.NewAnswer(request, "00")
+			sent := []*messages.Message{messages.NewAnswer(request, "00"), nil}
 			if request.MTI.Class() != messages.Network {
-				answer = p.decide(request)
+				sent[0] = p.decide(request)
+			} else if p.follow != nil {
+				sent[1] = p.follow(request)
 			}
-			if answer == nil {
-				return
+			for _, m := range sent {
+				if m == nil {
+					return
+				}
+				frame, err := p.codec.EncodeFrame(m)
+				if err != nil {
+					t.Errorf("the processor cannot send %s: %v", m.MTI, err)
+					return
+				}
+				writing.Lock()
+				_, _ = link.Write(frame)
+				writing.Unlock()
 			}
-			frame, err := p.codec.EncodeFrame(answer)
-			if err != nil {
-				t.Errorf("the processor cannot answer: %v", err)
-				return
-			}
-			writing.Lock()
-			defer writing.Unlock()
-			_, _ = link.Write(frame)
 		})
 	}
 }

@@ -1,0 +1,227 @@
+package acquirer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"acquirerd/acquirer"
+	"acquirerd/conn"
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+// inAnswer is iso87-ascii of a bank whose answer to a key request brings the key.
+var inAnswer = sync.OnceValues(func() (*messages.Codec, error) {
+	text, err := os.ReadFile("../specs/iso87-ascii.yaml")
+	if err != nil {
+		return nil, err
+	}
+	dialect, err := specs.Parse(bytes.Replace(text, []byte("check_value: 3 }"), []byte("check_value: 3, in_answer: true }"), 1))
+	return messages.NewCodec(dialect), err
+})
+
+// answered is the bank's answer to a key request, with a key in it if there is one.
+func answered(code, data string) *messages.Message {
+	m := messages.NewAnswer(management("161", "700009"), code)
+	m.SetSensitive(messages.AdditionalData, data)
+	return m
+}
+
+// A key is asked for, comes by a key change, before the answer or after it, and is in use when the command ends.
+func TestAKeyIsAskedForAndTaken(t *testing.T) {
+	for name, script := range map[string]func(w *world) *messages.Message{
+		"after the answer": func(w *world) *messages.Message {
+			time.AfterFunc(3*time.Second, func() { w.demand(keyChange(newKey+"012345", "700001")) })
+			return answered("00", "")
+		},
+		"before the answer": func(w *world) *messages.Message {
+			w.demand(keyChange(newKey+"012345", "700001"))
+			return answered("00", "")
+		},
+		"with a repeat of it": func(w *world) *messages.Message {
+			w.demand(keyChange(newKey+"012345", "700001"))
+			w.demand(keyChange(newKey+"012345", "700001"))
+			return answered("00", "")
+		},
+		"in the answer": func(w *world) *messages.Message { return answered("00", newKey+"012345") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				keys := &keyring{t: t, slow: time.Second}
+				w.keys = keys
+				if name == "in the answer" {
+					dialect, err := inAnswer()
+					if err != nil {
+						t.Fatal(err)
+					}
+					w.dialect = dialect
+				}
+				w.bank.askedKey = func() (*messages.Message, error) { return script(w), nil }
+				w.start()
+				got, err := w.desk.RotateKey(t.Context(), "bank")
+				if want := (acquirer.KeyRotation{Key: "zpk-bank", Version: 2, KCV: newKey[:6], Before: "000000"}); err != nil || got != want {
+					t.Errorf("got %+v, %v", got, err)
+				}
+				if keys.inUse() != "zpk-bank "+newKey {
+					t.Errorf("in use is %s", keys.inUse())
+				}
+				if w.metric("acquirerd_key_requests_total", "bank", "changed") != 1 {
+					t.Error("not counted")
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
+// Why no key comes: it is said, nothing is changed, and the next request is as good as the first.
+func TestAKeyThatDoesNotCome(t *testing.T) {
+	silent := func(*world) (*messages.Message, error) { <-time.After(30 * time.Second); return nil, conn.ErrTimeout }
+	for name, test := range map[string]struct {
+		prepare func(w *world, k *keyring)
+		script  func(w *world) (*messages.Message, error)
+		dialect func() (*messages.Codec, error)
+		want    error
+		result  string
+		alarms  float64
+	}{
+		"no key is configured": {prepare: func(w *world, _ *keyring) { w.keys = nil }, want: acquirer.ErrKeyRequest, result: "refused"},
+		"the key has no zmk":   {prepare: func(_ *world, k *keyring) { k.unchangeable = true }, want: acquirer.ErrKeyRequest, result: "refused"},
+		"out of service":       {prepare: func(w *world, _ *keyring) { w.bank.mend(false) }, want: conn.ErrNotSent, result: "refused"},
+		"the dialect has none": {dialect: load("visa-like"), want: acquirer.ErrKeyRequest, result: "refused"},
+		"it is declined": {script: func(*world) (*messages.Message, error) { return answered("12", ""), nil },
+			want: acquirer.ErrKeyDeclined, result: "declined"},
+		"it is not answered": {script: silent, want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed"},
+		"no key follows": {script: func(*world) (*messages.Message, error) { return answered("00", ""), nil },
+			want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed"},
+		"another key than its check value's": {script: func(w *world) (*messages.Message, error) {
+			w.demand(keyChange(newKey+"543210", "700001"))
+			return answered("00", ""), nil
+		}, want: acquirer.ErrKeyNotTaken, result: "not_taken", alarms: 1},
+		"a key change without a key": {script: func(w *world) (*messages.Message, error) {
+			w.demand(keyChange(newKey, "700001"))
+			return answered("00", ""), nil
+		}, want: acquirer.ErrKeyNotTaken, result: "not_taken", alarms: 1},
+		"an answer without its key": {dialect: inAnswer, script: func(*world) (*messages.Message, error) { return answered("00", newKey), nil },
+			want: acquirer.ErrKeyNotTaken, result: "not_taken", alarms: 1},
+		"the key that is in use": {prepare: func(_ *world, k *keyring) { k.keys = []string{"zpk-bank " + newKey} },
+			script: func(w *world) (*messages.Message, error) {
+				w.demand(keyChange(newKey+"012345", "700001"))
+				return answered("00", ""), nil
+			}, want: acquirer.ErrKeyNotTaken, result: "not_taken"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				keys := &keyring{t: t}
+				w.keys = keys
+				if test.dialect != nil {
+					dialect, err := test.dialect()
+					if err != nil {
+						t.Fatal(err)
+					}
+					w.dialect = dialect
+				}
+				if test.script != nil {
+					w.bank.askedKey = func() (*messages.Message, error) { return test.script(w) }
+				}
+				if test.prepare != nil {
+					test.prepare(w, keys)
+				}
+				w.start()
+				before := keys.inUse()
+				for n := range 2 {
+					began := time.Now()
+					if _, err := w.desk.RotateKey(t.Context(), "bank"); !errors.Is(err, test.want) {
+						t.Errorf("got %v, want %v", err, test.want)
+					}
+					if took := time.Since(began); took > 30*time.Second {
+						t.Errorf("took %v", took)
+					}
+					if got := w.metric("acquirerd_key_requests_total", "bank", test.result); got != float64(n+1) {
+						t.Errorf("%v counted as %s", got, test.result)
+					}
+				}
+				if keys.inUse() != before {
+					t.Errorf("in use is %s", keys.inUse())
+				}
+				if got := w.metric("acquirerd_demand_alarms_total", "bank", "key_not_changed"); got != 2*test.alarms {
+					t.Errorf("%v alarms", got)
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
+func TestOneKeyIsAskedForAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.keys = &keyring{t: t}
+		asked := 0
+		w.bank.askedKey = func() (*messages.Message, error) {
+			asked++
+			<-time.After(5 * time.Second)
+			return answered("12", ""), nil
+		}
+		w.start()
+		first := make(chan error, 1)
+		go func() { _, err := w.desk.RotateKey(t.Context(), "bank"); first <- err }()
+		synctest.Wait()
+		if _, err := w.desk.RotateKey(t.Context(), "bank"); !errors.Is(err, acquirer.ErrKeyPending) {
+			t.Errorf("got %v", err)
+		}
+		if err := <-first; !errors.Is(err, acquirer.ErrKeyDeclined) || asked != 1 {
+			t.Errorf("got %v; asked %d times", err, asked)
+		}
+		if _, err := w.desk.RotateKey(t.Context(), "nobody"); !errors.Is(err, acquirer.ErrKeyRequest) {
+			t.Errorf("of nobody: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		w.bank.askedKey = func() (*messages.Message, error) { return answered("00", ""), nil }
+		began := time.Now()
+		if _, err := w.desk.RotateKey(ctx, "bank"); !errors.Is(err, acquirer.ErrKeyUnconfirmed) || time.Since(began) != time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		w.stop()
+	})
+}
+
+// A PIN that no key helps has a key asked for, and the transactions after it go through under that.
+func TestAKeyIsAskedForByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v := newSyncingWorld(t, 1, 2)
+		keys := &keyring{t: t}
+		w.keys = keys
+		w.bank.askedKey = func() (*messages.Message, error) {
+			w.demand(keyChange(newKey+"012345", "700001"))
+			v.changeTo(2)
+			return answered("00", ""), nil
+		}
+		w.start()
+		if result, ok := w.ask(w.request(), delivered); !ok || codeOf(result.Answer) != "63" {
+			t.Errorf("answered %v", result.Answer)
+		}
+		synctest.Wait()
+		if result, ok := w.ask(w.request(), delivered); !ok || codeOf(result.Answer) != "00" {
+			t.Errorf("answered %v", result.Answer)
+		}
+		if keys.inUse() != "zpk-bank "+newKey {
+			t.Errorf("in use is %s", keys.inUse())
+		}
+		if got := fmt.Sprint(w.metric("acquirerd_key_sync_total", "no_key"), w.metric("acquirerd_key_requests_total", "changed")); got != "1 1" {
+			t.Errorf("counted %s", got)
+		}
+		w.check()
+		w.stop()
+	})
+}
