@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -60,7 +61,7 @@ var shortKCV = regexp.MustCompile(`^[0-9A-Fa-f]{4}([0-9A-Fa-f]{2})?$`)
 // The old key stays for Config.Overlap: for Card.Previous, and for PIN blocks that upstreams still encipher under it.
 //
 // Errors: ErrKeyChange for what the change carries, ErrUnavailable for all else (ErrBusy while another key of the token is being changed, and after
-// too many changes: mostChanges in a minute, mostVersions in the token).
+// too many changes: Config.KeyChanges in a minute, mostVersions in the token).
 func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, checkValue string) error {
 	c, err := h.newChange(label, cryptogram, checkValue)
 	if err == nil {
@@ -79,14 +80,45 @@ func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, ch
 		result = keyBusy
 	}
 	h.metrics.changes[result].Inc()
-	// Both are logged here, whatever the caller does: it is the audit trail of the key.
+	// Both are told here, whatever the caller does: it is the audit trail of the key.
 	if err != nil {
-		h.log.Warn("hsm key change refused", "audit", true, "key", label, "result", result, "error", err)
+		if times, told := h.refusals.tell(label+" "+result, time.Now()); told {
+			h.log.Warn("hsm key change refused", "audit", true, "key", label, "result", result, "times", times, "error", err)
+			h.tell(KeyChange, label, "", result)
+		}
 		return fmt.Errorf("changing key %q: %w", label, err)
 	}
+	h.tell(KeyChange, label, c.adopted.KCV, resultOK)
 	h.log.Info("hsm key changed", "audit", true, "key", label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
 		"zmk", c.key.ZMK, "previous_kcv", c.replaced, "overlap", h.cfg.Overlap)
 	return nil
+}
+
+// refusedInterval is the time after a refusal in which those of the same key for the same reason are only counted: who sends a change that
+// cannot be made again and again is one fault, and fills neither log nor audit trail.
+const refusedInterval = time.Minute
+
+// refusals are the key changes that were refused, by key and result: both of closed sets.
+type refusals struct {
+	mu    sync.Mutex
+	last  map[string]time.Time // guarded by mu
+	since map[string]int       // guarded by mu: refusals after it was told last
+}
+
+// tell reports whether a refusal is to be told, and how many there were since one was told last, this one included.
+func (r *refusals) tell(what string, now time.Time) (times int, told bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last == nil {
+		r.last, r.since = map[string]time.Time{}, map[string]int{}
+	}
+	r.since[what]++
+	times = r.since[what]
+	if last, before := r.last[what]; before && now.Sub(last) < refusedInterval {
+		return times, false
+	}
+	r.last[what], r.since[what] = now, 0
+	return times, true
 }
 
 // A change is one call of ChangeKey. Its task may outlive the call.
@@ -115,8 +147,8 @@ func (h *HSM) newChange(label string, cryptogram []byte, checkValue string) (*ch
 	switch n := len(c.cryptogram); {
 	case c.line == nil:
 		return nil, refuse(keyUnknown, "%q is not a key that has a zone master key", label)
-	case n != tdes2Bytes && n != tdes3Bytes:
-		return nil, refuse(keyLength, "the cryptogram has %d bytes, not %d or %d", n, tdes2Bytes, tdes3Bytes)
+	case n != tdes2Bytes && n != tdes3Bytes && n != aes256Bytes:
+		return nil, refuse(keyLength, "the cryptogram has %d bytes, not %d, %d or %d", n, tdes2Bytes, tdes3Bytes, aes256Bytes)
 	case !shortKCV.MatchString(c.kcv):
 		return nil, refuse(keyLength, "the check value is not 4 or 6 hexadecimal digits")
 	}
@@ -222,7 +254,7 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 		if err == nil {
 			err = c.adopt(made, func() {
 				c.adopted, c.replaced = made, old.current.KCV
-				g.keys[c.key.Label].Store(old.succeeded(made, c.line.began[made.version].Add(h.cfg.Overlap)))
+				g.keys[c.key.Label].Store(old.succeeded(made, c.line.began[made.version], h.cfg.Overlap))
 				h.metrics.version[c.key.Label].Set(float64(made.version))
 			})
 		}
@@ -238,9 +270,6 @@ func (h *HSM) replace(g *generation, c *change, mem *scratch) error {
 	})
 }
 
-// mostChanges is how often a key may be changed in a minute. Its other side does that every day, or every few hours.
-const mostChanges = 6
-
 // makeRoom destroys what is due of the key and refuses a change that comes too soon: a processor that makes new keys in a loop must not fill the token, nor
 // push the keys out that PIN blocks are still under.
 func (h *HSM) makeRoom(g *generation, s pkcs11.SessionHandle, c *change) error {
@@ -252,7 +281,7 @@ func (h *HSM) makeRoom(g *generation, s pkcs11.SessionHandle, c *change) error {
 	}
 	now := time.Now()
 	c.line.recent = slices.DeleteFunc(c.line.recent, func(at time.Time) bool { return now.Sub(at) >= time.Minute })
-	if n := len(c.line.recent); n >= mostChanges {
+	if n := len(c.line.recent); n >= h.cfg.KeyChanges {
 		return fmt.Errorf("%w: %d changes of the key in a minute", ErrBusy, n)
 	}
 	c.line.recent = append(c.line.recent, now)
@@ -262,47 +291,56 @@ func (h *HSM) makeRoom(g *generation, s pkcs11.SessionHandle, c *change) error {
 // A creator makes the received key from a template without a value.
 type creator func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 
-// receive returns what makes the key of the cryptogram. Where the ZMK unwraps inside the token, nothing is seen of the key, and its parity cannot be
-// checked. Else the clear key is in mem from here until the task ends, and in slices of the PKCS#11 wrapper, as PIN blocks are.
+// receive returns what makes the key of the cryptogram, which is of the algorithm of the key that it is to replace. Where the ZMK unwraps inside the
+// token, nothing is seen of the key, and its parity cannot be checked. Else the clear key is in mem from here until the task ends, and nowhere else in
+// this process.
 func (h *HSM) receive(s pkcs11.SessionHandle, c *change, g *generation, mem *scratch) (creator, error) {
-	currentType, err := number(h.module, s, g.key(c.key.Label).handle, pkcs11.CKA_KEY_TYPE)
+	current, zmk, n := g.key(c.key.Label), g.key(c.key.ZMK), len(c.cryptogram)
+	if !slices.Contains(current.recipe.lengths, n) {
+		return nil, refuse(keyLength, "the cryptogram has %d bytes, and a key of %s has %s", n, current.recipe.algorithm, oneOf(current.recipe.lengths))
+	}
+	is, err := current.strength(h.module, s)
 	if err != nil {
 		return nil, err
 	}
-	if currentType == pkcs11.CKK_DES3 && len(c.cryptogram) < tdes3Bytes {
-		return nil, refuse(keyWeaker, "the key in use has triple length, and the new one has not")
+	if strengthOf(current.recipe.algorithm, n) < is {
+		return nil, refuse(keyWeaker, "the new key is shorter than the one in use")
 	}
-	zmk := g.key(c.key.ZMK)
-	keyType, err := number(h.module, s, zmk.handle, pkcs11.CKA_KEY_TYPE)
-	if err != nil {
+	if is, err = zmk.strength(h.module, s); err != nil {
 		return nil, err
 	}
-	if keyType != pkcs11.CKK_DES3 && len(c.cryptogram) > tdes2Bytes { // PCI PIN 10
+	if is < strengthOf(current.recipe.algorithm, n) { // PCI PIN 10
 		return nil, refuse(keyWeakZMK, "the zone master key %q is weaker than the new key", zmk.Label)
+	}
+	if n%zmk.recipe.algorithm.block() != 0 {
+		return nil, refuse(keyLength, "the cryptogram has %d bytes, which are no whole blocks of the zone master key %q", n, zmk.Label)
 	}
 	if zmk.recipe.way == TokenResident {
 		return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 			return h.module.UnwrapKey(s, mechanism(zmk.recipe.algorithm.ecb()), zmk.handle, c.cryptogram, template)
 		}, nil
 	}
-	clearKey, err := decipher(h.module, s, zmk.recipe.algorithm, zmk.handle, c.cryptogram)
+	value := mem.key[:n]
+	if err := h.module.DecryptInit(s, mechanism(zmk.recipe.algorithm.ecb()), zmk.handle); err != nil {
+		return nil, fmt.Errorf("deciphering key: %w", err)
+	}
+	got, err := h.module.DecryptTo(s, c.cryptogram, value)
+	if err == nil {
+		_, err = exactly(n, value[:got], nil)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("deciphering key: %w", err)
 	}
-	value := mem.key[:copy(mem.key[:], clearKey)]
-	clear(clearKey)
-	if len(value) != len(c.cryptogram) {
-		_, err := exactly(len(c.cryptogram), value, nil)
-		return nil, err
-	}
-	if !hasOddParity(value) {
-		return nil, refuse(keyParity, "the key has no odd parity: it is garbled, or was not enciphered under %q", zmk.Label)
-	}
-	if problem := weakness(value); problem != "" {
-		return nil, refuse(keyWeak, "the key %s", problem)
+	if current.recipe.algorithm == TDES {
+		if !hasOddParity(value) {
+			return nil, refuse(keyParity, "the key has no odd parity: it is garbled, or was not enciphered under %q", zmk.Label)
+		}
+		if problem := weakness(value); problem != "" {
+			return nil, refuse(keyWeak, "the key %s", problem)
+		}
 	}
 	return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-		return h.module.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		return h.module.CreateSecret(s, template, value)
 	}, nil
 }
 

@@ -207,7 +207,7 @@ func TestARefusedKeyChangeLeavesTheOldKey(t *testing.T) {
 		{"no cryptogram", "0 bytes", keyChange{Label: hsmtest.UpstreamKey, KCV: "123456"}},
 		{"single length", "8 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 8), KCV: "123456"}},
 		{"a byte too many", "17 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 17), KCV: "123456"}},
-		{"four parts", "32 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: make([]byte, 32), KCV: "123456"}},
+		{"a length of AES alone", "32 bytes", keyChange{Label: hsmtest.UpstreamKey, Cryptogram: join(in, out[:16]), KCV: "123456"}},
 		{"a weaker zone master key", "weaker", bring(hsmtest.UpstreamKey, out)},
 		{"equal halves", "equal parts", bring(hsmtest.UpstreamKey, join(in[:8], in[:8]))},
 		{"first and last third equal", "equal parts", bring(hsmtest.ProcessorKey, join(out[:16], out[:8]))},

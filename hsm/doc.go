@@ -94,12 +94,12 @@
 //
 // # Key changes
 //
-// ChangeKey replaces a pin-in or pin-out key that the configuration gives a ZMK, by a TDES key in ECB under that ZMK with its KCV, as
-// hosts of ISO 8583:1987 send them in an 0800. That ZMK is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
-// The new key has to be of odd parity, without equal or weak parts, no longer than its ZMK (PCI PIN 10), of no other zone (17), not one that
-// was replaced before, and of the KCV that came. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
+// ChangeKey replaces a pin-in or pin-out key that the configuration gives a ZMK, by a key of the same algorithm (TDES, AES) in ECB under that ZMK with
+// its KCV, as hosts of ISO 8583:1987 send them in an 0800. That ZMK is the permission to take a raw cryptogram (PCI PIN 18-3 wants key blocks).
+// The new key has to be no stronger than its ZMK (PCI PIN 10: any AES key is stronger than a TDES key), no shorter than the key in use, of no other zone
+// (17), not one that was replaced before, and of the KCV that came; of TDES, of odd parity too, without equal or weak parts. ECB carries whole blocks: a
+// TDES key of triple length does not come under an AES key. Where the ZMK unwraps inside the token, neither parity nor weak parts are seen, and equal
 // parts only where the cryptogram shows them. All else is as above: a change is token-resident or transient as Statement says.
-// A key of triple length is not replaced by one of double length.
 //
 // The configuration pins the KCV of a key's first version. After a change that pin fits no more, so this is how the others are trusted:
 //
@@ -124,7 +124,8 @@
 // There is one change at a time in a token: another waits for it, and is refused as busy after a CallTimeout. So two zones never take the same key.
 //
 // For the Overlap after the change that replaced it, also after a restart, each old key still deciphers blocks that newer ones do not,
-// and the last one enciphers for a Card that asks for the Previous one. Then it is destroyed, version 1 too: a key without a use has to go (PCI DSS 3.7.5, PCI PIN 24), and
+// and the last one enciphers for a Card that asks for the Previous one. A pin-out key before that is of no use, and its time ends at the change that made
+// it so. Then it is destroyed, version 1 too: a key without a use has to go (PCI DSS 3.7.5, PCI PIN 24), and
 // the other side has had its time. The price is that a change that the other side wants undone after that needs a new change. An object is destroyed
 // only if it is found by its label, has the KCV that we know, and the current key works. Within a process the overlap is on the monotonic
 // clock; a start takes it from the birth of the next version, and where that is in the future (a clock was ahead), from the start.
@@ -141,10 +142,12 @@
 // # Limits
 //
 // A label has at most 10 keys in the token: current, those in their overlap, and leftovers. A change that would make one more is refused as busy, and so is
-// the seventh of a label in a minute (a change of the key that is current already, and one that is refused for what it carries, do not count).
+// one more than Config.KeyChanges of a label in a minute (a change of the key that is current already, and one that is refused for what it carries, do not
+// count). So a pin-in key can be changed nine times in its overlap and CallTimeout; a pin-out key as often as KeyChanges says, for CallTimeouts of a few seconds.
+// What is refused again and again is told once a minute, in the log and in the audit trail, and counted.
 //
 // The record of what was replaced is of the last 300 versions and of version 1, by 3 bytes of KCV: a recorded change that is older can be played again,
-// with daily changes after ten months. Give a zone a new ZMK before that: then no old cryptogram is of use. A new key whose KCV is by
+// with daily changes after ten months, with one a minute after five hours. Give a zone a new ZMK before that: then no old cryptogram is of use. A new key whose KCV is by
 // chance that of an old one is refused, once in 56,000 changes.
 //
 // A change whose mark was made although the token answered an error, or no answer in time, is answered as failed. Its key is not used, and goes with its mark when

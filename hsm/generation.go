@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,6 +118,19 @@ type key struct {
 
 // lineage returns the key of a label of the configuration with what is left of its predecessors.
 func (g *generation) lineage(label string) *lineage { return g.keys[label].Load() }
+
+// knows reports whether a label of the token is one of a key that is in it, of whatever version.
+func (g *generation) knows(label string) bool {
+	base := label
+	if g.keys[label] == nil {
+		base, _, _ = successorOf(label)
+	}
+	if g.keys[base] == nil {
+		return false
+	}
+	l := g.lineage(base)
+	return l.current.Label == label || slices.ContainsFunc(l.former, func(k *key) bool { return k.Label == label })
+}
 
 // key returns the current key of a label of the configuration.
 func (g *generation) key(label string) *key { return g.lineage(label).current }
@@ -303,10 +318,34 @@ func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
 		}
 		keys[want.Label] = l
 	}
-	if len(faults) > 0 {
+	if faults = append(faults, h.findTwins(keys)...); len(faults) > 0 {
 		return nil, &KeyError{faults}
 	}
 	return keys, nil
+}
+
+// findTwins finds keys of one use that have one check value, whatever the configuration pins: after a key change it is not the one there. Each zone has
+// a key of its own (PCI PIN 17). Those for PANs are of no zone.
+func (h *HSM) findTwins(keys map[string]*lineage) (faults []KeyFault) {
+	type value struct {
+		use       Use
+		algorithm Algorithm
+		kcv       string
+	}
+	seen := map[value]string{}
+	for _, k := range h.cfg.Keys {
+		l := keys[k.Label]
+		if l == nil || k.Use == PANSeal || k.Use == PANToken {
+			continue
+		}
+		v := value{k.Use, l.current.recipe.algorithm, strings.ToUpper(l.current.KCV)}
+		if first, twice := seen[v]; twice {
+			faults = append(faults, KeyFault{k.Label, fmt.Sprintf("has KCV %s as %q has: each zone has a key of its own", v.kcv, first)})
+			continue
+		}
+		seen[v] = k.Label
+	}
+	return faults
 }
 
 // findKey returns the key, or what is wrong with it.

@@ -20,9 +20,11 @@ const (
 	mostUpdates = 50_000 // of one operation: SoftHSM 2.6.1 keeps 8 bytes for each call of C_DecryptUpdate
 )
 
-// A heldKey names what is held open.
+// A heldKey names what is held open. The label is the key's own, of a successor with its version, which in one generation never comes twice: a token
+// can give the handle of a key that was destroyed, on which an operation may still be open, to the next one that is made.
 type heldKey struct {
 	object   pkcs11.ObjectHandle
+	label    string
 	decipher bool
 }
 
@@ -75,7 +77,7 @@ func (w *worker) feed(op *held, k *key, decipher bool, in, out []byte) error {
 	if err == nil && n == len(in) {
 		return nil
 	}
-	w.release(heldKey{k.handle, decipher})
+	w.release(heldKey{k.handle, k.Label, decipher})
 	if err == nil { // it gave the first block back at once and this one not: whatever it is, it is not to be trusted further
 		_, err = exactly(len(in), out[:n], nil)
 	}
@@ -95,13 +97,14 @@ func (w *worker) update(op *held, decipher bool, in, out []byte) (int, error) {
 // hold returns the open operation of a key, nil if there cannot be one. Before it is used for the first time it has to give a block back at once,
 // and the one that a whole operation gives.
 func (w *worker) hold(k *key, decipher bool) (*held, error) {
-	which := heldKey{k.handle, decipher}
+	which := heldKey{k.handle, k.Label, decipher}
 	if op := w.open[which]; op != nil {
 		if op.updates < mostUpdates {
 			return op, nil
 		}
 		w.release(which)
 	}
+	w.releaseGone()
 	if len(w.open) >= mostHeld {
 		w.releaseOldest()
 	}
@@ -159,6 +162,16 @@ func (w *worker) release(which heldKey) {
 	if op := w.open[which]; op != nil {
 		delete(w.open, which)
 		_ = w.m.CloseSession(op.session)
+	}
+}
+
+// releaseGone ends what is open on keys that are not in the token any more, so that nothing is left of a key that was destroyed. It is called
+// when something else is opened, which a key change is followed by.
+func (w *worker) releaseGone() {
+	for which := range w.open {
+		if !w.gen.knows(which.label) {
+			w.release(which)
+		}
 	}
 }
 

@@ -8,9 +8,11 @@ import (
 	"encoding/hex"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"acquirerd/card"
 
@@ -330,5 +332,47 @@ func TestTokensAreCMACs(t *testing.T) {
 			t.Error("two PANs have one token")
 		}
 		seen[got.Token] = true
+	}
+}
+
+// A token gives the handle of a key that was destroyed to the next one that is made. What is open on the one before is not the next one's, and ends
+// with the key.
+func TestAnOperationIsOfAKeyAndNotOfItsHandle(t *testing.T) {
+	f := &scriptedUpdates{fakeModule: newFake(t)}
+	h := f.start(t)
+	err := h.call(t.Context(), protectPlain, func(w *worker) error {
+		was := w.gen.key("out")
+		block := make([]byte, desBytes)
+		if err := w.ecb(was, false, block, block); err != nil {
+			return err
+		}
+		f.set(func() {
+			f.keys = slices.Clone(f.keys) // what is open goes on with the old value
+			f.keys[was.handle-1].value = fakeValue(1)
+		})
+		next := *was
+		next.Label, next.version = successorLabel("out", 2), 2
+		w.gen.keys["out"].Store(w.gen.lineage("out").succeeded(&next, time.Now(), time.Minute))
+		clear(block)
+		if err := w.ecb(&next, false, block, block); err != nil {
+			return err
+		}
+		if want := fakeTDES(fakeValue(1), make([]byte, desBytes), true); !bytes.Equal(block, want) {
+			t.Errorf("the new key gives % X, want % X", block, want)
+		}
+		if len(w.open) != 2 {
+			t.Errorf("%d operations are open: the old key may still be asked for", len(w.open))
+		}
+		w.gen.keys["out"].Store(w.gen.lineage("out").without(w.gen.lineage("out").former[0]))
+		if err := w.ecb(w.gen.key("in"), true, block, block); err != nil {
+			return err
+		}
+		if w.open[heldKey{was.handle, "out", false}] != nil || len(w.open) != 2 {
+			t.Errorf("%v are open: the old key is gone", w.open)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -37,38 +38,121 @@ func TestAKeyChangeThatHasFailedIsNotInUseAfterARestart(t *testing.T) {
 	})
 }
 
-// A processor changes its key every second. It may do so a few times a minute, until the token has as many versions as it may, and again when the
-// overlap of the first is over.
-func TestAProcessorThatChangesItsKeyInALoopDoesNotFillTheToken(t *testing.T) {
+// The other side of a zone changes its key every second. It may do so a few times a minute, and no more often than the token has room for: of a
+// pin-in key, that is until it has as many versions as it may, and again when the overlap of the first is over; of a pin-out key there is always room.
+func TestAKeyThatIsChangedInALoopDoesNotFillTheToken(t *testing.T) {
+	for label, want := range map[string]struct{ tenMinutes, all int }{"in": {mostVersions - 1, 2 * (mostVersions - 1)}, "out": {10 * defaultKeyChanges, 20 * defaultKeyChanges}} {
+		t.Run(label, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, cfg := changing(t)
+				h, stop := f.start(cfg, io.Discard, nil)
+				done, busy := 0, 0
+				for i := range 1200 {
+					switch err := changeTo(label, zoneKey(fmt.Sprint("loop ", i))).ask(t.Context(), h); {
+					case err == nil:
+						done++
+					case errors.Is(err, ErrBusy):
+						busy++
+					default:
+						t.Error(err)
+					}
+					if i == 58 && done != defaultKeyChanges {
+						t.Errorf("%d changes in the first minute", done)
+					}
+					if i == 590 && done != want.tenMinutes {
+						t.Errorf("%d changes in the first ten minutes", done)
+					}
+					if got := f.labels(label); len(got) > mostVersions {
+						t.Fatalf("%d versions are in the token", len(got))
+					}
+					<-time.After(time.Second)
+				}
+				if done < want.all || h.KeyStatus()[map[string]int{"in": 0, "out": 1}[label]].Version != done+1 {
+					t.Errorf("%d changes, %d refused: %+v", done, busy, h.KeyStatus())
+				}
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// Where the configuration allows it, a pin-out key changes every second, and the token holds few of its versions: what nothing is enciphered under any more
+// goes before its overlap is over, also after a start. The last one before the current one can be asked for all that time.
+func TestAPINOutKeyChangesEverySecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, cfg := changing(t)
+		cfg.KeyChanges = maxKeyChanges
 		h, stop := f.start(cfg, io.Discard, nil)
-		done, busy := 0, 0
-		for i := range 1200 {
-			switch err := changeTo("out", zoneKey(fmt.Sprint("loop ", i))).ask(t.Context(), h); {
-			case err == nil:
-				done++
-			case errors.Is(err, ErrBusy):
-				busy++
-			default:
-				t.Error(err)
+		in, was, most := firstIn, firstOut, 0
+		for i := range 120 {
+			out := zoneKey(fmt.Sprint("second ", i))
+			if err := changeTo("out", out).ask(t.Context(), h); err != nil {
+				t.Fatalf("change %d: %v", i, err)
 			}
-			if i == 58 && done != mostChanges {
-				t.Errorf("%d changes in the first minute", done)
+			if err := errors.Join(translated(t.Context(), t, h, in, out, false), translated(t.Context(), t, h, in, was, true)); err != nil {
+				t.Fatalf("after change %d: %v", i, err)
 			}
-			if i == 590 && done != mostVersions-1 {
-				t.Errorf("%d changes in the first ten minutes", done)
+			if i%40 == 20 {
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				h, stop = f.start(cfg, io.Discard, nil)
+				if err := errors.Join(translated(t.Context(), t, h, in, out, false), translated(t.Context(), t, h, in, was, true)); err != nil {
+					t.Fatalf("after a start: %v", err)
+				}
 			}
-			if got := f.labels("out"); len(got) > mostVersions {
-				t.Fatalf("%d versions are in the token", len(got))
-			}
+			was, most = out, max(most, len(f.labels("out")))
 			<-time.After(time.Second)
 		}
-		if done < 2*(mostVersions-1) || h.KeyStatus()[1].Version != done+1 {
-			t.Errorf("%d changes, %d refused: %+v", done, busy, h.KeyStatus()[1])
+		if most > 7 {
+			t.Errorf("%d versions were in the token at once", most)
 		}
 		if err := stop(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A change that is refused again and again is told once a minute, with how often it came, in the log and in the audit trail.
+func TestRefusalsOfKeyChangesDoNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		var log bytes.Buffer
+		var events []Event
+		cfg.Audit = func(e Event) {
+			if e.What == KeyChange {
+				events = append(events, e)
+			}
+		}
+		h, stop := f.start(cfg, &log, nil)
+		wrong := changeTo("out", zoneKey("new"))
+		wrong.KCV = "000000"
+		for range 150 {
+			if err := wrong.ask(t.Context(), h); !errors.Is(err, ErrKeyChange) {
+				t.Error(err)
+			}
+			<-time.After(time.Second)
+		}
+		if err := changeTo("nobody", zoneKey("new")).ask(t.Context(), h); !errors.Is(err, ErrFixedKey) {
+			t.Error(err)
+		}
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
+			t.Error(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(log.String(), "hsm key change refused"); n != 4 || strings.Count(log.String(), "times=60 ") != 2 {
+			t.Errorf("%d lines:\n%s", n, log.String())
+		}
+		var told []string
+		for _, e := range events {
+			told = append(told, e.Key+" "+e.Result)
+		}
+		if want := []string{"out kcv", "out kcv", "out kcv", "nobody unknown_key", "out ok"}; !slices.Equal(told, want) || events[4].KCV == "" {
+			t.Errorf("audited %q, want %q", told, want)
 		}
 	})
 }
@@ -153,7 +237,7 @@ func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		short := zoneKey("short")
 		err := h.ChangeKey(t.Context(), "out", fakeTDES(f.keys[len(f.keys)-1].value, short, true), changeTo("out", short).KCV)
-		if !errors.Is(err, ErrKeyChange) || !strings.Contains(err.Error(), "triple length") {
+		if !errors.Is(err, ErrKeyChange) || !strings.Contains(err.Error(), "shorter than the one in use") {
 			t.Errorf("got %v, version %d", err, h.KeyStatus()[1].Version)
 		}
 		if err := stop(); err != nil {
@@ -479,7 +563,7 @@ func TestChangesOfTwoKeysWaitForEachOther(t *testing.T) {
 		if err := errors.Join(<-first, second); err != nil || most != 1 {
 			t.Errorf("%v, %d at once", err, most)
 		}
-		for range 2 * mostChanges { // its answer was lost, again and again
+		for range 2 * defaultKeyChanges { // its answer was lost, again and again
 			if err := changeTo("in", zoneKey("in 2")).ask(t.Context(), h); err != nil {
 				t.Errorf("the repeat: %v", err)
 			}

@@ -27,7 +27,8 @@ type Config struct {
 	CallTimeout time.Duration // of one call with its waiting, if the caller's deadline is not earlier; default 2 s
 	Backoff     Backoff       // between attempts to rebuild
 
-	Overlap time.Duration // after a key change: how long the key before it may still be used; default 10 min, at most 7 days
+	Overlap    time.Duration // after a key change: how long the key before it may still be used; default 10 min, at most 7 days
+	KeyChanges int           // most changes of one key in a minute; default 6, at most 120
 
 	// RequireTokenResident refuses to open, and to go on after a rebuild, where an operation in use would be Transient (ErrTransient).
 	RequireTokenResident bool
@@ -50,6 +51,8 @@ type Backoff struct {
 const (
 	defaultOverlap     = 10 * time.Minute
 	maxOverlap         = 7 * 24 * time.Hour
+	defaultKeyChanges  = 6 // the other side of a zone changes its key every day, or every few hours
+	maxKeyChanges      = 120
 	defaultWorkers     = 8
 	maxWorkers         = 1024
 	defaultQueue       = 256
@@ -86,6 +89,7 @@ type HSM struct {
 	starting sync.Mutex                 // until Run or Close begins, one call at a time goes round the workers: see borrow
 	running  atomic.Bool                // Run was called
 	usedOn   usedDays
+	refusals refusals          // of key changes
 	newFill  func(Format) fill // of new PIN blocks: newFill
 	hung     atomic.Bool       // a call into the module was left behind: nobody may touch it any more
 	shutting sync.Once         // shut happens once
@@ -136,6 +140,7 @@ func (c *Config) applyDefaults() {
 	setDefault(&c.Queue, defaultQueue)
 	setDefault(&c.CallTimeout, defaultCallTimeout)
 	setDefault(&c.Overlap, defaultOverlap)
+	setDefault(&c.KeyChanges, defaultKeyChanges)
 	setDefault(&c.Backoff.Min, defaultBackoffMin)
 	setDefault(&c.Backoff.Max, max(defaultBackoffMax, c.Backoff.Min))
 }
@@ -166,6 +171,7 @@ func (c *Config) validate() error {
 	check(c.CallTimeout > 0, "HSM call timeout: %v is not positive", c.CallTimeout)
 	check(c.Backoff.Min > 0 && c.Backoff.Min <= c.Backoff.Max, "HSM backoff: %v to %v is not a range", c.Backoff.Min, c.Backoff.Max)
 	check(c.Overlap > 0 && c.Overlap <= maxOverlap, "HSM overlap of keys: %v is not up to %v", c.Overlap, maxOverlap)
+	check(c.KeyChanges >= 1 && c.KeyChanges <= maxKeyChanges, "HSM key changes: %d a minute is not 1 to %d", c.KeyChanges, maxKeyChanges)
 	uses, changing := map[string]Use{}, map[string]bool{}
 	for i, k := range c.Keys {
 		_, known := recipes[k.Use]

@@ -68,6 +68,8 @@ const (
 	aesBytes   = 16 // a block
 	tdes2Bytes = 2 * desBytes
 	tdes3Bytes = 3 * desBytes
+
+	aes256Bytes = 2 * aesBytes // the longest key
 )
 
 var (
@@ -455,6 +457,30 @@ func cmacSubkey(zeros []byte) []byte {
 	}
 	k1[len(k1)-1] ^= polynomial * carry // no branch: the carry is secret
 	return k1
+}
+
+// strengthOf is how many bits of work a key withstands (SP 800-57 part 1, table 2): by it a key may be enciphered under another one.
+func strengthOf(a Algorithm, bytes int) int {
+	switch {
+	case a != TDES:
+		return 8 * bytes
+	case bytes == tdes3Bytes:
+		return 112
+	}
+	return 80
+}
+
+// strength is that of a key in the token.
+func (k *key) strength(m module, s pkcs11.SessionHandle) (int, error) {
+	if k.recipe.algorithm == TDES { // the type is the length
+		keyType, err := number(m, s, k.handle, pkcs11.CKA_KEY_TYPE)
+		if keyType == pkcs11.CKK_DES3 {
+			return strengthOf(TDES, tdes3Bytes), err
+		}
+		return strengthOf(TDES, tdes2Bytes), err
+	}
+	bytes, err := number(m, s, k.handle, pkcs11.CKA_VALUE_LEN)
+	return strengthOf(k.recipe.algorithm, int(bytes)), err //nolint:gosec // judge has found it among the recipe's lengths
 }
 
 // block is the length of a block in bytes.

@@ -18,7 +18,9 @@ type lineage struct {
 	highest   int    // version of any of them
 }
 
-// mostVersions is how many keys of a label the token may hold. A key that changes every day needs 9 of them for the longest overlap.
+// mostVersions is how many keys of a label the token may hold. A pin-in key that changes every day needs 9 of them for the longest overlap. Of a
+// pin-out key only the last one before the current one is of use, so that it needs no more than what cannot be destroyed yet: at one change a second
+// and a CallTimeout of 2 s, 6.
 const mostVersions = 10
 
 func (l *lineage) versions() int { return 1 + len(l.former) + len(l.leftovers) }
@@ -61,11 +63,28 @@ func (l *lineage) without(gone *key) *lineage {
 	return &next
 }
 
-// succeeded returns the lineage after a change: the key that was current may be used until then.
-func (l *lineage) succeeded(by *key, until time.Time) *lineage {
+// succeeded returns the lineage after a change, at a time: the key that was current may be used for the overlap.
+func (l *lineage) succeeded(by *key, at time.Time, overlap time.Duration) *lineage {
 	was := *l.current
-	was.until = until
-	return &lineage{current: by, former: append([]*key{&was}, l.former...), leftovers: l.leftovers, highest: by.version}
+	was.until = at.Add(overlap)
+	next := &lineage{current: by, former: append([]*key{&was}, l.former...), leftovers: l.leftovers, highest: by.version}
+	next.shorten(by.Use, func(int) time.Time { return at })
+	return next
+}
+
+// shorten ends the time of keys that nothing uses any more: of a pin-out key those before the last one before the current one, since the change
+// that made them so. changed gives the time of the change after which a former key, by its place, was that.
+func (l *lineage) shorten(use Use, changed func(i int) time.Time) {
+	if use != PINOut {
+		return
+	}
+	for i := 1; i < len(l.former); i++ {
+		if at := changed(i); at.Before(l.former[i].until) {
+			k := *l.former[i] // others may be reading it
+			k.until = at
+			l.former[i] = &k
+		}
+	}
 }
 
 // A line is what this process remembers of a key that may be changed, from one generation to the next.
@@ -149,6 +168,13 @@ func (h *HSM) findLineage(s pkcs11.SessionHandle, want Key, found *succession) (
 		k.until = remembered.since(next.version, next.made).Add(h.cfg.Overlap)
 		next = k
 	}
+	l.shorten(want.Use, func(i int) time.Time {
+		after := l.current
+		if i > 1 {
+			after = l.former[i-2]
+		}
+		return remembered.since(after.version, after.made)
+	})
 	return l, remembered.confirm(l.current), nil
 }
 

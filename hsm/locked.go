@@ -11,7 +11,7 @@ import (
 // A scratch is the memory of one worker for what must not reach swap or a core dump. It is all zeros between calls.
 type scratch struct {
 	pin   blockMemory                // a clear PIN block, between deciphering and enciphering
-	key   [tdes3Bytes]byte           // a clear zone key, between deciphering and creating
+	key   [aes256Bytes]byte          // a clear zone key, between deciphering and creating
 	ahead [mostAhead * aesBytes]byte // what is sealed is XORed with: see tokenBlock
 	pan   [2 * aesBytes]byte         // of which a token is made
 }

@@ -328,7 +328,7 @@ func TestTheModuleGetsItsArguments(t *testing.T) {
 func TestTheStatusShowsWhichKeysCanBeChanged(t *testing.T) {
 	site := newSite(t)
 	site.token.Put("zmk-a", hsm.ZMK, hsmtest.ZoneKey("zmk-a", 16))
-	site.changes = append(site.changes, [2]string{"use: pin-out }", "use: pin-out, zmk: zmk-a }"}, [2]string{"sessions: 2", "sessions: 2\n  key_overlap: 5m"})
+	site.changes = append(site.changes, [2]string{"use: pin-out }", "use: pin-out, zmk: zmk-a }"}, [2]string{"sessions: 2", "sessions: 2\n  key_overlap: 5m\n  key_changes: 60"})
 	path := site.config()
 	got := command(t, "hsm", "status", "--config", path)
 	if got.code != 0 || !strings.Contains(got.out, "key change") || !strings.Contains(got.out, "zmk-a") || !strings.Contains(got.out, "VERSION") {
@@ -338,7 +338,7 @@ func TestTheStatusShowsWhichKeysCanBeChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if room := cfg.HSM.forHSM(); room.Overlap != 5*time.Minute || room.Keys[1].ZMK != "zmk-a" || room.Keys[0].ZMK != "" {
+	if room := cfg.HSM.forHSM(); room.Overlap != 5*time.Minute || room.KeyChanges != 60 || room.Keys[1].ZMK != "zmk-a" || room.Keys[0].ZMK != "" {
 		t.Errorf("got %+v", room)
 	}
 }

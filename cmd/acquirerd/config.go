@@ -69,6 +69,7 @@ type HSMConfig struct {
 	CallTimeout          time.Duration `mapstructure:"call_timeout"`           // of one call with its waiting
 	RequireTokenResident bool          `mapstructure:"require_token_resident"` // refuse to serve where a clear PIN block leaves the token
 	KeyOverlap           time.Duration `mapstructure:"key_overlap"`            // after a key change: how long each key before it may still be used
+	KeyChanges           int           `mapstructure:"key_changes"`            // most changes of one key in a minute
 	Keys                 []KeyConfig   `mapstructure:"keys"`
 	SealKey              string        `mapstructure:"seal_key"`  // label of the pan-seal key that seals; others only open
 	TokenKey             string        `mapstructure:"token_key"` // label of the pan-token key
@@ -214,6 +215,7 @@ var defaults = map[string]any{
 	"hsm.call_timeout":            "2s",
 	"hsm.require_token_resident":  false,
 	"hsm.key_overlap":             "10m",
+	"hsm.key_changes":             6,
 	"upstreams[].pin_format":      "iso-0",
 	"upstreams[].in_flight":       256,
 	"upstreams[].connections":     64,

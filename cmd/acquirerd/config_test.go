@@ -343,6 +343,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a label of later versions", []string{`use: pin-out }`, `use: pin-out, zmk: zmk-a }`, `use: pan-token }`,
 			"use: pan-token }\n    - { label: zmk-a, kcv: \"123456\", use: zmk }\n    - { label: \"zpk-proc-a#2\", kcv: \"123457\", use: pin-out }\n    - { label: \"zmk-a#2\", kcv: \"123458\", use: zmk }"},
 			[]string{`hsm.keys[5].label: is what a later version of "zpk-proc-a" is called in the token`}},
+		{"a flood of key changes", []string{"sessions: 8", "sessions: 8\n  key_changes: 121"}, []string{`hsm.key_changes: 121 is not 1 to 120`}},
 		{"an overlap of weeks", []string{"sessions: 8", "sessions: 8\n  key_overlap: 169h"}, []string{`hsm.key_overlap: is longer than 168h0m0s`}},
 		{"one key for two zones", []string{`kcv: "12E345"`, `kcv: "08d7b4"`}, []string{`hsm.keys[1].kcv: "08D7B4" is hsm.keys[0].kcv already`}},
 		{"reversals that could take every place", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    in_flight: 16"},

@@ -661,7 +661,7 @@ func (t *teardown) atOnce(limit time.Duration) error {
 // forHSM is this config in the words of the room of the keys.
 func (c *HSMConfig) forHSM() hsm.Config {
 	cfg := hsm.Config{Module: c.Module, Arguments: c.ModuleArguments, Token: c.Token, PIN: c.pin(), Workers: c.Sessions, Queue: c.Queue, CallTimeout: c.CallTimeout,
-		Overlap: c.KeyOverlap, SealKey: c.SealKey, TokenKey: c.TokenKey}
+		Overlap: c.KeyOverlap, KeyChanges: c.KeyChanges, SealKey: c.SealKey, TokenKey: c.TokenKey}
 	for _, key := range c.Keys {
 		cfg.Keys = append(cfg.Keys, hsm.Key{Label: key.Label, KCV: key.KCV, Use: key.Use, ZMK: key.ZMK})
 	}

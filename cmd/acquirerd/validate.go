@@ -132,6 +132,9 @@ func (f *faults) validate(c *Config) {
 // mostOverlap bounds hsm.key_overlap.
 const mostOverlap = 7 * 24 * time.Hour
 
+// mostKeyChanges bounds hsm.key_changes, a minute.
+const mostKeyChanges = 120
+
 // versionMark ends the labels of keys that came by a key change.
 var versionMark = regexp.MustCompile(`#[0-9]+$`)
 
@@ -150,6 +153,7 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	f.count("hsm.sessions", c.Sessions, 1024)
 	f.count("hsm.queue", c.Queue, 1_000_000)
 	f.durations("hsm", map[string]time.Duration{"call_timeout": c.CallTimeout, "key_overlap": c.KeyOverlap})
+	f.count("hsm.key_changes", c.KeyChanges, mostKeyChanges)
 	if c.KeyOverlap > mostOverlap {
 		f.add("hsm.key_overlap", "is longer than %v", mostOverlap)
 	}
