@@ -74,7 +74,7 @@ func (c *Cast) begin(ctx context.Context, cfg CastConfig) (err error) {
 	if cfg.Processor.Codec, err = loadedCodec(byDefault(cfg.ProcessorDialect, linkDialect)); err != nil {
 		return err
 	}
-	cfg.Processor.ZPK = c.Stage.EndpointZPK
+	cfg.Processor.ZPK, cfg.Processor.ZMK = c.Stage.EndpointZPK, c.Stage.EndpointZMK
 	if c.Processor, err = NewProcessor(cfg.Processor); err != nil {
 		return err
 	}

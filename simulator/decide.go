@@ -63,12 +63,16 @@ func (l *link) authorize(m *messages.Message, do action) *messages.Message {
 	pan := m.PAN()
 	asked := max(0, amountOf(m))
 	d := decision{code: byDefault(do.code, codeApproved), amount: asked}
-	switch d.approves = l.reader.Approves(l.reader.code(d.code)); {
+	unread := "" // why the PIN is refused
+	if d.approves = l.reader.Approves(l.reader.code(d.code)); d.approves && pan.LuhnValid() {
+		unread = l.verify(m, pan)
+	}
+	switch {
 	case !d.approves:
 	case !pan.LuhnValid():
 		d = decision{code: codeInvalidCard}
-	case !l.verify(m, pan):
-		d = decision{code: codeWrongPIN}
+	case unread != "":
+		d = decision{code: unread}
 	case do.approved == amountOfHalf:
 		d.amount = max(1, asked/2)
 	case do.approved > 0:
@@ -86,18 +90,25 @@ func (l *link) authorize(m *messages.Message, do action) *messages.Message {
 	return answer
 }
 
-// verify checks the PIN, if there is one and a key to check it.
-func (l *link) verify(m *messages.Message, pan card.PAN) bool {
+// verify checks the PIN, if there is one and a key to check it, and returns why it is refused, "" if it is not. What is under neither of the zone
+// keys that the processor has is no PIN block: a dialect may have a code of its own for that.
+func (l *link) verify(m *messages.Message, pan card.PAN) (refused string) {
 	block, err := m.PINBlock()
-	if l.cfg.ZPK == nil || err != nil || block.IsZero() {
-		return err == nil
+	l.mu.Lock()
+	zone := l.zone
+	l.mu.Unlock()
+	if err != nil {
+		return codeWrongPIN
+	}
+	if zone.current == nil || block.IsZero() {
+		return ""
 	}
 	defer block.Clear()
 	pin, known := l.cards[pan.Reveal()]
 	if !known {
 		pin = defaultPIN
 	}
-	verdict := l.cfg.ZPK.verify(block, pin, pan)
+	verdict := zone.reads(block, pin, pan)
 	l.ledger.tally(func(c *Counts) {
 		switch verdict {
 		case pinRight:
@@ -108,7 +119,15 @@ func (l *link) verify(m *messages.Message, pan card.PAN) bool {
 			c.MalformedPINBlocks++
 		}
 	})
-	return verdict == pinRight
+	switch codes := l.reader.KeySync; {
+	case verdict == pinRight:
+		return ""
+	case verdict == pinMalformed && len(codes) > 0:
+		if said, known := l.reader.ISO87Code(codes[0]); known {
+			return said
+		}
+	}
+	return codeWrongPIN
 }
 
 // manage answers what the daemon asks of the link. A rule's code other than 00 refuses it.
@@ -131,6 +150,15 @@ func (l *link) manage(m *messages.Message, do action) *messages.Message {
 		l.ledger.tally(func(c *Counts) { c.SignOffs++ })
 	case messages.Echo:
 		l.ledger.tally(func(c *Counts) { c.Echoes++ })
+	case messages.KeyRequest:
+		switch {
+		case accepted && l.givesKeys():
+			answer := messages.NewAnswer(m, code)
+			l.giveKey(answer)
+			return answer
+		case accepted:
+			code = l.reader.Answers.Unsupported
+		}
 	case messages.KeyChange, messages.Cutover: // it is the processor that demands these
 		code = l.reader.Answers.Unsupported
 	default:

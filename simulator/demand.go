@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"acquirerd/card"
@@ -22,7 +21,7 @@ const (
 	DemandSignOn    Demand = "sign-on"
 	DemandSignOff   Demand = "sign-off"   // and a sign-on after it, if the link stays
 	DemandCutover   Demand = "cutover"    // to tomorrow's business date
-	DemandKeyChange Demand = "key-change" // with the key of the configuration
+	DemandKeyChange Demand = "key-change" // with a new key, or with that of the configuration
 	DemandAdvice    Demand = "advice"     // 0120
 	DemandReversal  Demand = "reversal"   // 0420
 )
@@ -57,6 +56,7 @@ var (
 type demanded struct {
 	demand   Demand
 	message  *messages.Message
+	fresh    *freshKey   // of a key change, that is the processor's own once it is accepted
 	sendings int         // guarded by Processor.mu
 	answers  int         // guarded by Processor.mu
 	answer   chan string // capacity 1: the code, in the dialect's own terms; guarded by Processor.mu but for its receiver
@@ -66,7 +66,8 @@ type demanded struct {
 func (p *Processor) can(d Demand) error {
 	part := dialogueOf(d)
 	demanded := p.reader.NetworkManagement.Demanded()
-	keyed := p.cfg.NewKey.Cryptogram != nil && p.reader.NetworkManagement.KeyData.Cryptogram > 0
+	wanted := p.reader.NetworkManagement.KeyData.Cryptogram
+	keyed := p.cfg.NewKey.Cryptogram != nil && wanted > 0 || p.cfg.ZMK != nil && wanted == keyBytes
 	switch {
 	case !slices.Contains(Demands, d):
 		return fmt.Errorf("it is not one of %v", Demands)
@@ -115,6 +116,14 @@ func (l *link) demand(ctx context.Context, d Demand) (err error) {
 	if err != nil {
 		return err
 	}
+	var fresh *freshKey
+	if d == DemandKeyChange {
+		brings := l.cfg.NewKey
+		if fresh = l.makeKey(); fresh != nil {
+			brings = fresh.comes
+		}
+		l.carryKey(m, brings)
+	}
 	advice := dialogueOf(d) == ""
 	l.ledger.tally(func(c *Counts) {
 		if c.Demands++; advice {
@@ -141,7 +150,7 @@ func (l *link) demand(ctx context.Context, d Demand) (err error) {
 	if advice {
 		return l.insist(ctx, d, m)
 	}
-	asked := &demanded{demand: d, message: m, answer: make(chan string, 1)}
+	asked := &demanded{demand: d, message: m, fresh: fresh, answer: make(chan string, 1)}
 	code, err := l.put(ctx, asked)
 	if err != nil {
 		return err
@@ -262,7 +271,10 @@ func (l *link) answered(m *messages.Message) bool {
 			l.signedOn.Store(true)
 		case DemandSignOff:
 			l.signedOn.Store(false)
-		case DemandEcho, DemandCutover, DemandKeyChange, DemandAdvice, DemandReversal:
+		case DemandKeyChange:
+			l.adoptSoon(asked.fresh)
+			asked.fresh = nil // a second answer brings back no key
+		case DemandEcho, DemandCutover, DemandAdvice, DemandReversal:
 		}
 	}
 	select {
@@ -282,14 +294,12 @@ func (p *Processor) compose(d Demand) (*messages.Message, error) {
 	if part := dialogueOf(d); part != "" {
 		m := demand(p.cfg.Codec, part, now, stan)
 		switch d {
-		case DemandKeyChange:
-			p.setNewKey(m)
 		case DemandCutover: // to the next day, by name
 			tomorrow := now.AddDate(0, 0, 1).Format("060102")
 			if f, has := p.reader.Field(p.reader.WireMTI(string(m.MTI)), int(messages.SettlementDate)); has && f.Length <= len(tomorrow) {
 				m.Set(messages.SettlementDate, tomorrow[len(tomorrow)-f.Length:]) // MMDD, or YYMMDD in 1993
 			}
-		case DemandEcho, DemandSignOn, DemandSignOff, DemandAdvice, DemandReversal:
+		case DemandEcho, DemandSignOn, DemandSignOff, DemandAdvice, DemandReversal, DemandKeyChange:
 		}
 		return m, nil
 	}
@@ -311,16 +321,6 @@ func (p *Processor) compose(d Demand) (*messages.Message, error) {
 	reversal.MTI = messages.ReversalAdvice
 	p.reader.set(reversal, messages.FunctionCode, p.reader.functionCode(reversal.MTI))
 	return reversal, nil
-}
-
-// setNewKey puts the key of the configuration where the dialect has it.
-func (p *Processor) setNewKey(m *messages.Message) {
-	where := p.reader.NetworkManagement.KeyData
-	value := string(p.cfg.NewKey.Cryptogram) + string(p.cfg.NewKey.CheckValue)
-	if f, _ := p.reader.Field(p.reader.WireMTI(string(m.MTI)), where.Element); !f.Binary() {
-		value = strings.ToUpper(fmt.Sprintf("%x", value))
-	}
-	m.SetSensitive(messages.Element(where.Element), value)
 }
 
 // chosen is a demand that chance makes, "" for none: what the dialect has, and no key change, whose key is used once.

@@ -241,6 +241,7 @@ func (l *link) answer(answer *messages.Message, do action) {
 	target.deliver(answer, frame, outgoing{frame: frame, reorder: do.reorder, last: do.close || do.cut != 0, cut: do.cut != 0}, note)
 	if answer.MTI.Class() == messages.Network {
 		l.sendStray()
+		l.followKey(answer)
 	}
 }
 

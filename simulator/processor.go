@@ -24,11 +24,13 @@ type ProcessorConfig struct {
 	Faults Faults          // what breaks by chance; none by default
 	Cards  []Card          // nil: TestCards. Any other card with a right check digit is taken too
 	ZPK    *Key            // the zone PIN key; nil: PINs are not checked
+	ZMK    *Key            // the zone master key: each demanded or requested key change brings a new random ZPK under it; nil: NewKey is brought
 	Ledger *Ledger         // nil: a new one
 	TLS    *tls.Config     // of links, as server of those that it takes, and as client of those that it makes; nil: without TLS
 
 	AcceptBeforeSignOn bool             // take transactions on a link that has not signed on; else they are answered 91
-	NewKey             messages.NewKey  // that a demanded key change brings
+	NewKey             messages.NewKey  // that a demanded key change brings where there is no ZMK
+	Adoption           time.Duration    // from the daemon's acceptance of a new ZPK until it is the processor's own; till then it reads no PIN under that
 	DemandTimeout      time.Duration    // for how long an answer to a demand is waited for; default 5 s
 	MaxWaiting         int              // default DefaultMaxWaiting
 	WriteTimeout       time.Duration    // of one write; default 5 s
@@ -56,6 +58,7 @@ type Processor struct {
 	stray    [][]byte             // answers for the next link that signs on
 	linkID   int
 
+	zone       zoneKeys
 	demands    map[messages.Key]*demanded // that were made, answered or not
 	demandKeys []messages.Key             // of them, oldest first
 	demandSTAN int
@@ -94,7 +97,7 @@ func NewProcessor(cfg ProcessorConfig) (*Processor, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Processor{cfg: cfg, reader: readerOf(cfg.Codec), cards: map[string]PIN{}, ledger: cfg.Ledger, wait: make(chan struct{}, cfg.MaxWaiting),
-		attempts: map[attemptKey]int64{}, demands: map[messages.Key]*demanded{}}
+		attempts: map[attemptKey]int64{}, demands: map[messages.Key]*demanded{}, zone: zoneKeys{current: cfg.ZPK}}
 	if err := cfg.Ledger.read(p.reader); err != nil {
 		return nil, fmt.Errorf("processor: %w", err)
 	}

@@ -147,6 +147,9 @@ func (r reader) name(m *messages.Message) string {
 
 // sent is which part of the dialogue a message to this party is, "" for none.
 func (r reader) sent(m *messages.Message) messages.Dialogue {
+	if request := r.NetworkManagement.KeyRequest; request != "" && r.managed(m) == request {
+		return messages.KeyRequest
+	}
 	return part(&r.NetworkManagement.Dialogue, r.managed(m))
 }
 

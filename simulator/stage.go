@@ -34,6 +34,7 @@ type Stage struct {
 	daemon      string // path of the binary
 	UpstreamZPK *Key   // of the upstream's zone
 	EndpointZPK *Key   // of the processor's zone
+	EndpointZMK *Key   // of the same, under which a new zone key comes; nil: none does
 	piped       bool   // the log of the next run goes through a pipe
 
 	mu      sync.Mutex
@@ -63,6 +64,7 @@ type StageConfig struct {
 	RetryMin     time.Duration // between the attempts at a reversal
 	RetryMax     time.Duration
 	NotFound     time.Duration // for how long the processor must not find an original; default ten times ReplyTimeout
+	ZMK          bool          // the processor may change its zone key, under a zone master key
 	EchoInterval time.Duration // after which the daemon asks a silent processor for an echo; default 5 s
 	InFlight     int
 }
@@ -83,6 +85,7 @@ const (
 	stopTimeout   = 90 * time.Second
 	upstreamZone  = "zpk-pos"
 	processorZone = "zpk-processor-a"
+	masterZone    = "zmk-processor-a"
 	doorDialect   = "iso87-binary" // unless the configuration has another
 	linkDialect   = "iso87-ascii"
 	sealLabel     = "pan-seal-1"
@@ -139,7 +142,7 @@ func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if err := s.writeConfig(cfg, nil); err != nil {
 		return nil, err
 	}
-	keys, err := s.makeKeys(ctx)
+	keys, err := s.makeKeys(ctx, cfg.ZMK)
 	if err != nil {
 		return nil, fmt.Errorf("making the keys: %w", err)
 	}
@@ -228,15 +231,21 @@ func (s *Stage) makeToken(ctx context.Context) (module string, err error) {
 }
 
 // stageKey is one key of the daemon's config.
-type stageKey struct{ Label, KCV, Use string }
+type stageKey struct{ Label, KCV, Use, ZMK string }
 
-// makeKeys writes the two zone keys as components, imports them as custodians would, and has the token make the other two.
-func (s *Stage) makeKeys(ctx context.Context) ([]stageKey, error) {
+// makeKeys writes the zone keys as components, imports them as custodians would, and has the token make the other two.
+func (s *Stage) makeKeys(ctx context.Context, withZMK bool) ([]stageKey, error) {
 	var keys []stageKey
-	for _, zone := range []struct {
-		label, use string
-		key        **Key
-	}{{upstreamZone, "pin-in", &s.UpstreamZPK}, {processorZone, "pin-out", &s.EndpointZPK}} {
+	type zone struct {
+		label, use, zmk string
+		key             **Key
+	}
+	zones := []zone{{upstreamZone, "pin-in", "", &s.UpstreamZPK}, {processorZone, "pin-out", "", &s.EndpointZPK}}
+	if withZMK {
+		zones[1].zmk = masterZone
+		zones = append(zones, zone{masterZone, "zmk", "", &s.EndpointZMK})
+	}
+	for _, zone := range zones {
 		files, err := WriteZone(s.Dir, zone.label)
 		if err != nil {
 			return nil, err
@@ -248,9 +257,9 @@ func (s *Stage) makeKeys(ctx context.Context) ([]stageKey, error) {
 			"--component", files.Components[0], "--component", files.Components[1]); err != nil {
 			return nil, err
 		}
-		keys = append(keys, stageKey{zone.label, files.KCV, zone.use})
+		keys = append(keys, stageKey{zone.label, files.KCV, zone.use, zone.zmk})
 	}
-	for _, key := range []stageKey{{sealLabel, "", "pan-seal"}, {tokenLabel, "", "pan-token"}} {
+	for _, key := range []stageKey{{Label: sealLabel, Use: "pan-seal"}, {Label: tokenLabel, Use: "pan-token"}} {
 		out, err := s.Command(ctx, "keys", "generate", "--label", key.Label, "--use", key.Use, "--output", "json")
 		if err != nil {
 			return nil, err
@@ -276,7 +285,7 @@ hsm:
 {{- if .Keys}}
   keys:
 {{- range .Keys}}
-    - { label: {{.Label}}, kcv: "{{.KCV}}", use: {{.Use}} }
+    - { label: {{.Label}}, kcv: "{{.KCV}}", use: {{.Use}}{{if .ZMK}}, zmk: {{.ZMK}}{{end}} }
 {{- end}}
   seal_key: {{.Seal}}
   token_key: {{.TokenKey}}

@@ -24,14 +24,14 @@ import (
 
 // processorFlags are the flags of the processor command.
 type processorFlags struct {
-	dialect, zpkFile, pinFormat string
-	ledger, ledgerListen        string
-	listen, rules               []string
-	dialling                    simulator.Dialling
-	newKey                      string
-	tls                         tlsFlags
-	acceptBeforeSignOn, trace   bool
-	faults                      simulator.Faults
+	dialect, zpkFile, zmkFile, pinFormat string
+	ledger, ledgerListen                 string
+	listen, rules                        []string
+	dialling                             simulator.Dialling
+	newKey                               string
+	tls                                  tlsFlags
+	acceptBeforeSignOn, trace            bool
+	faults                               simulator.Faults
 }
 
 func (c *cli) processorCommand() *cobra.Command {
@@ -58,6 +58,7 @@ func (c *cli) processorCommand() *cobra.Command {
 	flags.StringVar(&f.newKey, "new-key", "", "what a demanded key change brings, in hexadecimal digits: the cryptogram of the new key under the zone master key, and its check value")
 	flags.StringVar(&f.zpkFile, "zpk-file", "", "file with the zone PIN key in hexadecimal digits; without it PINs are not checked")
 	flags.StringVar(&f.pinFormat, "pin-format", string(simulator.ISO0), "format of PIN blocks: iso-0, iso-1, iso-3, or iso-4, for which the key is an AES one")
+	flags.StringVar(&f.zmkFile, "zmk-file", "", "file with the zone master key in hexadecimal digits: each key change, demanded or asked for, brings a new zone PIN key under it")
 	flags.StringArrayVar(&f.rules, "rule", nil, "a rule that goes before the built-in ones; may be given several times")
 	flags.StringVar(&f.ledger, "ledger", "-", "file for the ledger at the end, - for standard output")
 	flags.StringVar(&f.ledgerListen, "ledger-listen", "", "TCP address that answers GET /ledger, POST /demand/DEMAND and POST /host/N/STATE while it runs")
@@ -169,7 +170,14 @@ func (c *cli) newProcessor(f processorFlags) (*simulator.Processor, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := simulator.ProcessorConfig{Codec: codec, ZPK: zpk, Faults: f.faults, AcceptBeforeSignOn: f.acceptBeforeSignOn, Log: c.log}
+	zmk, err := readKey(f.zmkFile, f.pinFormat) // of the algorithm of the keys under it
+	if err != nil {
+		return nil, err
+	}
+	if zmk != nil && f.newKey != "" {
+		return nil, usagef("--new-key and --zmk-file exclude each other")
+	}
+	cfg := simulator.ProcessorConfig{Codec: codec, ZPK: zpk, ZMK: zmk, Faults: f.faults, AcceptBeforeSignOn: f.acceptBeforeSignOn, Log: c.log}
 	if cfg.TLS, err = f.tls.config(); err != nil {
 		return nil, err
 	}
