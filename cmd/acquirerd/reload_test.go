@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"acquirerd/conn"
+	"acquirerd/hsm"
 	"acquirerd/messages"
 )
 
@@ -324,6 +325,10 @@ func TestNothingIsChangedBeforeEverythingIsChecked(t *testing.T) {
 	after := load(endpoints, strings.Replace(second, "10s", "9s", 1), "reply_timeout: 10s", "reply_timeout: 8s")
 	after.endpoint("processor-a").EchoMisses = 0 // which no config can say: the links refuse it
 	d := newDaemon(before, slog.New(slog.DiscardHandler))
+	var err error
+	if d.vault, err = hsm.New(before.HSM.forHSM(), slog.New(slog.DiscardHandler), nil); err != nil { // not open: it knows no key's algorithm
+		t.Fatal(err)
+	}
 	k, err := d.newKeeper()
 	if err != nil {
 		t.Fatal(err)
