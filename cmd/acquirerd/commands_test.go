@@ -70,7 +70,7 @@ func TestBadInputIsOneLine(t *testing.T) {
 		want string
 	}{
 		{[]string{"pay"}, 2, `unknown command "pay"`},
-		{[]string{"journal"}, 2, "which of list, owed, advices, show, release, park, prune, export, business-date?"},
+		{[]string{"journal"}, 2, "which of list, owed, advices, show, release, park, prune, export, business-date, audit, reseal?"},
 		{[]string{"journal", "lst"}, 2, `unknown command "lst"`},
 		{[]string{"serve", "now"}, 2, "unknown command"},
 		{[]string{"serve", "--fast"}, 2, "unknown flag: --fast"},
