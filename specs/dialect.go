@@ -192,10 +192,40 @@ const (
 	MaskNone Mask = "none"
 )
 
-// MAC says where a message authentication code stands.
+// MAC says which messages carry a message authentication code, where it stands, and what of it is not the key's to say: the algorithm is that of
+// the key, which has one use (TR-31: M3, M6 or M7).
 type MAC struct {
 	Place       MACPlace `yaml:"place,omitempty"`        // default none
 	ClearRepeat bool     `yaml:"clear_repeat,omitempty"` // it is made as if the message were the first sending (AS 2805.4)
+	Padding     int      `yaml:"padding,omitempty"`      // method of ISO/IEC 9797-1 (6.3), 1 to 3, of X9.19 alone; default 1
+	Length      int      `yaml:"length,omitempty"`       // bytes of it that stand in the element, on the left; what is left of that is zeros. 4 to 8; default 8
+	MTIs        []string `yaml:"mtis,omitempty"`         // message types that carry one, without repeats, which are as their first; default all but the network's
+}
+
+// Bytes is the length of the MAC.
+func (m MAC) Bytes() int {
+	if m.Length == 0 {
+		return MostMAC
+	}
+	return m.Length
+}
+
+// LeastMAC and MostMAC bound a MAC's length in bytes: that of X9.19 (4) and a block of TDES.
+const (
+	LeastMAC = 4
+	MostMAC  = 8
+)
+
+// HasMAC reports whether messages of a type, as it is on the wire, carry a message authentication code.
+func (d *Dialect) HasMAC(mti string) bool {
+	if d.MAC.Place != MACLast || len(mti) != 4 {
+		return false
+	}
+	if len(d.MAC.MTIs) == 0 {
+		return mti[1] != '8'
+	}
+	first := mti[:3] + string(mti[3]-(mti[3]-'0')%2)
+	return slices.Contains(d.MAC.MTIs, first)
 }
 
 // A MACPlace is where a message authentication code stands.
@@ -301,6 +331,8 @@ type Answers struct {
 	OriginalNotFound  string `yaml:"original_not_found"` // the original of a reversal is not on record
 	Accepted          string `yaml:"accepted,omitempty"` // of an advice; default what acknowledges a reversal
 	Declined          string `yaml:"declined,omitempty"` // the processor declined with a code that this party has none for; default 05's
+
+	MACIncorrect string `yaml:"mac_incorrect,omitempty"` // of a request whose MAC is wrong or missing; default that of malfunction
 }
 
 //go:embed *.yaml
@@ -376,6 +408,9 @@ func Parse(text []byte) (*Dialect, error) {
 	}
 	if d.Answers.Accepted == "" {
 		d.Answers.Accepted = d.Reversal.Acknowledged[0]
+	}
+	if d.MAC.Place == MACLast && d.Answers.MACIncorrect == "" {
+		d.Answers.MACIncorrect = d.Answers.Malfunction
 	}
 	d.masks = maps.Clone(d.Sensitive)
 	if d.Reversal.Original == OriginalISO93 {

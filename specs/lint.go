@@ -361,7 +361,7 @@ func (l *linter) lintCodes() {
 		}
 	}
 	for _, answer := range l.Answers.all() {
-		if answer.name != "declined" || answer.code != "" {
+		if answer.name != "declined" && answer.name != "mac_incorrect" || answer.code != "" {
 			l.code("answers."+answer.name, answer.code)
 		}
 	}
@@ -443,7 +443,7 @@ func (a Answers) all() []struct{ name, code string } {
 	return []struct{ name, code string }{{"unknown", a.Unknown}, {"not_sent", a.NotSent}, {"no_route", a.NoRoute},
 		{"format_error", a.FormatError}, {"unsupported", a.Unsupported}, {"malfunction", a.Malfunction}, {"busy", a.Busy},
 		{"pin_untranslatable", a.PINUntranslatable}, {"duplicate", a.Duplicate}, {"original_not_found", a.OriginalNotFound},
-		{"declined", a.Declined}}
+		{"declined", a.Declined}, {"mac_incorrect", a.MACIncorrect}}
 }
 
 func (l *linter) lintReversal() {
@@ -501,16 +501,7 @@ func (l *linter) lintProtection() {
 	l.elements("advices.stored", l.Advices.Stored)
 	l.elements("sensitive", slices.Collect(maps.Keys(l.Sensitive)))
 	l.lintMasks()
-	switch l.MAC.Place {
-	case "", MACNone:
-		if l.MAC.ClearRepeat {
-			l.fault("mac.clear_repeat", "is only of a MAC: set mac.place")
-		}
-	case MACLast:
-		l.elements("mac.place", []int{64, 128})
-	default:
-		l.fault("mac.place", "%q is not one of none, last", l.MAC.Place)
-	}
+	l.lintMAC()
 	for _, timer := range []struct {
 		name  string
 		value time.Duration
@@ -522,6 +513,68 @@ func (l *linter) lintProtection() {
 	if l.Timers.EchoMisses < 0 || l.Timers.EchoMisses > 100 {
 		l.fault("timers.echo_misses", "%d is not within 0 to 100", l.Timers.EchoMisses)
 	}
+}
+
+// lintMAC checks that a MAC has its place, and that a message cannot be asked for one that it does not have yet: it is made last, over a message
+// that keeps the format.
+func (l *linter) lintMAC() {
+	m := &l.MAC
+	switch m.Place {
+	case "", MACNone:
+		for key, is := range map[string]bool{"clear_repeat": m.ClearRepeat, "padding": m.Padding != 0, "length": m.Length != 0, "mtis": len(m.MTIs) > 0} {
+			if is {
+				l.fault("mac."+key, "is only of a MAC: set mac.place")
+			}
+		}
+		return
+	case MACLast:
+		l.elements("mac.place", l.macElements())
+	default:
+		l.fault("mac.place", "%q is not one of none, last", m.Place)
+		return
+	}
+	if m.Padding < 0 || m.Padding > 3 {
+		l.fault("mac.padding", "%d is not one of the methods 1, 2 and 3 of ISO/IEC 9797-1", m.Padding)
+	}
+	length := m.Bytes()
+	if length < LeastMAC || length > MostMAC {
+		l.fault("mac.length", "%d is not %d to %d bytes", m.Length, LeastMAC, MostMAC)
+	}
+	for path, f := range l.allFields() {
+		if (f.number == 64 || f.number == 128) && f.Binary() && (!f.IsFixed() || f.Length < length) {
+			l.fault(path+".length", "does not hold the %d bytes of a MAC: it needs a fixed length of at least so many", length)
+		}
+	}
+	for i, mti := range m.MTIs {
+		if _, known := l.Messages[mti]; !known {
+			l.fault(fmt.Sprintf("mac.mtis[%d]", i), "%q is not in messages", mti)
+		} else if len(mti) == 4 && (mti[3]-'0')%2 == 1 {
+			l.fault(fmt.Sprintf("mac.mtis[%d]", i), "%q is a repeat, which is as its first sending", mti)
+		}
+	}
+	for mti, presence := range l.Messages {
+		demanded := slices.Concat(presence.Mandatory, presence.OneOf)
+		for _, condition := range presence.When {
+			demanded = append(demanded, condition.Then...)
+		}
+		if slices.Contains(demanded, 64) || slices.Contains(demanded, 128) {
+			l.fault("messages."+mti, "demands a MAC as an element: mac.mtis says which messages carry one")
+		}
+		if l.HasMAC(mti) && (slices.Contains(presence.Forbidden, 64) || slices.Contains(presence.Forbidden, 128)) {
+			l.fault("messages."+mti+".forbidden", "forbids the MAC that messages of this type carry (mac.mtis)")
+		}
+	}
+}
+
+// macElements are those in which a MAC can stand: the last one of a bit map.
+func (l *linter) macElements() []int {
+	switch bitmap := l.Fields[1]; {
+	case bitmap.Extent != ExtentFixed:
+		return []int{64, 128}
+	case bitmap.Length == 8:
+		return []int{64}
+	}
+	return []int{128}
 }
 
 // kept are the elements that a reversal repeats of its original, or names it by, from what the journal has kept.
