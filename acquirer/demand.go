@@ -72,6 +72,7 @@ const (
 	demandAdvice    demandKind = "advice"
 	demandRequest   demandKind = "request"   // that a processor may not make of us
 	demandMalformed demandKind = "malformed" // it does not keep the format
+	demandUnproven  demandKind = "unproven"  // its message authentication code is wrong or missing, or could not be checked
 )
 
 // What became of demands, for acquirerd_demands_total.
@@ -95,6 +96,9 @@ const (
 var demandAlarms = []string{alarmUndone, alarmUndoneUnknown, alarmCutover, alarmKeyChange, alarmMalformed}
 
 func kindOf(e *Endpoint, msg conn.Unasked) demandKind {
+	if errors.Is(msg.Fault, conn.ErrMAC) {
+		return demandUnproven
+	}
 	if formatOf(e, msg) != nil {
 		return demandMalformed
 	}
@@ -211,6 +215,8 @@ func (s *Switch) serve(ctx context.Context, d *demand) served {
 		return s.keep(ctx, d)
 	case demandMalformed:
 		return s.malformed(ctx, d, formatOf(d.endpoint, d.Unasked))
+	case demandUnproven:
+		return d.unproven()
 	case demandRequest:
 	}
 	err := errors.New("it is not served")
@@ -218,6 +224,20 @@ func (s *Switch) serve(ctx context.Context, d *demand) served {
 		return served{result: demandRefused, err: err}
 	}
 	return served{result: demandRefused, err: err, answer: messages.NewAnswer(d.Message, answers.Unsupported)}
+}
+
+// unproven refuses a demand that somebody else may have made: nothing of it is done or recorded, whatever it says. One that only could not be
+// checked is to be sent again.
+func (d *demand) unproven() served {
+	out := served{result: demandRefused, err: d.Fault}
+	code := d.endpoint.Codec.Dialect().Answers.MACIncorrect
+	if !errors.Is(d.Fault, messages.ErrMAC) && formatOf(d.endpoint, d.Unasked) == nil {
+		out.result, code = demandFailed, d.endpoint.Codec.Dialect().Answers.Malfunction
+	}
+	if d.MTI.IsRequest() && d.recognisable() {
+		out.answer = messages.NewAnswer(d.Message, code)
+	}
+	return out
 }
 
 // recognisable reports whether the processor would find its demand by the answer.

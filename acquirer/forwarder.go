@@ -499,7 +499,7 @@ func (f *Forwarder) settle(dialect *specs.Dialect, owed journal.Owed, attempt in
 	case errors.Is(err, conn.ErrNotSent) && errors.As(err, &format):
 		return journal.Parked(reasonFormat, "")
 	case errors.Is(err, conn.ErrNotSent):
-		return journal.Unsent(next, reasonNotSent)
+		return journal.Unsent(next, classify(dialect, nil, err).Reason)
 	}
 	reason := reasonRefused
 	// "Done before" can be true only if an earlier attempt had no answer. If each had one that refused it, the processor may take the

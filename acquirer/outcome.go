@@ -12,9 +12,11 @@ import (
 // Why an outcome or an attempt is what it is, in the journal, logs and metrics: a closed set.
 const (
 	reasonNotSent     = "not_sent"
+	reasonNoMAC       = "no_mac" // the HSM could not give it its message authentication code
 	reasonTimeout     = "timeout"
 	reasonUndecodable = "undecodable"
 	reasonMismatch    = "mismatch"
+	reasonMAC         = "mac"     // the answer's message authentication code is wrong or missing, or could not be checked
 	reasonPartial     = "partial" // the processor approved a part, and did not say which, or the upstream's dialect has no word for that
 	reasonLinkFailed  = "link_failed"
 	reasonUndelivered = "undelivered"
@@ -35,12 +37,16 @@ const (
 // classify says what an exchange came to. It is pure. Unknown is the default: the other outcomes must be proven.
 func classify(dialect *specs.Dialect, answer *messages.Message, err error) journal.Outcome {
 	switch {
+	case errors.Is(err, conn.ErrNotSent) && errors.Is(err, messages.ErrNoMAC):
+		return journal.Outcome{Kind: journal.NotSent, Reason: reasonNoMAC}
 	case errors.Is(err, conn.ErrNotSent):
 		return journal.Outcome{Kind: journal.NotSent, Reason: reasonNotSent}
 	case errors.Is(err, conn.ErrTimeout):
 		return journal.Outcome{Kind: journal.Unknown, Reason: reasonTimeout}
 	case errors.Is(err, conn.ErrUndecodable):
 		return journal.Outcome{Kind: journal.Unknown, Reason: reasonUndecodable}
+	case errors.Is(err, conn.ErrMAC):
+		return journal.Outcome{Kind: journal.Unknown, Reason: reasonMAC}
 	case errors.Is(err, conn.ErrMismatch):
 		return journal.Outcome{Kind: journal.Unknown, Reason: reasonMismatch}
 	case err != nil, answer == nil:

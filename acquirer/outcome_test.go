@@ -36,6 +36,8 @@ func TestClassify(t *testing.T) {
 		amount string
 	}{
 		{"proven not sent", nil, fmt.Errorf("x: %w", conn.ErrNotSent), journal.NotSent, reasonNotSent, ""},
+		{"proven not sent, without its code", nil, fmt.Errorf("%w: %w", conn.ErrNotSent, messages.ErrNoMAC), journal.NotSent, reasonNoMAC, ""},
+		{"an answer that is not proven", nil, fmt.Errorf("%w: %w", conn.ErrMAC, messages.ErrMAC), journal.Unknown, reasonMAC, ""},
 		{"timeout", nil, fmt.Errorf("x: %w", conn.ErrTimeout), journal.Unknown, reasonTimeout, ""},
 		{"undecodable", nil, fmt.Errorf("x: %w", conn.ErrUndecodable), journal.Unknown, reasonUndecodable, ""},
 		{"mismatch", nil, fmt.Errorf("x: %w", conn.ErrMismatch), journal.Unknown, reasonMismatch, ""},

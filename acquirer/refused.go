@@ -99,6 +99,22 @@ func (s *Switch) TurnAway(ctx context.Context, req Request) *messages.Message {
 	return messages.NewAnswer(req.Message, code)
 }
 
+// Known reports whether a message repeats one that is in flight or on record, or cannot be looked for: a refusal of it would be believed of what
+// may have been approved. It leaves no trace of the message, which may be anybody's.
+func (s *Switch) Known(ctx context.Context, req Request) bool {
+	if req.Key == "" {
+		return false
+	}
+	s.mu.Lock()
+	inFlight := s.matters[asking{req.Upstream.Name, req.Key}] != nil
+	s.mu.Unlock()
+	if inFlight {
+		return true
+	}
+	_, known, err := s.journal.Find(ctx, req.Upstream.Name, req.Key)
+	return known || err != nil
+}
+
 // turnAway decides by memory, and remembers the refusal before the record is asked: a copy that is admitted from then on is refused, too.
 func (s *Switch) turnAway(req Request, code string) (refusal *messages.Message, decided bool) {
 	key := asking{req.Upstream.Name, req.Key}

@@ -110,7 +110,7 @@ func (m *metrics) begin(endpoint string) {
 	for _, alarm := range demandAlarms {
 		m.demandAlarms.WithLabelValues(endpoint, alarm)
 	}
-	for _, kind := range []demandKind{demandCutover, demandKeyChange, demandAdvice, demandRequest, demandMalformed} {
+	for _, kind := range []demandKind{demandCutover, demandKeyChange, demandAdvice, demandRequest, demandMalformed, demandUnproven} {
 		for _, result := range []string{demandDone, demandAgain, demandRefused, demandFailed, demandBusy} {
 			m.demands.WithLabelValues(endpoint, string(kind), result)
 		}

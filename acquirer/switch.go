@@ -367,6 +367,9 @@ func (s *Switch) compose(req Request, endpoint *Endpoint, answer *messages.Messa
 		if errors.As(errSend, &format) {
 			return messages.NewFormatError(req.Message, answers.FormatError, format.Element)
 		}
+		if errors.Is(errSend, messages.ErrNoMAC) { // it is ours, as if the HSM had failed a line before
+			return messages.NewAnswer(req.Message, answers.Malfunction)
+		}
 		return messages.NewAnswer(req.Message, answers.NotSent)
 	case journal.Unknown, journal.StillOpen, journal.Accepted: // a request's finished outcome is neither open nor an advice's
 	}

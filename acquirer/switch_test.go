@@ -50,6 +50,9 @@ func TestTheUpstreamIsAnswered(t *testing.T) {
 		{"mismatch", func() (string, error) { return "00", conn.ErrMismatch }, "91", journal.Unknown, 1},
 		{"undecodable", func() (string, error) { return "00", conn.ErrUndecodable }, "91", journal.Unknown, 1},
 		{"not sent", func() (string, error) { return "", conn.ErrNotSent }, "91", journal.NotSent, 0},
+		{"not proven", func() (string, error) { return "00", fmt.Errorf("%w: %w", conn.ErrMAC, messages.ErrMAC) }, "91", journal.Unknown, 1},
+		{"a decline that is not proven", func() (string, error) { return "51", conn.ErrMAC }, "91", journal.Unknown, 1},
+		{"not sent for want of a MAC", func() (string, error) { return "", fmt.Errorf("%w: %w", conn.ErrNotSent, messages.ErrNoMAC) }, "96", journal.NotSent, 0},
 		{"does not fit the dialect", func() (string, error) {
 			return "", fmt.Errorf("%w: %w", conn.ErrNotSent, &messages.FormatError{Element: messages.Merchant, Rule: "is odd"})
 		}, "30", journal.NotSent, 0},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // Config is one endpoint. The fields without a default are needed.
@@ -35,6 +36,11 @@ type Config struct {
 	LinkInFlight int // most exchanges in flight on one connection; default InFlight
 	Abandoned    int // most keys whose late answers are waited for; default 16 × InFlight, which full timeouts cannot fill
 	Unasked      int // most unasked messages that wait for Run's callback; over it they are counted and dropped; default 256
+
+	// MAC makes and checks the codes of the messages that carry one in the processor's dialect; nil where that has none.
+	MAC           messages.MACKey
+	MACFailures   int           // so many messages with a wrong code within a minute suspend a link; default 5
+	MACSuspension time.Duration // for how long; 0: until Resume
 
 	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s, at least 100 ms
 
@@ -140,12 +146,26 @@ func (c *Config) check() error {
 	if c.Unasked == 0 {
 		c.Unasked = 256
 	}
+	if c.MACFailures == 0 {
+		c.MACFailures = defaultMACFailures
+	}
+	if c.MACSuspension < 0 {
+		fault("mac_suspension: must not be negative")
+	}
+	if c.Codec != nil {
+		switch wanted := c.Codec.Dialect().MAC.Place == specs.MACLast; {
+		case wanted && c.MAC == nil:
+			fault("mac_key: missing: messages of the dialect carry a MAC")
+		case !wanted && c.MAC != nil:
+			fault("mac_key: messages of the dialect carry no MAC")
+		}
+	}
 	for _, n := range []struct {
 		key   string
 		value int
 	}{
 		{"echo_misses", c.EchoMisses}, {"in_flight", c.InFlight}, {"link_in_flight", c.LinkInFlight}, {"abandoned", c.Abandoned},
-		{"unasked", c.Unasked},
+		{"unasked", c.Unasked}, {"mac_failures", c.MACFailures},
 	} {
 		if n.value < 1 {
 			fault("%s: must be at least 1", n.key)

@@ -37,6 +37,13 @@
 //
 // Until it is forgotten a key is used again only by a repeat (0421 after 0420, 0121 after 0120), which is the same transaction.
 //
+// # Message authentication codes
+//
+// Where the processor's dialect wants them, what goes out is given its code before it has a place in the table, and what comes in is checked before
+// it is matched (mac.go). An answer whose code is wrong, missing or not to be checked completes nothing: its request ends with ErrMAC, as one
+// whose fate is unknown. So many wrong ones within a minute suspend their link: it drains and stays down, until an operator resumes it or the
+// time of the configuration has passed. An HSM that is slow or gone holds up no reading, and no link.
+//
 // # Limits
 //
 // Each is in Config: exchanges in flight on the endpoint and on a connection, abandoned keys, unasked messages that wait for the callback,

@@ -30,6 +30,9 @@ var (
 	ErrUndecodable = errors.New("answer does not keep the format")
 	// ErrMismatch: an answer with the request's key came, and it disagrees with the request.
 	ErrMismatch = errors.New("answer disagrees with its request")
+	// ErrMAC: an answer with the request's key came, and its message authentication code is wrong or missing, or could not be checked. Nothing
+	// that it says counts, for or against the request.
+	ErrMAC = errors.New("answer is not proven to be the processor's")
 )
 
 // An Endpoint is a processor's group of links. It may be used by many goroutines.
@@ -55,6 +58,10 @@ type Endpoint struct {
 	draining  bool                 // guarded by mu: nothing new is sent, and no link begins
 	serving   context.Context      // of all links, from Run's begin; guarded by mu
 	carrying  sync.WaitGroup       // links and listeners; one begins under mu, and none while the endpoint drains
+
+	checking  sync.WaitGroup // messages whose MAC is checked; only what reads a session begins one
+	unchecked atomic.Int64   // of them, those that are not through
+	checks    chan struct{}  // one for each check that goes on
 }
 
 // settings are the configuration that holds. Whoever waits by one of its times hears when another takes its place.
@@ -74,7 +81,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Endpoin
 	}
 	e := &Endpoint{codec: cfg.Codec, log: log.With("endpoint", cfg.Name), unasked: newInbox(),
 		sometimes: rate.Sometimes{First: 10, Interval: time.Second}, pending: newPending(cfg.Abandoned, cfg.ReplyTimeout),
-		listeners: map[string]*listener{}}
+		listeners: map[string]*listener{}, checks: make(chan struct{}, checksAtOnce)}
 	e.configured.Store(&settings{cfg, make(chan struct{})})
 	for i, configured := range cfg.Links {
 		e.links = append(e.links, newLink(e, i, configured))
@@ -134,6 +141,7 @@ func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unaske
 	}
 	e.mu.Unlock()
 	e.carrying.Wait()
+	e.checking.Wait() // each has a deadline
 	e.unasked.close() // only sessions put into it, and none is left
 	telling.Wait()
 	e.metrics.end()
@@ -144,7 +152,8 @@ func (e *Endpoint) Run(ctx context.Context, inbound func(context.Context, Unaske
 // within ReplyTimeout and the time to write, or by an earlier deadline of ctx. The request is the caller's again when it returns.
 //
 // An error that wraps ErrNotSent proves that nothing was sent; with a *messages.FormatError in it, the request does not fit the
-// processor's dialect. Every other error means that the processor may have acted on the request. Once the write has begun, the
+// processor's dialect; with messages.ErrNoMAC, it could not be given its code. Every other error means that the processor may have acted on
+// the request. Once the write has begun, the
 // cancellation of ctx is not heeded, only its deadline: what may have been sent is waited for.
 func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*messages.Message, error) {
 	began := time.Now()
@@ -162,7 +171,7 @@ func (e *Endpoint) Exchange(ctx context.Context, request *messages.Message) (*me
 	if !ok {
 		return nil, notSent(errors.New("it has no match key"))
 	}
-	frame, err := e.codec.EncodeFrame(request)
+	frame, err := e.frame(ctx, request, time.Until(deadline))
 	if err != nil {
 		return nil, notSent(err)
 	}
@@ -352,6 +361,8 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 	}
 	if fault == nil {
 		fault = e.codec.Validate(m)
+	} else if m != nil && e.config().MAC != nil && e.codec.HasMAC(m.MTI) {
+		fault = fmt.Errorf("%w: %w", ErrMAC, fault) // it cannot be checked: nothing of it counts
 	}
 	if m == nil || !m.MTI.IsAnswer() {
 		switch {
@@ -370,7 +381,11 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 		}
 		return nil
 	}
-	k, own, differs := e.deliver(s, m, fault)
+	var unusable error
+	if fault != nil {
+		unusable = fmt.Errorf("%w: %w", ErrUndecodable, fault)
+	}
+	k, own, differs := e.deliver(s, m, unusable)
 	e.metrics.answers[k].Inc()
 	switch k {
 	case kindMatched:
@@ -403,11 +418,15 @@ func (e *Endpoint) refused(s *session, m *messages.Message) {
 	}
 	answer := messages.NewAnswer(m, e.codec.Dialect().Answers.FormatError)
 	answer.Set(messages.AdditionalResponse, m.Rejected())
-	k, _, _ := e.deliver(s, answer, nil)
+	var unproven error
+	if e.config().MAC != nil && e.codec.HasMAC(answer.MTI) { // anybody can send it back so
+		unproven = fmt.Errorf("%w: a reject header has no MAC", ErrMAC)
+	}
+	k, _, _ := e.deliver(s, answer, unproven)
 	e.metrics.answers[k].Inc()
 }
 
-// deliver ends the exchange that an answer belongs to. own says that it is one of the links' own exchanges; differs, in what the
+// deliver ends the exchange that an answer belongs to. fault is why the answer cannot be used, and what its caller is told then; own says that it is one of the links' own exchanges; differs, in what the
 // answer disagrees with its request.
 func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind, own bool, differs error) {
 	key, ok := e.codec.Key(m)
@@ -420,7 +439,7 @@ func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind
 	case fault != nil:
 		// What could be read may be too little for a key; then the request waits for its timeout, and its fate is as unknown.
 		if ok && x != nil && x.state == waiting {
-			e.finish(x, abandoned, result{err: fmt.Errorf("%w: %w", ErrUndecodable, fault)})
+			e.finish(x, abandoned, result{err: fault})
 		}
 		return kindUndecodable, false, nil
 	case !ok || x == nil:

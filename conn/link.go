@@ -25,7 +25,10 @@ type link struct {
 	life       context.Context         // that end ends; guarded by Endpoint.mu, nil before Run
 	allowed    context.Context         // until the link may not be connected any more; guarded by Endpoint.mu
 	bar        context.CancelCauseFunc // ends allowed; guarded by Endpoint.mu, nil before Run
-	resumed    chan struct{}           // while an operator holds the link down: closed when he does not any more; guarded by Endpoint.mu
+	resumed    chan struct{}           // while an operator, or suspend, holds the link down: closed when that is over; guarded by Endpoint.mu
+	suspended  bool                    // it is held by suspend; guarded by Endpoint.mu
+	until      time.Time               // when suspend lets it come back by itself; zero: never; guarded by Endpoint.mu
+	untrusted  []time.Time             // when messages with a wrong MAC came, within macWindow, the oldest first; guarded by Endpoint.mu
 	configured Link                    // guarded by Endpoint.mu
 	listener   *listener               // of a link that is dialled by the processor; guarded by Endpoint.mu
 	host       int                     // index in hosts that is in use, or is tried; guarded by Endpoint.mu
@@ -76,7 +79,7 @@ func (l *link) retire(why cause, bar context.CancelCauseFunc) {
 func (l *link) permit() context.Context {
 	for {
 		l.endpoint.mu.Lock()
-		allowed, resumed, life := l.allowed, l.resumed, l.life
+		allowed, resumed, life, until := l.allowed, l.resumed, l.life, l.until
 		l.endpoint.mu.Unlock()
 		switch {
 		case life.Err() != nil:
@@ -84,8 +87,19 @@ func (l *link) permit() context.Context {
 		case resumed == nil:
 			return allowed
 		}
+		var over <-chan time.Time
+		if !until.IsZero() {
+			over = time.After(time.Until(until))
+		}
 		select {
 		case <-resumed:
+		case <-over:
+			l.endpoint.mu.Lock()
+			if l.resumed == resumed && !l.until.IsZero() { // else an operator holds it now
+				l.log().Warn("link resumed: its suspension is over")
+				l.resume()
+			}
+			l.endpoint.mu.Unlock()
 		case <-life.Done():
 		}
 	}

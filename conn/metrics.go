@@ -20,10 +20,12 @@ const (
 	kindUnmatched   kind = "unmatched"   // of no exchange that is remembered
 	kindMismatch    kind = "mismatch"    // disagrees with its request
 	kindUndecodable kind = "undecodable" // does not keep the format
+	kindWrongMAC    kind = "wrong_mac"   // its message authentication code is wrong or missing
+	kindUnchecked   kind = "unchecked"   // its message authentication code could not be checked in time
 	kindWrongLink   kind = "wrong_link"  // not on the connection that its request went out on, where the dialect wants that
 )
 
-var kinds = []kind{kindMatched, kindLate, kindDuplicate, kindUnmatched, kindMismatch, kindUndecodable, kindWrongLink}
+var kinds = []kind{kindMatched, kindLate, kindDuplicate, kindUnmatched, kindMismatch, kindUndecodable, kindWrongMAC, kindUnchecked, kindWrongLink}
 
 // A tally is what a link has counted since it began. A link that is the same in another configuration goes on counting.
 type tally struct {
@@ -40,7 +42,8 @@ type metrics struct {
 	seconds  prometheus.Observer
 	inFlight prometheus.Gauge
 	dropped  prometheus.Counter
-	end      func() // takes the links' series away, so that another endpoint may take the name
+	macs     prometheus.Counter // nil where no messages carry a MAC
+	end      func()             // takes the links' series away, so that another endpoint may take the name
 }
 
 func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
@@ -59,6 +62,7 @@ func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"endpoint"}), &faults)
 	inFlight := gauge("acquirerd_exchanges_in_flight", "Exchanges in flight.")
 	dropped := counter("acquirerd_unasked_dropped_total", "Messages that arrived unasked while too many others waited to be looked at.")
+	macs := shared(registry, MACFailures(), &faults)
 	links := newCollector(e, endpoint)
 	if len(faults) == 0 {
 		if err := registry.Register(links); err != nil {
@@ -74,6 +78,9 @@ func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
 		inFlight: inFlight.WithLabelValues(endpoint),
 		dropped:  dropped.WithLabelValues(endpoint), end: func() { registry.Unregister(links) },
 	}
+	if e.config().MAC != nil {
+		m.macs = macs.WithLabelValues("endpoint", endpoint)
+	}
 	for _, k := range kinds {
 		m.answers[k] = answers.WithLabelValues(endpoint, string(k))
 	}
@@ -81,6 +88,12 @@ func newMetrics(e *Endpoint, registry prometheus.Registerer) (*metrics, error) {
 		m.refused[r] = refused.WithLabelValues(endpoint, string(r))
 	}
 	return m, nil
+}
+
+// MACFailures makes the vector that endpoints and upstreams share: once it is registered, the others find it there.
+func MACFailures() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_mac_failures_total",
+		Help: "Messages whose message authentication code was wrong or missing, by whose they should have been."}, []string{"side", "name"})
 }
 
 // shared registers a collector, or returns the one that another endpoint has registered.
@@ -105,7 +118,7 @@ func shared[C prometheus.Collector](registry prometheus.Registerer, collector C,
 type collector struct {
 	endpoint *Endpoint
 
-	abandoned, links, state, stateSeconds, inFlight, reconnects, echo, frames, bytes, failures, last *prometheus.Desc
+	abandoned, links, state, stateSeconds, inFlight, reconnects, echo, frames, bytes, failures, last, suspended *prometheus.Desc
 }
 
 func newCollector(e *Endpoint, name string) *collector {
@@ -124,12 +137,13 @@ func newCollector(e *Endpoint, name string) *collector {
 		frames:       desc("acquirerd_link_frames_total", "Frames on the link.", "link", "direction"),
 		bytes:        desc("acquirerd_link_bytes_total", "Bytes on the link, without what TLS adds.", "link", "direction"),
 		failures:     desc("acquirerd_link_failures_total", "Connections of the link that failed, and attempts at one, by the cause.", "link", "cause"),
+		suspended:    desc("acquirerd_link_suspended", "1 while the link is out of service for messages with a wrong MAC, else 0.", "link"),
 		last:         desc("acquirerd_link_last_failure", "1, with the cause of the link's last failure; none before the first.", "link", "cause"),
 	}
 }
 
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.abandoned, c.links, c.state, c.stateSeconds, c.inFlight, c.reconnects, c.echo, c.frames, c.bytes, c.failures, c.last} {
+	for _, d := range []*prometheus.Desc{c.abandoned, c.links, c.state, c.stateSeconds, c.inFlight, c.reconnects, c.echo, c.frames, c.bytes, c.failures, c.last, c.suspended} {
 		to <- d
 	}
 }
@@ -164,6 +178,13 @@ func (c *collector) collect() (list []prometheus.Metric) {
 		add(c.stateSeconds, prometheus.GaugeValue, time.Since(s.Since).Seconds(), link)
 		add(c.inFlight, prometheus.GaugeValue, float64(s.InFlight), link)
 		add(c.reconnects, prometheus.CounterValue, float64(s.Reconnects), link)
+		if e.config().MAC != nil {
+			suspended := 0.
+			if s.Suspended {
+				suspended = 1
+			}
+			add(c.suspended, prometheus.GaugeValue, suspended, link)
+		}
 		if s.EchoSeconds > 0 {
 			add(c.echo, prometheus.GaugeValue, s.EchoSeconds, link)
 		}

@@ -17,6 +17,7 @@ type LinkStatus struct {
 	State       State     `json:"state"`
 	Since       time.Time `json:"since"`     // of the state
 	Held        bool      `json:"held"`      // drained by an operator, and stays down until it is resumed
+	Suspended   bool      `json:"suspended"` // held because of messages with a wrong MAC
 	Departing   bool      `json:"departing"` // not in the configuration any more: it has not left yet
 	InFlight    int       `json:"in_flight"`
 	Reconnects  int       `json:"reconnects"`   // connections and attempts after the first
@@ -42,7 +43,7 @@ func (e *Endpoint) Status() []LinkStatus {
 // status is called under Endpoint.mu.
 func (l *link) status() LinkStatus {
 	state, since := l.state()
-	status := LinkStatus{Number: int(l.number.Load()), Mode: "dial", Host: l.host, State: state, Since: since, Held: l.resumed != nil,
+	status := LinkStatus{Number: int(l.number.Load()), Mode: "dial", Host: l.host, State: state, Since: since, Held: l.resumed != nil, Suspended: l.suspended,
 		Departing: slices.Contains(l.endpoint.departing, l), InFlight: l.inFlight(), Reconnects: int(l.counted.reconnects.Load()), EchoSeconds: time.Duration(l.counted.echo.Load()).Seconds(),
 		FramesIn: l.counted.framesIn.Load(), FramesOut: l.counted.framesOut.Load(), BytesIn: l.counted.bytesIn.Load(),
 		BytesOut: l.counted.bytesOut.Load(), LastError: string(l.lastError)}
@@ -68,18 +69,15 @@ func (e *Endpoint) Drain(number int) error {
 			l.resumed = make(chan struct{})
 			l.retire(causeDrained, l.bar)
 		}
+		l.until = time.Time{} // of one that is suspended: it does not come back by itself
 		return nil
 	})
 }
 
-// Resume lets a link that was drained come back, or all if it is -1.
+// Resume lets a link that was drained or suspended come back, or all if it is -1.
 func (e *Endpoint) Resume(number int) error {
 	return e.operate("resuming", number, func(l *link) error {
-		if l.resumed != nil {
-			close(l.resumed)
-			l.resumed = nil
-			l.allow()
-		}
+		l.resume()
 		return nil
 	})
 }
@@ -183,7 +181,7 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 	for _, l := range removed {
 		at := int(l.number.Load())
 		if l.resumed != nil && at < len(links) && slices.Contains(added, links[at]) {
-			links[at].resumed = make(chan struct{})
+			links[at].resumed, links[at].suspended, links[at].until = make(chan struct{}), l.suspended, l.until
 		}
 	}
 	e.links, e.turn = links, 0

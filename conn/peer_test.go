@@ -39,6 +39,7 @@ func TestMain(m *testing.M) {
 type host struct {
 	t     testing.TB
 	codec *messages.Codec
+	key   messages.MACKey // nil: what it sends has no MAC
 
 	mu      sync.Mutex
 	links   []*hostLink                              // every connection there ever was
@@ -237,7 +238,7 @@ func (l *hostLink) run() {
 func (l *hostLink) answer(m *messages.Message, code string) { l.send(messages.NewAnswer(m, code)) }
 
 func (l *hostLink) send(m *messages.Message) {
-	frame, err := l.host.codec.EncodeFrame(m)
+	frame, err := l.host.codec.EncodeFrameWithMAC(context.Background(), l.host.key, m)
 	if err != nil {
 		l.host.t.Errorf("host: %v", err)
 		return

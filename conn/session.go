@@ -40,6 +40,8 @@ type session struct {
 
 	signedOff bool // by the processor; owned by run, and by open before it
 
+	checked <-chan struct{} // closed once the request that was read last is through its check; nil before the first; owned by what reads
+
 	state    State         // guarded by Endpoint.mu
 	since    time.Time     // of state; guarded by Endpoint.mu
 	parting  cause         // why it leaves; guarded by Endpoint.mu, and does not change once stays has ended
@@ -359,14 +361,19 @@ func (s *session) converse(ctx context.Context, part messages.Dialogue, timeout 
 	e := s.endpoint
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	x, frame, err := e.beginManagement(part, s)
-	if err != nil {
+	x, frame, err := e.beginManagement(ctx, part, s)
+	var answer chan result
+	switch {
+	case errors.Is(err, messages.ErrNoMAC):
+		s.log().Warn("request of the dialogue not sent", "part", string(part), "error", err) // as if it had no answer: it is tried again as late
+	case err != nil:
 		return nil, err
-	}
-	answer := x.done
-	if _, err := s.write(ctx, frame, e.config().WriteTimeout); err != nil {
-		e.abandon(x)
-		return nil, err
+	default:
+		answer = x.done
+		if _, err := s.write(ctx, frame, e.config().WriteTimeout); err != nil {
+			e.abandon(x)
+			return nil, err
+		}
 	}
 	for {
 		var err error
@@ -389,7 +396,7 @@ func (s *session) converse(ctx context.Context, part messages.Dialogue, timeout 
 				err = ErrTimeout
 			}
 		}
-		if e.abandon(x) {
+		if x == nil || e.abandon(x) {
 			return nil, err
 		}
 		// It was answered at this moment: the next round finds the answer.
@@ -398,13 +405,13 @@ func (s *session) converse(ctx context.Context, part messages.Dialogue, timeout 
 
 // beginManagement builds a network management request with a STAN of the links' own, which cannot meet a transaction's: the match key
 // begins with the class of the MTI.
-func (e *Endpoint) beginManagement(part messages.Dialogue, s *session) (*exchange, []byte, error) {
-	now := time.Now()
+func (e *Endpoint) beginManagement(ctx context.Context, part messages.Dialogue, s *session) (*exchange, []byte, error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.lastSTAN = e.lastSTAN%999999 + 1
-	request := e.codec.NewDialogue(part, now, fmt.Sprintf("%06d", e.lastSTAN))
-	frame, err := e.codec.EncodeFrame(request)
+	stan := fmt.Sprintf("%06d", e.lastSTAN)
+	e.mu.Unlock()
+	request := e.codec.NewDialogue(part, time.Now(), stan)
+	frame, err := e.frame(ctx, request, e.config().WriteTimeout)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -412,8 +419,13 @@ func (e *Endpoint) beginManagement(part messages.Dialogue, s *session) (*exchang
 	if !ok {
 		return nil, nil, errors.New("network management request has no match key")
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	x := &exchange{key: key, request: request, done: make(chan result, 1), management: true, session: s, before: s.lost}
-	return x, frame, e.pending.add(x, now)
+	if err := e.pending.add(x, time.Now()); err != nil {
+		return nil, nil, err
+	}
+	return x, frame, nil
 }
 
 // respond answers a sign-on, sign-off or echo of the processor, or for nil a keep-alive. A request to sign off also ends the service of the
@@ -423,7 +435,8 @@ func (s *session) respond(request *messages.Message) {
 	frame, err := codec.Keepalive(), error(nil)
 	if request != nil {
 		s.signedOff = s.signedOff || codec.Demanded(request) == messages.SignOff
-		frame, err = codec.EncodeFrame(messages.NewAnswer(request, codec.Dialect().NetworkManagement.Accepted[0]))
+		accepted := messages.NewAnswer(request, codec.Dialect().NetworkManagement.Accepted[0])
+		frame, err = s.endpoint.frame(context.Background(), accepted, s.endpoint.config().WriteTimeout)
 	}
 	if err == nil {
 		_, err = s.write(context.Background(), frame, s.endpoint.config().WriteTimeout)

@@ -71,6 +71,7 @@ const (
 	causeEchoRefused     cause = "echo_refused"       // an echo was answered by a code that does not accept it
 	causeReplaced        cause = "replaced"           // the processor dialled anew, and EchoMisses echoes that this was asked for were not answered
 	causeSignedOffByPeer cause = "signed_off_by_peer" // the processor wanted it
+	causeMAC             cause = "mac"                // messages with a wrong message authentication code came on it
 	causeCut             cause = "cut"                // an operator wanted it
 )
 
@@ -87,7 +88,7 @@ const (
 // failures are the causes that are, for what lists them.
 var failures = []cause{causeListen, causeDial, causeTLS, causeClosed, causeRead, causeWrite, causeSilence, causeFrameTimeout, causeFrameHeader,
 	causeFrameLength, causeFrameShort, causeSignOnTimeout, causeSignOnRefused, causeSignOnUnusable, causeEchoMissed, causeEchoRefused,
-	causeReplaced, causeSignedOffByPeer, causeCut}
+	causeReplaced, causeSignedOffByPeer, causeMAC, causeCut}
 
 func (c cause) isFailure() bool {
 	switch c {

@@ -14,7 +14,9 @@ import (
 type Unasked struct {
 	*messages.Message
 	Arrival Arrival
-	Fault   error // why a demand does not keep the format; the message holds what stood before it. nil: it does
+	// Fault is why a demand does not keep the format; the message holds what stood before it. With ErrMAC in it, nobody knows who sent the
+	// demand, and nothing that it says may be done. nil: it is whole, and the processor's.
+	Fault error
 	// Reply answers what the processor demanded, once, on the connection that it came on; on no other, because the processor does not look
 	// for it there. It is nil for answers. It takes at most WriteTimeout for its turn to write and then for the write; ctx counts until its
 	// turn. An error that wraps ErrNotSent proves that nothing was sent, and Reply may be called again; after any other the answer may have
@@ -67,7 +69,7 @@ func (s *session) reply(ctx context.Context, answer *messages.Message, wanted me
 	case answer.MTI != wanted:
 		return notSent(errNotAnswer)
 	}
-	frame, err := s.endpoint.codec.EncodeFrame(answer)
+	frame, err := s.endpoint.frame(ctx, answer, s.endpoint.config().WriteTimeout)
 	if err != nil {
 		return notSent(err)
 	}

@@ -46,10 +46,19 @@ func (r *reader) ReadMessage(from io.Reader) (*iso8583.Message, error) {
 	}
 	r.session.last.Store(int64(time.Since(r.session.began)))
 	m, fault := r.session.endpoint.codec.Decode(body)
-	if request := r.session.endpoint.receive(r.session, m, fault); request != nil {
-		r.session.ask(request)
+	if r.session.endpoint.config().MAC == nil {
+		r.session.take(m, fault)
+	} else {
+		r.session.check(m, fault)
 	}
 	return nil, nil // the library's way to say: nothing for you
+}
+
+// take gives a message to the endpoint, and answers it if that is the session's to do.
+func (s *session) take(m *messages.Message, fault error) {
+	if request := s.endpoint.receive(s, m, fault); request != nil {
+		s.ask(request)
+	}
 }
 
 // ask has the session answer a request of the processor, or for nil a keep-alive.

@@ -409,7 +409,7 @@ func Parse(text []byte) (*Dialect, error) {
 	if d.Answers.Accepted == "" {
 		d.Answers.Accepted = d.Reversal.Acknowledged[0]
 	}
-	if d.MAC.Place == MACLast && d.Answers.MACIncorrect == "" {
+	if d.Answers.MACIncorrect == "" {
 		d.Answers.MACIncorrect = d.Answers.Malfunction
 	}
 	d.masks = maps.Clone(d.Sensitive)

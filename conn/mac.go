@@ -1,0 +1,153 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"acquirerd/messages"
+)
+
+// Message authentication codes (MACs) of a processor whose dialect wants them. The key is in an HSM, which can be slow or gone, and is never
+// waited for by what reads a link: each message that was read is checked beside the others, a few at a time. Before that nothing is made of it.
+// Requests are handed on in the order in which they came; an answer finds its request whenever it is through, so that none waits for another. Each check has a deadline; who has no answer by then has none.
+//
+// What is not proven to be the processor's is not heard: an answer ends the wait for it as one whose fate is unknown, whatever it says; a late one is
+// dropped; a request is told to the callback of Run with ErrMAC as its fault, to be refused. Messages with a wrong code, enough of them in a
+// short time, suspend the link: somebody is on it, or the two sides have different keys, and neither mends itself.
+
+const (
+	checksAtOnce       = 16 // calls of one endpoint into the HSM for what it has read: as many as an HSM has sessions, and few beside its queue
+	macWindow          = time.Minute
+	defaultMACFailures = 5
+)
+
+var (
+	errUnchecked     = errors.New("it could not be checked in time")
+	errUncheckedFull = errors.New("too many messages wait to be checked")
+)
+
+// frame encodes a message of ours with its MAC, if it carries one. The HSM has as long as that, or until ctx ends.
+func (e *Endpoint) frame(ctx context.Context, m *messages.Message, longest time.Duration) ([]byte, error) {
+	key := e.config().MAC
+	if key == nil {
+		return e.codec.EncodeFrame(m)
+	}
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
+	return e.codec.EncodeFrameWithMAC(ctx, key, m)
+}
+
+// check has a message checked that the session has read, and does not wait for it. fault is why it does not keep the format: then there is
+// nothing to check. What is over the limit is not checked: as many as wait for answers or may be unasked are there already.
+func (s *session) check(m *messages.Message, fault error) {
+	e := s.endpoint
+	cfg := e.config()
+	if e.unchecked.Add(1) > int64(cfg.InFlight+cfg.Unasked) {
+		e.unchecked.Add(-1)
+		e.disbelieve(s, m, errUncheckedFull)
+		return
+	}
+	var before <-chan struct{}
+	through := func() {}
+	if m == nil || !m.MTI.IsAnswer() {
+		done := make(chan struct{})
+		before, through, s.checked = s.checked, func() { close(done) }, done
+	}
+	e.checking.Go(func() {
+		defer through()
+		defer e.unchecked.Add(-1)
+		var err error
+		if fault == nil && m.Rejected() == "" {
+			err = e.authentic(m, cfg)
+		}
+		if before != nil {
+			<-before
+		}
+		if err != nil {
+			e.disbelieve(s, m, err)
+			return
+		}
+		s.take(m, fault)
+	})
+}
+
+// authentic is nil for a message of the processor's. An error that does not wrap messages.ErrMAC means that nobody knows. A check takes no
+// longer than an answer is waited for: after that it would be late.
+func (e *Endpoint) authentic(m *messages.Message, cfg *settings) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.ReplyTimeout)
+	defer cancel()
+	select {
+	case e.checks <- struct{}{}:
+		defer func() { <-e.checks }()
+	case <-ctx.Done():
+		return errUnchecked
+	}
+	if ctx.Err() != nil {
+		return errUnchecked
+	}
+	return e.codec.CheckMAC(ctx, cfg.MAC, m)
+}
+
+// disbelieve does what is to be done about a message that is not proven to be the processor's.
+func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
+	if m == nil {
+		return // it was not to be checked
+	}
+	outcome := kindUnchecked
+	if errors.Is(why, messages.ErrMAC) {
+		outcome = kindWrongMAC
+		e.metrics.macs.Inc()
+		s.link.mistrust(time.Now())
+	}
+	e.sometimes.Do(func() {
+		s.log().Warn("message is not proven to be the processor's", "kind", string(outcome), "mti", string(m.MTI), "stan", m.Get(messages.STAN), "error", why)
+	})
+	fault := fmt.Errorf("%w: %w", ErrMAC, why)
+	if m.MTI.IsAnswer() {
+		_, _, _ = e.deliver(s, m, fault)
+		e.metrics.answers[outcome].Inc()
+		return
+	}
+	unproven := s.demand(m)
+	unproven.Fault = fault
+	e.tell(unproven)
+}
+
+// mistrust counts a message with a wrong MAC, and suspends the link if it was one too many.
+func (l *link) mistrust(now time.Time) {
+	e := l.endpoint
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(l.untrusted) > 0 && now.Sub(l.untrusted[0]) >= macWindow {
+		l.untrusted = l.untrusted[1:]
+	}
+	cfg := e.config()
+	l.untrusted = append(l.untrusted, now)
+	if len(l.untrusted) < cfg.MACFailures {
+		return
+	}
+	l.untrusted = nil
+	if l.resumed != nil {
+		return // it is held already
+	}
+	back := "by an operator"
+	if cfg.MACSuspension > 0 {
+		l.until = now.Add(cfg.MACSuspension)
+		back = l.until.UTC().Format(time.RFC3339)
+	}
+	l.resumed, l.suspended = make(chan struct{}), true
+	l.log().Error("link suspended: messages with a wrong MAC", "messages", cfg.MACFailures, "within", macWindow.String(), "resumed", back)
+	l.retire(causeMAC, l.bar)
+}
+
+// resume lets the link come back, if it is held. Called under Endpoint.mu.
+func (l *link) resume() {
+	if l.resumed == nil {
+		return
+	}
+	close(l.resumed)
+	l.resumed, l.suspended, l.until, l.untrusted = nil, false, time.Time{}, nil
+	l.allow()
+}

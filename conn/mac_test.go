@@ -1,0 +1,510 @@
+package conn
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"acquirerd/messages"
+	"acquirerd/specs"
+)
+
+var errHSM = errors.New("HSM cannot serve")
+
+// A softKey is HMAC-SHA-256 in software, which a test can take away or make slow.
+type softKey struct {
+	mu    sync.Mutex
+	gone  bool
+	slow  func(data []byte) bool // who it lets wait until they give up
+	calls int                    // that go on
+	most  int
+}
+
+func (k *softKey) change(change func(k *softKey)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change(k)
+}
+
+func (k *softKey) MAC(ctx context.Context, data []byte) ([]byte, error) {
+	k.mu.Lock()
+	k.calls++
+	k.most = max(k.most, k.calls)
+	gone, waits := k.gone, k.slow != nil && k.slow(data)
+	k.mu.Unlock()
+	defer k.change(func(k *softKey) { k.calls-- })
+	if waits {
+		<-ctx.Done()
+		return nil, errHSM
+	}
+	if gone {
+		return nil, errHSM
+	}
+	h := hmac.New(sha256.New, []byte("a key of a test"))
+	_, _ = h.Write(data)
+	return h.Sum(nil)[:specs.MostMAC], nil
+}
+
+func (k *softKey) VerifyMAC(ctx context.Context, data, mac []byte) error {
+	code, err := k.MAC(ctx, data)
+	if err == nil && !hmac.Equal(code[:len(mac)], mac) {
+		err = messages.ErrMAC
+	}
+	return err
+}
+
+// withMACs is inBubble with a dialect whose messages carry MACs: of these types, or of all but the network's.
+func withMACs(t *testing.T, mtis []string, change func(*Config), test func(r *rig, h *host, k *softKey)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h, k := newHost(t, "iso87-ascii"), &softKey{}
+		h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast, MTIs: mtis}
+		h.key = &softKey{}
+		cfg := config(h)
+		cfg.MAC = k
+		if change != nil {
+			change(&cfg)
+		}
+		r := start(t, cfg, h)
+		defer r.end()
+		synctest.Wait()
+		test(r, h, k)
+	})
+}
+
+// spoil makes the host change one byte of each answer to a transaction, from the first one after the frame's length.
+func spoil(h *host, at int) {
+	h.script(func(h *host) {
+		h.handle = func(l *hostLink, m *messages.Message) {
+			frame, err := h.codec.EncodeFrameWithMAC(context.Background(), h.key, messages.NewAnswer(m, "00"))
+			if err != nil {
+				h.t.Error(err)
+				return
+			}
+			frame[h.codec.Dialect().Framing.Size()+at] ^= 1
+			l.write(frame)
+		}
+	})
+}
+
+// bare makes the host answer transactions without a MAC.
+func bare(h *host) {
+	h.script(func(h *host) {
+		h.handle = func(l *hostLink, m *messages.Message) {
+			frame, err := h.codec.EncodeFrame(messages.NewAnswer(m, "00"))
+			if err != nil {
+				h.t.Error(err)
+			}
+			l.write(frame)
+		}
+	})
+}
+
+func TestRequestsAndAnswersCarryMACs(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		for i, mti := range []messages.MTI{"0100", "0200", "0420", "0421", "0120"} {
+			r.exchange(requestOf(mti, i+1)).want(t, nil)
+		}
+		checked := 0
+		for _, l := range h.open() {
+			l.mu.Lock()
+			for _, m := range l.received {
+				if err := h.codec.CheckMAC(context.Background(), h.key, m); err != nil || m.Has(messages.MAC) == (m.MTI.Class() == messages.Network) {
+					t.Errorf("%s: %v", m.MTI, err)
+				}
+				checked++
+			}
+			l.mu.Unlock()
+		}
+		if checked != 7 { // two sign-ons
+			t.Errorf("%d messages were received", checked)
+		}
+		r.wantAnswers(kindMatched, 7)
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 0 {
+			t.Errorf("%v failures", got)
+		}
+	})
+}
+
+func TestAnAnswerWithAChangedByteIsNeverProcessed(t *testing.T) {
+	many := func(c *Config) { c.MACFailures = 1 << 20 }
+	withMACs(t, nil, many, func(r *rig, h *host, _ *softKey) {
+		whole, err := h.codec.EncodeFrameWithMAC(context.Background(), h.key, messages.NewAnswer(request(1), "00"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		length := len(whole) - h.codec.Dialect().Framing.Size()
+		wrong := 0
+		for at := range length {
+			spoil(h, at)
+			a := r.exchange(request(at + 1))
+			<-a.done
+			if a.err == nil || errors.Is(a.err, ErrNotSent) {
+				t.Errorf("byte %d: got %v, %v", at, a.answer, a.err)
+			}
+			if errors.Is(a.err, ErrMAC) {
+				wrong++
+			}
+		}
+		if wrong < length/2 {
+			t.Errorf("of %d bytes, %d were found by the MAC", length, wrong)
+		}
+		for _, m := range r.inbox { // one has become a request, and none is heard as an answer to something else
+			if m.Arrival != Demanding || !errors.Is(m.Fault, ErrMAC) {
+				t.Errorf("heard %+v", m)
+			}
+		}
+	})
+}
+
+func TestAnAnswerWithoutAMACIsOfAnUnknownFate(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		bare(h)
+		a := r.exchange(request(1))
+		a.want(t, ErrMAC)
+		if a.took > time.Second || errors.Is(a.err, ErrNotSent) {
+			t.Errorf("after %v: %v", a.took, a.err)
+		}
+		r.wantAnswers(kindWrongMAC, 1)
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 1 {
+			t.Errorf("%v failures", got)
+		}
+		// The right answer may come after it: then it is a late one.
+		l, m := last(h, "000001")
+		l.answer(m, "00")
+		synctest.Wait()
+		if got := r.arrivals(); !slices.Equal(got, []Arrival{Late}) {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+func TestALateAnswerWithAWrongMACIsNotHeard(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		silent(h)
+		r.exchange(request(1)).want(t, ErrTimeout)
+		l, m := last(h, "000001")
+		answer := messages.NewAnswer(m, "00")
+		frame, err := h.codec.EncodeFrame(answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.write(frame)
+		synctest.Wait()
+		if got := r.arrivals(); len(got) != 0 {
+			t.Errorf("heard %v", got)
+		}
+		r.wantAnswers(kindWrongMAC, 1)
+		l.send(answer)
+		synctest.Wait()
+		if got := r.arrivals(); !slices.Equal(got, []Arrival{Late}) {
+			t.Errorf("the right one: heard %v", got)
+		}
+	})
+}
+
+func TestWithoutAnHSMNothingIsSent(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, k *softKey) {
+		before := h.traffic()
+		k.change(func(k *softKey) { k.gone = true })
+		a := r.exchange(request(1))
+		a.want(t, ErrNotSent)
+		if !errors.Is(a.err, messages.ErrNoMAC) || h.traffic() != before {
+			t.Errorf("got %v, %d bytes", a.err, h.traffic()-before)
+		}
+		k.change(func(k *softKey) { k.gone, k.slow = false, func([]byte) bool { return true } })
+		a = r.exchange(request(2))
+		a.want(t, ErrNotSent)
+		if a.took != 10*time.Second || h.traffic() != before {
+			t.Errorf("with one that hangs: after %v, %d bytes", a.took, h.traffic()-before)
+		}
+		k.change(func(k *softKey) { k.slow = nil })
+		r.exchange(request(1)).want(t, nil) // its key is free
+	})
+}
+
+func TestASlowHSMHoldsUpNoLink(t *testing.T) {
+	withMACs(t, nil, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host, k *softKey) {
+		silent(h)
+		first, second := r.exchange(request(1)), r.exchange(request(2))
+		pass(time.Second)
+		k.change(func(k *softKey) {
+			k.slow = func(data []byte) bool { return bytes.Contains(data, []byte("0405000001")) }
+		})
+		l, m := last(h, "000001")
+		l.answer(m, "00")
+		synctest.Wait()
+		_, m = last(h, "000002")
+		l.answer(m, "00")
+		second.want(t, nil)
+		if second.took != time.Second || !first.running() {
+			t.Errorf("the second took %v", second.took)
+		}
+		first.want(t, ErrTimeout) // its answer could not be checked
+		pass(time.Minute)
+		r.wantAnswers(kindUnchecked, 1)
+		r.wantStates(InService)
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 0 {
+			t.Errorf("%v failures: nobody knows whether it was one", got)
+		}
+	})
+}
+
+func TestAnHSMThatIsGoneMakesAnAnswerUnknownAtOnce(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, k *softKey) {
+		silent(h)
+		a := r.exchange(request(1))
+		synctest.Wait()
+		k.change(func(k *softKey) { k.gone = true })
+		l, m := last(h, "000001")
+		l.answer(m, "00")
+		a.want(t, ErrMAC)
+		if a.took != 0 || !errors.Is(a.err, errHSM) {
+			t.Errorf("after %v: %v", a.took, a.err)
+		}
+		r.wantAnswers(kindUnchecked, 1)
+	})
+}
+
+func TestTheChecksThatWaitAreBounded(t *testing.T) {
+	few := func(c *Config) { c.Links, c.InFlight, c.Unasked = c.Links[:1], 20, 1 }
+	withMACs(t, nil, few, func(r *rig, h *host, k *softKey) {
+		k.change(func(k *softKey) { k.slow = func(data []byte) bool { return bytes.Contains(data, []byte("0110")) } })
+		l := h.open()[0]
+		for i := range 30 {
+			l.send(messages.NewAnswer(request(i+1), "00"))
+		}
+		synctest.Wait()
+		if most := k.most; most != checksAtOnce {
+			t.Errorf("%d calls at once", most)
+		}
+		if got := r.unchecked.Load(); got != 21 {
+			t.Errorf("%d wait", got)
+		}
+		r.wantAnswers(kindUnchecked, 9)
+		pass(10 * time.Second)
+		r.wantAnswers(kindUnchecked, 30)
+		r.wantStates(InService)
+	})
+}
+
+// fail has the host send so many answers without a MAC on its first link.
+func fail(r *rig, h *host, times int) {
+	frame, err := h.codec.EncodeFrame(messages.NewAnswer(request(9), "00"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for range times {
+		h.open()[0].write(frame)
+	}
+	synctest.Wait()
+}
+
+func TestTooManyWrongMACsSuspendTheirLink(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		fail(r, h, 4)
+		r.wantStates(InService, InService)
+		pass(time.Minute)
+		fail(r, h, 4) // those before do not count any more
+		r.wantStates(InService, InService)
+		if got := r.metric("acquirerd_link_suspended", "0"); got != 0 {
+			t.Errorf("suspended: %v", got)
+		}
+		fail(r, h, 1)
+		r.wantStates(Down, InService)
+		s := r.Status()
+		if !s[0].Held || !s[0].Suspended || s[0].LastError != string(causeMAC) || s[1].Held || s[1].Suspended {
+			t.Errorf("got %+v", s)
+		}
+		if got := r.metric("acquirerd_link_suspended", "0"); got != 1 {
+			t.Errorf("suspended: %v", got)
+		}
+		if got := h.open()[0].seen(); !slices.Equal(got, []string{"0800/001", "0800/301", "0800/002"}) {
+			t.Errorf("it was told %v", got)
+		}
+		for i := range 3 {
+			r.exchange(request(i+100)).want(t, nil) // by the other
+		}
+		pass(24 * time.Hour)
+		r.wantStates(Down, InService)
+		if err := r.Resume(0); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		r.wantStates(InService, InService)
+		if s := r.Status(); s[0].Held || s[0].Suspended {
+			t.Errorf("got %+v", s[0])
+		}
+	})
+}
+
+func TestASuspendedLinkComesBackInItsTime(t *testing.T) {
+	withMACs(t, nil, func(c *Config) { c.MACFailures, c.MACSuspension = 1, 10*time.Minute }, func(r *rig, h *host, _ *softKey) {
+		fail(r, h, 1)
+		r.wantStates(Down, InService)
+		pass(10*time.Minute - time.Second)
+		r.wantStates(Down, InService)
+		pass(time.Second)
+		r.wantStates(InService, InService)
+	})
+	withMACs(t, nil, func(c *Config) { c.MACFailures, c.MACSuspension = 1, 10*time.Minute }, func(r *rig, h *host, _ *softKey) {
+		fail(r, h, 1)
+		if err := r.Drain(0); err != nil { // an operator wants it down
+			t.Fatal(err)
+		}
+		pass(time.Hour)
+		r.wantStates(Down, InService)
+	})
+}
+
+func TestARequestThatIsNotProvenIsToldAsSuch(t *testing.T) {
+	for _, mtis := range [][]string{nil, {"0120", "0130", "0800", "0810"}} {
+		withMACs(t, mtis, nil, func(r *rig, h *host, _ *softKey) {
+			if !r.InService() {
+				t.Fatalf("not in service: %+v", r.Status())
+			}
+			l := h.open()[0]
+			unproven := []*messages.Message{keyChange(), management("301", "0102030405", "000779"), requestOf(messages.AuthorizationAdvice, 1)}
+			if mtis == nil {
+				unproven = unproven[2:]
+			}
+			for i, m := range unproven {
+				if m.MTI.Class() == messages.Network {
+					m.SetSensitive(messages.MAC2, "12345678")
+				}
+				frame, err := h.codec.EncodeFrame(m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.write(frame)
+				if got := r.demanded(i); got.Arrival != Demanding || !errors.Is(got.Fault, ErrMAC) || got.MTI != m.MTI {
+					t.Errorf("%s: got %+v", m.MTI, got)
+				}
+			}
+			if got := l.seen(); len(got) != 1 { // an echo is not answered as one
+				t.Errorf("it was told %v", got)
+			}
+			// The same with its code is served.
+			l.send(requestOf(messages.AuthorizationAdvice, 2))
+			m := r.demanded(len(unproven))
+			if m.Fault != nil {
+				t.Fatalf("got %v", m.Fault)
+			}
+			if err := m.Reply(context.Background(), messages.NewAnswer(m.Message, "00")); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if got := l.received[len(l.received)-1]; got.MTI != "0130" || h.codec.CheckMAC(context.Background(), h.key, got) != nil {
+				t.Errorf("its answer: %v", got)
+			}
+		})
+	}
+}
+
+func TestRequestsAreToldInTheOrderInWhichTheyCame(t *testing.T) {
+	withMACs(t, nil, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host, k *softKey) {
+		k.change(func(k *softKey) {
+			k.slow = func(data []byte) bool { return bytes.Contains(data, []byte("0405000001")) }
+		})
+		l := h.open()[0]
+		for i := 1; i <= 3; i++ {
+			l.send(requestOf(messages.AuthorizationAdvice, i))
+		}
+		pass(9 * time.Second)
+		if got := r.unaskedMTIs(); len(got) != 0 {
+			t.Errorf("told %v", got)
+		}
+		pass(time.Second)
+		if got := r.unaskedMTIs(); len(got) != 3 {
+			t.Errorf("told %v", got)
+		}
+	})
+}
+
+func TestTheDialogueCarriesMACs(t *testing.T) {
+	withMACs(t, []string{"0800", "0810"}, func(c *Config) { c.Links = c.Links[:1] }, func(r *rig, h *host, k *softKey) {
+		r.wantStates(InService)
+		l := h.open()[0]
+		l.send(management("301", "0102030405", "000779"))
+		synctest.Wait()
+		l.mu.Lock()
+		for _, m := range l.received {
+			if err := h.codec.CheckMAC(context.Background(), h.key, m); err != nil {
+				t.Errorf("%s: %v", m.MTI, err)
+			}
+		}
+		if len(l.received) != 2 {
+			t.Errorf("received %d", len(l.received))
+		}
+		l.mu.Unlock()
+
+		// An HSM that is gone is to the link as a processor that does not answer.
+		k.change(func(k *softKey) { k.gone = true })
+		pass(60*time.Second + 2*5*time.Second + time.Second)
+		r.wantStates(InService)
+		pass(5 * time.Second)
+		if s := r.Status()[0]; s.State == InService || s.LastError != string(causeEchoMissed) {
+			t.Errorf("got %+v", s)
+		}
+		pass(time.Minute)
+		if s := r.Status()[0]; s.State == InService || s.LastError != string(causeSignOnTimeout) {
+			t.Errorf("got %+v", s)
+		}
+		k.change(func(k *softKey) { k.gone = false })
+		pass(time.Minute)
+		r.wantStates(InService)
+	})
+}
+
+func TestASignOnThatIsNotProvenIsNone(t *testing.T) {
+	withMACs(t, []string{"0810"}, func(c *Config) {
+		c.Links = c.Links[:1]
+		c.MACFailures = 3
+	}, func(r *rig, h *host, _ *softKey) {
+		h.script(func(h *host) {
+			h.manage = func(l *hostLink, m *messages.Message) {
+				frame, err := h.codec.EncodeFrame(messages.NewAnswer(m, "00"))
+				if err != nil {
+					t.Error(err)
+				}
+				l.write(frame)
+			}
+		})
+		if err := r.Cut(0); err != nil {
+			t.Fatal(err)
+		}
+		pass(3 * time.Second)
+		if s := r.Status()[0]; s.State == InService || s.LastError != string(causeSignOnUnusable) {
+			t.Errorf("got %+v", s)
+		}
+		pass(time.Minute)
+		if s := r.Status()[0]; s.State != Down || !s.Suspended {
+			t.Errorf("got %+v", s)
+		}
+	})
+}
+
+func TestAKeyAndADialectBelongTogether(t *testing.T) {
+	h := newHost(t, "iso87-ascii")
+	cfg := config(h)
+	cfg.MAC = &softKey{}
+	if err := cfg.check(); err == nil || !strings.Contains(err.Error(), "mac_key: messages of the dialect carry no MAC") {
+		t.Errorf("got %v", err)
+	}
+	h.codec.Dialect().MAC.Place = specs.MACLast
+	cfg.MAC, cfg.MACFailures, cfg.MACSuspension = nil, -1, -1
+	err := cfg.check()
+	for _, want := range []string{"mac_key: missing", "mac_failures: must be at least 1", "mac_suspension: must not be negative"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
