@@ -94,6 +94,12 @@ func generate(cfg Config, label string, use Use) (KeyInfo, error) {
 		if r, err = recipeFor(m, slot, use, ""); err != nil || r.algorithm != TDES {
 			return err
 		}
+		if use == MACX919 { // no token makes the half of a key by itself
+			value := newTDES()
+			defer clear(value)
+			_, err := createMACPairOf(m, s, label, value)
+			return err
+		}
 		_, err := m.GenerateKey(s, mechanism(pkcs11.CKM_DES2_KEY_GEN), r.template(label, label, r.lengths[0]))
 		return err
 	})
@@ -302,6 +308,20 @@ func importComponents(cfg Config, label string, use Use, components [][]byte, kc
 		}
 		create := func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 			return m.CreateObject(s, append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value)))
+		}
+		if use == MACX919 {
+			key, err := createMACPairOf(m, s, label, value)
+			if err != nil || kcv == "" {
+				return err
+			}
+			found, err := r.kcv(m, s, key)
+			if err == nil && !sameKCV(found, kcv) {
+				err = fmt.Errorf("%w: the key that they make has the check value %s, not %s", ErrComponents, found, kcv)
+			}
+			if err != nil {
+				return errors.Join(err, destroyMACPair(m, s, label, key))
+			}
+			return nil
 		}
 		id := label
 		if r.check == nil && !r.enciphers() {

@@ -70,6 +70,11 @@
 //	pan-token  AES-256        encrypt           CMAC of zeros
 //	           32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
 //	zmk        TDES 2, 3 key  unwrap or decrypt CKA_CHECK_VALUE, as of pin-in
+//	mac-x919   TDES 2 key     encrypt           8 zero bytes enciphered; beside it LABEL/left, the left half twice: macpair.go
+//	mac-cmac   AES            sign, verify      CMAC of zeros
+//	           TDES 2, 3 key  sign, verify      as of pin-in: the proof in its CKA_ID, or CKA_CHECK_VALUE
+//	           TDES 2, 3 key  encrypt           8 zero bytes enciphered; where the token has no CKM_DES3_CMAC
+//	mac-hmac   32-byte HMAC   sign, verify      HMAC-SHA-256 of "acquirerd key check 1"
 //
 // A key that only deciphers cannot show E(0), and D of some block proves nothing about E(0). Its CKA_CHECK_VALUE is the
 // token's own word: computed by the token from the value when the object is made, and unchangeable where
@@ -91,6 +96,13 @@
 // A zmk key is made with unwrap where the token unwraps by CKM_DES3_ECB itself, and with decrypt elsewhere (SoftHSM 2.6.1); never with
 // both. It also allows CKM_DES3_CBC, in which cryptograms come too: so the token's own template tells it from a pin-in key, and a configuration that
 // takes one for the other is refused at start.
+//
+// # Message authentication codes
+//
+// MAC makes them and VerifyMAC compares them, for messages that are this process's own, so that only the key matters, and that stays in the token.
+// X9.19 is two calls of CKM_DES3_CBC: single DES under the left half is TDES under that half twice, which is an object of its own. What comes
+// out between the two passes through this process and is cleared: with enough of it, 2^56 trials find the left half. CMAC has no such
+// place. A MAC is made whole and cut here, and compared here in constant time.
 //
 // # Key changes
 //

@@ -105,9 +105,11 @@ type key struct {
 	Key
 	recipe  recipe // that it fits
 	handle  pkcs11.ObjectHandle
-	subkey  [aesBytes]byte // of a pan-token key that enciphers: K1 of its CMAC
-	aad     []byte         // of PAN seals
-	version int            // 1: the one of the configuration; more: a successor
+	left    pkcs11.ObjectHandle // of a mac-x919 key: its left half twice
+	leftKCV string              // and what that was checked by
+	subkey  [aesBytes]byte      // of a pan-token key that enciphers: K1 of its CMAC
+	aad     []byte              // of PAN seals
+	version int                 // 1: the one of the configuration; more: a successor
 
 	birth    string    // of a successor: its CKA_ID
 	made     time.Time // of a successor: when it was made
@@ -138,17 +140,25 @@ func (g *generation) key(label string) *key { return g.lineage(label).current }
 // checkAgain fails with a code that breaks the generation if the handle does not name the key any more that was checked. Some modules
 // give the handle of a key that is gone to another one, without an error.
 func (k *key) checkAgain(m module, s pkcs11.SessionHandle) error {
-	kcv, err := k.recipe.kcv(m, s, k.handle)
-	if breaks(err) {
-		return fmt.Errorf("checking key %q again: %w", k.Label, err)
+	err := k.checkObject(m, s, k.Label, k.handle, k.KCV)
+	if err == nil && k.left != 0 {
+		err = k.checkObject(m, s, k.Label+leftSuffix, k.left, k.leftKCV)
 	}
-	if err == nil && sameKCV(kcv, k.KCV) {
+	return err
+}
+
+func (k *key) checkObject(m module, s pkcs11.SessionHandle, label string, handle pkcs11.ObjectHandle, want string) error {
+	kcv, err := k.recipe.kcv(m, s, handle)
+	if breaks(err) {
+		return fmt.Errorf("checking key %q again: %w", label, err)
+	}
+	if err == nil && sameKCV(kcv, want) {
 		return nil
 	}
 	if err == nil {
-		err = fmt.Errorf("it has KCV %s, and not %s", kcv, k.KCV)
+		err = fmt.Errorf("it has KCV %s, and not %s", kcv, want)
 	}
-	return fmt.Errorf("checking key %q again: %w: %w", k.Label, err, pkcs11.Error(pkcs11.CKR_KEY_CHANGED))
+	return fmt.Errorf("checking key %q again: %w: %w", label, err, pkcs11.Error(pkcs11.CKR_KEY_CHANGED))
 }
 
 // enter lets a worker use the handles until leave. It is refused once the generation is broken.
@@ -381,6 +391,11 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 			return nil, "", err
 		}
 		copy(k.subkey[:], cmacSubkey(zeros))
+	}
+	if want.Use == MACX919 {
+		if k.left, k.leftKCV, problem, err = findLeft(m, s, want.Label, k.handle); err != nil || problem != "" {
+			return nil, problem, err
+		}
 	}
 	return k, "", nil
 }

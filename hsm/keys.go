@@ -22,10 +22,13 @@ const (
 	PANSeal  Use = "pan-seal"  // AES-256-GCM: seals and opens PANs
 	PANToken Use = "pan-token" // HMAC-SHA-256: makes PAN tokens
 	ZMK      Use = "zmk"       // zone master key: new zone PIN keys arrive enciphered under it (see ChangeKey)
+	MACX919  Use = "mac-x919"  // MACs by ANS X9.19 (ISO/IEC 9797-1, algorithm 3): two objects, see macpair.go
+	MACCMAC  Use = "mac-cmac"  // MACs by CMAC of TDES or AES (NIST SP 800-38B)
+	MACHMAC  Use = "mac-hmac"  // MACs by HMAC-SHA-256
 )
 
 // Uses lists all of them.
-var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK}
+var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK, MACX919, MACCMAC, MACHMAC}
 
 // A Key is what the configuration says of a key in the token.
 type Key struct {
@@ -68,6 +71,7 @@ const (
 	aesBytes   = 16 // a block
 	tdes2Bytes = 2 * desBytes
 	tdes3Bytes = 3 * desBytes
+	hmacBytes  = 32 // of a key for HMAC-SHA-256, and of what it makes; SoftHSM 2.6.1 takes none that is shorter
 
 	aes256Bytes = 2 * aesBytes // the longest key
 )
@@ -117,7 +121,21 @@ var recipes = map[Use][]recipe{
 		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_UNWRAP}, aesZMK, nil},
 		{AES, Transient, aesLengths, []uint{pkcs11.CKA_DECRYPT}, aesZMK, nil},
 	},
+	MACX919: {
+		{TDES, TokenResident, []int{tdes2Bytes}, []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKM_DES3_CBC}, checkCBC},
+	},
+	MACCMAC: {
+		{AES, TokenResident, aesLengths, macFlags, []uint{pkcs11.CKM_AES_CMAC}, checkAESCMAC},
+		{TDES, TokenResident, tdesLengths, macFlags, []uint{pkcs11.CKM_DES3_CMAC}, checkTDESCMAC},
+		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKM_DES3_CBC, pkcs11.CKM_DES3_CMAC}, checkCBC}, // where there is no CMAC of TDES
+	},
+	MACHMAC: {
+		{HMAC, TokenResident, []int{hmacBytes}, macFlags, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
+	},
 }
+
+// macFlags are those of a key whose MACs the token makes by itself. That it may also verify tells it from a pan-token key.
+var macFlags = []uint{pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY}
 
 // recipeFor returns the recipe of a new key. Without an algorithm it is the use's first.
 func recipeFor(m module, slot uint, use Use, algorithm Algorithm) (recipe, error) {
@@ -138,7 +156,7 @@ func recipeFor(m module, slot uint, use Use, algorithm Algorithm) (recipe, error
 
 // possible reports whether a token says that it can do what the recipe's flags let the key do.
 func (r recipe) possible(m module, slot uint) bool {
-	can := map[uint]uint{pkcs11.CKA_WRAP: pkcs11.CKF_WRAP, pkcs11.CKA_UNWRAP: pkcs11.CKF_UNWRAP, pkcs11.CKA_DERIVE: pkcs11.CKF_DERIVE}
+	can := map[uint]uint{pkcs11.CKA_WRAP: pkcs11.CKF_WRAP, pkcs11.CKA_UNWRAP: pkcs11.CKF_UNWRAP, pkcs11.CKA_DERIVE: pkcs11.CKF_DERIVE, pkcs11.CKA_SIGN: pkcs11.CKF_SIGN}
 	for _, f := range r.flags {
 		need, special := can[f]
 		if !special {
@@ -570,6 +588,31 @@ func checkPANToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (str
 		return "", err
 	}
 	return kcvText(mac), nil
+}
+
+// checkCBC is the usual check value of a TDES key that enciphers in CBC alone: of zeros behind a chain of zeros.
+func checkCBC(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+	zeros := make([]byte, desBytes)
+	err := cbcMAC(m, s, k, zeros, make([]byte, desBytes))
+	return kcvText(zeros), err
+}
+
+// checkAESCMAC is the usual check value of an AES key (X9.24-2), which is a MAC that it makes.
+func checkAESCMAC(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+	mac, err := signed(m, s, pkcs11.CKM_AES_CMAC, k, make([]byte, aesBytes))
+	if err != nil {
+		return "", err
+	}
+	return kcvText(mac), nil
+}
+
+// checkTDESCMAC is of a key that shows no zeros enciphered: by the proof of who made it, or the token's word. What it can show is the CMAC of zeros.
+func checkTDESCMAC(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
+	mac, err := signed(m, s, pkcs11.CKM_DES3_CMAC, k, make([]byte, desBytes))
+	if err != nil {
+		return "", err
+	}
+	return checkValue(m, s, k, mac)
 }
 
 func kcvText(b []byte) string { return strings.ToUpper(hex.EncodeToString(b[:kcvBytes])) }

@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 	for _, c := range classes {
 		m.errors[c] = faults.WithLabelValues(string(c))
 	}
-	for _, o := range []string{protectPlain, protectPIN, openOne, sealOne, sealRest, openRest, changeKey, signDigest} {
+	for _, o := range []string{protectPlain, protectPIN, openOne, sealOne, sealRest, openRest, changeKey, signDigest, makeMAC} {
 		m.seconds[o] = seconds.WithLabelValues(o)
 	}
 	m.generation = prometheus.NewGauge(prometheus.GaugeOpts{

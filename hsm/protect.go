@@ -43,6 +43,7 @@ const (
 	openRest     = "open_rest"
 	changeKey    = "change_key"
 	signDigest   = "sign"
+	makeMAC      = "mac"
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does

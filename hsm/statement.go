@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/miekg/pkcs11"
 )
 
 // A Way says where clear PIN blocks or keys are while an operation runs.
@@ -61,6 +63,35 @@ func (h *HSM) keyChangeOperation(g *generation) Operation {
 	return Operation{"key change", TokenResident, "CKM_DES3_ECB unwrap", "the new key never leaves the token; its parity is not seen"}
 }
 
+// macOperations are those of the keys that make MACs, one for each way to make them.
+func (h *HSM) macOperations(g *generation) (list []Operation) {
+	seen := map[string]bool{}
+	for _, k := range h.cfg.Keys {
+		o := Operation{"MAC", TokenResident, "", "the key stays in the token; the message is this process's own"}
+		switch r := g.key(k.Label).recipe; {
+		case k.Use == MACX919:
+			o.Mechanism = "CKM_DES3_CBC, twice (X9.19)"
+			o.Note += ", and so is what single DES makes of it on the way: prefer CMAC"
+		case k.Use == MACHMAC:
+			o.Mechanism = "CKM_SHA256_HMAC"
+		case k.Use == MACCMAC && r.algorithm == AES:
+			o.Mechanism = "CKM_AES_CMAC"
+		case k.Use == MACCMAC && r.has(pkcs11.CKA_SIGN):
+			o.Mechanism = "CKM_DES3_CMAC"
+		case k.Use == MACCMAC:
+			o.Mechanism = "CKM_DES3_CBC (CMAC)"
+			o.Note += ", and so are the subkeys of the last block"
+		default:
+			continue
+		}
+		if !seen[o.Mechanism] {
+			seen[o.Mechanism] = true
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
 // demandResident refuses a generation that would do less than RequireTokenResident promises. It finalises the module, as a build that fails does.
 func (h *HSM) demandResident(g *generation) error {
 	if !h.cfg.RequireTokenResident {
@@ -92,6 +123,7 @@ func (h *HSM) statement(g *generation) Statement {
 		if len(h.lines) > 0 {
 			s.Operations = append(s.Operations, h.keyChangeOperation(g))
 		}
+		s.Operations = append(s.Operations, h.macOperations(g)...)
 	}
 	return s
 }

@@ -79,7 +79,7 @@ type HSMConfig struct {
 type KeyConfig struct {
 	Label string  `mapstructure:"label"`
 	KCV   string  `mapstructure:"kcv"` // six hexadecimal digits, in quotes; the start is refused if the token's key has another
-	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal, pan-token or zmk
+	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac or mac-hmac
 	ZMK   string  `mapstructure:"zmk"` // of a pin-in or pin-out key: the zmk key under which it may be changed by the other side; none: never
 }
 

@@ -16,6 +16,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/des"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -147,7 +148,7 @@ func (k *Token) Config() hsm.Config {
 			cfg.SealKey = key.Label
 		case hsm.PANToken:
 			cfg.TokenKey = key.Label
-		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.TLSKey:
+		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.TLSKey, hsm.MACX919, hsm.MACCMAC, hsm.MACHMAC:
 		}
 	}
 	return cfg
@@ -180,7 +181,13 @@ func (k *Token) put(label string, use hsm.Use, algorithm hsm.Algorithm, value []
 	k.t.Helper()
 	k.Use(func(m *pkcs11.Ctx) {
 		s := k.Login(m)
-		must(k.t, create(m, s, label, use, algorithm, value))
+		if use != hsm.MACX919 {
+			must(k.t, create(m, s, label, use, algorithm, value))
+			return
+		}
+		left := bytes.Repeat(value[:des.BlockSize], 2) // a key of this use is two objects
+		must(k.t, create(m, s, label+"/left", use, algorithm, left))
+		must(k.t, create(m, s, label, use, algorithm, value, pkcs11.NewAttribute(pkcs11.CKA_ID, label+" left:"+kcv(algorithm, left))))
 	})
 	key := hsm.Key{Label: label, Use: use, KCV: kcv(algorithm, value)}
 	k.Keys = append(k.Keys, key)
@@ -251,19 +258,30 @@ func shapeOf(use hsm.Use, algorithm hsm.Algorithm, length int) shape {
 	case length == tripleBytes:
 		keyType = pkcs11.CKK_DES3
 	}
-	encrypt := []uint{pkcs11.CKA_ENCRYPT}
+	encrypt, sign := []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY}
+	cmac, cmacInNSS := uint(pkcs11.CKM_AES_CMAC), sign
+	if algorithm == hsm.TDES { // of which NSS makes no CMAC by itself
+		cmac, cmacInNSS = pkcs11.CKM_DES3_CMAC, encrypt
+	}
 	return map[hsm.Use]shape{
 		hsm.PINIn:    {keyType, []uint{pkcs11.CKA_DECRYPT}, append(alsoIn, pkcs11.CKA_UNWRAP), []uint{ecb}},
 		hsm.PINOut:   {keyType, encrypt, append(alsoOut, pkcs11.CKA_WRAP), []uint{ecb}},
 		hsm.ZMK:      {keyType, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{ecb, cbc}},
 		hsm.PANSeal:  {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
 		hsm.PANToken: {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
+		hsm.MACX919:  {keyType, encrypt, encrypt, []uint{cbc}},
+		hsm.MACCMAC:  {keyType, sign, cmacInNSS, []uint{cmac}},
+		hsm.MACHMAC:  {pkcs11.CKK_GENERIC_SECRET, sign, sign, []uint{pkcs11.CKM_SHA256_HMAC}},
 	}[use]
 }
 
 func algorithmOf(use hsm.Use) hsm.Algorithm {
-	if use == hsm.PANSeal || use == hsm.PANToken {
+	switch use {
+	case hsm.PANSeal, hsm.PANToken:
 		return hsm.AES
+	case hsm.MACHMAC:
+		return hsm.HMAC
+	case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.MACX919, hsm.MACCMAC, hsm.TLSKey:
 	}
 	return hsm.TDES
 }
@@ -339,6 +357,11 @@ func KCV(use hsm.Use, value []byte) string { return kcv(algorithmOf(use), value)
 func AESKCV(value []byte) string { return kcv(hsm.AES, value) }
 
 func kcv(algorithm hsm.Algorithm, value []byte) string {
+	if algorithm == hsm.HMAC {
+		mac := hmac.New(sha256.New, value)
+		_, _ = mac.Write([]byte("acquirerd key check 1"))
+		return strings.ToUpper(hex.EncodeToString(mac.Sum(nil)[:3]))
+	}
 	block := cipherOf(algorithm, value)
 	out := make([]byte, block.BlockSize())
 	block.Encrypt(out, out)
