@@ -115,6 +115,7 @@ type BookCounts struct {
 	LateAnswers int64             `json:"late_answers"`
 	Unmatched   int64             `json:"unmatched"`   // answers to nothing that was asked, or asked once and answered twice
 	Undecodable int64             `json:"undecodable"` // messages that could not be read
+	WrongMACs   int64             `json:"wrong_macs"`  // messages whose MAC was wrong or missing: not heard
 	Unlisted    int64             `json:"unlisted"`    // requests beyond the book's limit
 
 	Repeats            int64 `json:"repeats"`             // requests sent as x1 before they were answered

@@ -217,7 +217,7 @@ func (l *link) put(ctx context.Context, asked *demanded) (code string, err error
 		}
 	}
 	l.mu.Unlock()
-	frame, err := l.cfg.Codec.EncodeFrame(m)
+	frame, err := frameWith(l.cfg.Codec, l.cfg.MAC, m, macRight)
 	if err != nil {
 		return "", err
 	}

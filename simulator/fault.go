@@ -33,6 +33,7 @@ type Faults struct {
 	Stall     float64       `json:"stall"`      // the link is not read for up to MaxDelay after it
 	Reject    float64       `json:"reject"`     // a request comes back behind a reject header, where the dialect has one
 	Keepalive float64       `json:"keepalive"`  // a frame of no bytes goes before its answer, where the dialect takes one
+	BadMAC    float64       `json:"bad_mac"`    // its answer's MAC is another, where the dialect has MACs
 	Demand    float64       `json:"demand"`     // the processor demands something of its own, an echo mostly, of what the dialect has
 }
 
@@ -40,7 +41,7 @@ const defaultMaxDelay = 2 * time.Second
 
 func (f *Faults) probabilities() []*float64 {
 	return []*float64{&f.Lost, &f.Late, &f.Delay, &f.Silence, &f.Drop, &f.Close, &f.Duplicate, &f.Reorder, &f.Garble, &f.NoSTAN, &f.OtherLink,
-		&f.CutAnswer, &f.Stall, &f.Reject, &f.Keepalive, &f.Demand}
+		&f.CutAnswer, &f.Stall, &f.Reject, &f.Keepalive, &f.Demand, &f.BadMAC}
 }
 
 // check returns the faults with their defaults.
@@ -105,6 +106,9 @@ func (f *Faults) draw(m *messages.Message, attempt int64, a *action, demand func
 	if hit(f.Demand) && a.demand == "" {
 		a.demand = demand(chance)
 	}
+	if hit(f.BadMAC) && a.mac == macRight {
+		a.mac = macWrong
+	}
 }
 
 // names lists the faults of an action, for the ledger's counts.
@@ -116,7 +120,7 @@ func (a *action) names() []string {
 	}{{a.lost, "lost"}, {a.late > 0, "late"}, {a.delay > 0 || a.delayAmount, "delay"}, {a.silence, "silence"}, {a.drop, "drop"},
 		{a.close, "close"}, {a.duplicate, "duplicate"}, {a.reorder, "reorder"}, {a.garble, "garble"}, {a.noSTAN, "no_stan"},
 		{a.otherLink, "other_link"}, {a.wrongAmount, "wrong_amount"}, {a.cut != 0, "cut_answer"}, {a.stall > 0, "stall"},
-		{a.reject, "reject"}, {a.keepalive, "keepalive"}, {a.demand != "", "demand"}} {
+		{a.reject, "reject"}, {a.mac != macRight, "wrong_mac"}, {a.keepalive, "keepalive"}, {a.demand != "", "demand"}} {
 		if f.is {
 			names = append(names, f.name)
 		}

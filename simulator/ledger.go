@@ -178,6 +178,7 @@ type Counts struct {
 	WrongPINs            int64            `json:"wrong_pins"`
 	MalformedPINBlocks   int64            `json:"malformed_pin_blocks"` // no block of the zone key's format and that card under it
 	RightPINs            int64            `json:"right_pins"`
+	WrongMACs            int64            `json:"wrong_macs"`         // messages whose MAC was wrong or missing: refused and not entered
 	Full                 int64            `json:"full"`               // requests refused at the ledger's limit
 	Effects              map[string]int64 `json:"effects"`            // faults and scripted effects that messages met, by name
 	SignOns              int64            `json:"sign_ons"`           // 0800 dialogues that were accepted

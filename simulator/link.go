@@ -71,6 +71,12 @@ func (l *link) serve() {
 		if m != nil {
 			l.trace(Received, m, l.reader.framed(body), "")
 		}
+		if err == nil && l.cfg.MAC != nil {
+			if errMAC := l.cfg.Codec.CheckMAC(l.ctx, l.cfg.MAC, m); errMAC != nil {
+				l.disbelieve(m)
+				continue
+			}
+		}
 		if err == nil {
 			err = l.cfg.Codec.Validate(m)
 		}
@@ -81,6 +87,15 @@ func (l *link) serve() {
 			continue
 		}
 		l.handle(m)
+	}
+}
+
+// disbelieve refuses a message that is not proven to be the daemon's.
+func (l *link) disbelieve(m *messages.Message) {
+	l.cfg.Log.Warn("message refused: its MAC is wrong or missing", "link", l.name, "mti", string(m.MTI), "stan", m.Get(messages.STAN))
+	l.ledger.tally(func(c *Counts) { c.WrongMACs++ })
+	if m.MTI.IsRequest() && m.Has(messages.STAN) {
+		l.answer(messages.NewAnswer(m, l.reader.Answers.MACIncorrect), action{})
 	}
 }
 
@@ -211,10 +226,13 @@ func (l *link) answer(answer *messages.Message, do action) {
 		answer.Set(messages.Amount, fmt.Sprintf("%012d", max(0, amountOf(answer))+1))
 		note = "another amount"
 	}
-	frame, err := l.cfg.Codec.EncodeFrame(answer)
+	frame, err := frameWith(l.cfg.Codec, l.cfg.MAC, answer, do.mac)
 	if err != nil {
 		l.cfg.Log.Error("answer cannot be encoded", "link", l.name, "mti", string(answer.MTI), "error", err)
 		return
+	}
+	if do.mac != macRight && l.cfg.MAC != nil {
+		note = "wrong MAC"
 	}
 	if do.garble {
 		frame = garble(l.cfg.Codec, frame, do.garbleMode)

@@ -26,6 +26,7 @@ type ProcessorConfig struct {
 	ZPK    *Key            // the zone PIN key; nil: PINs are not checked
 	ZMK    *Key            // the zone master key: each demanded or requested key change brings a new random ZPK under it; nil: NewKey is brought
 	Ledger *Ledger         // nil: a new one
+	MAC    messages.MACKey // of the messages that carry MACs in the dialect; nil: none is made or checked
 	TLS    *tls.Config     // of links, as server of those that it takes, and as client of those that it makes; nil: without TLS
 
 	AcceptBeforeSignOn bool             // take transactions on a link that has not signed on; else they are answered 91
@@ -122,6 +123,9 @@ func (p *Processor) SetRules(rules ...Rule) error {
 		}
 		if r.do.declinesOnly && p.reader.Approves(p.reader.code(r.do.code)) {
 			return fmt.Errorf("processor: rule %q: this dialect takes %s for an approval; use answer=%s", r, r.do.code, r.do.code)
+		}
+		if r.do.mac != macRight && p.cfg.MAC == nil {
+			return fmt.Errorf("processor: rule %q: there is no key for MACs", r)
 		}
 		if r.do.reject && !p.reader.rejects() {
 			return fmt.Errorf("processor: rule %q: this dialect has no reject header", r)

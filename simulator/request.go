@@ -34,8 +34,21 @@ type Request struct {
 
 	// Replacement is for a reversal in part: the amount that remains; Amount stays that of the request. 0: it is whole.
 	Replacement int64
+	// WrongMAC and NoMAC make the message's authentication code another one, or leave it out, where the dialect has MACs.
+	WrongMAC, NoMAC bool
+
 	// AuthorizationID is DE 38, for an advice or a reversal of what was approved.
 	AuthorizationID string
+}
+
+func (r Request) macFault() macFault {
+	switch {
+	case r.NoMAC:
+		return macMissing
+	case r.WrongMAC:
+		return macWrong
+	}
+	return macRight
 }
 
 // Again returns the request with the numbers of its first sending.

@@ -61,7 +61,7 @@ var DefaultRules = []struct{ Rule, Meaning string }{
 // ruleWords says what a rule is made of.
 const ruleWords = `amount, card, currency, terminal, mti, pin, attempt, times (what it applies to); ` +
 	`approve, decline, answer, partial, delay, late, silence, lost, drop, close, duplicate, reorder, garble, no-stan, other-link, wrong-amount, ` +
-	`cut, stall, reject, keepalive, demand (what happens)`
+	`cut, stall, reject, keepalive, bad-mac, no-mac, demand (what happens)`
 
 // defaultReject is a reject code, four hexadecimal digits.
 const (
@@ -115,6 +115,7 @@ type action struct {
 	stall        time.Duration // the link is not read so long after the message
 	reject       bool          // the message is returned behind a reject header, and nothing is decided
 	rejectCode   uint16
+	mac          macFault // of the answer
 	keepalive    bool     // a frame of no bytes goes before the answer
 	demand       Demand   // that the processor makes after the message, on its link
 	declinesOnly bool     // the code was given as a decline
@@ -146,6 +147,7 @@ type action struct {
 //	stall=2s        the link is not read for so long after the message
 //	reject          the network returns the message behind a reject header, if the dialect has one; reject=0104: with that code
 //	demand=echo     the processor demands an echo on the link; or sign-on, sign-off, cutover, key-change, advice (0120), reversal (0420)
+//	bad-mac         the answer's MAC is another; no-mac: it has none; where the dialect has MACs
 //	keepalive       a frame of no bytes goes before the answer, if the dialect takes one
 //
 // Codes are those of ISO 8583:1987, whatever the dialect's own are.
@@ -194,6 +196,10 @@ func (r *Rule) parse(name, value string, hasValue bool) error {
 		return nil
 	}
 	switch name {
+	case string(macWrong), string(macMissing):
+		if r.do.mac = macFault(name); hasValue {
+			return errNoValue
+		}
 	case "approve", "partial":
 		return r.parseApproval(name, value, hasValue)
 	case "amount":

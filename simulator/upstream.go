@@ -25,6 +25,7 @@ type UpstreamConfig struct {
 	Connections int                                     // default 1
 	ZPK         *Key                                    // the zone PIN key of this upstream; nil: it cannot send PINs
 	TLS         *tls.Config                             // of a client; nil: without TLS
+	MAC         messages.MACKey                         // of the messages that carry MACs in the dialect; nil: none is made or checked
 
 	ConnectTimeout time.Duration // of a connection, sign-on included; default 5 s
 	RetryDelay     time.Duration // after a lost connection or one that failed; default 200 ms
@@ -225,7 +226,7 @@ func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
 		return Entry{}, err
 	}
 	entry := u.newEntry(m, r)
-	x, err := u.newExchange(m, func(code string) { u.book.late(entry, code) })
+	x, err := u.newExchangeWith(m, r.macFault(), func(code string) { u.book.late(entry, code) })
 	if err != nil {
 		return Entry{}, err
 	}
@@ -247,7 +248,12 @@ func (u *Upstream) newEntry(m *messages.Message, r Request) *Entry {
 
 // newExchange encodes a message. noted is told the code of an answer that comes after the timeout.
 func (u *Upstream) newExchange(m *messages.Message, noted func(code string)) (*exchange, error) {
-	frame, err := u.cfg.Codec.EncodeFrame(m)
+	return u.newExchangeWith(m, macRight, noted)
+}
+
+// newExchangeWith is newExchange of a message whose MAC may be wrong.
+func (u *Upstream) newExchangeWith(m *messages.Message, fault macFault, noted func(code string)) (*exchange, error) {
+	frame, err := frameWith(u.cfg.Codec, u.cfg.MAC, m, fault)
 	if err != nil {
 		return nil, fmt.Errorf("encoding request: %w", err)
 	}
@@ -434,6 +440,11 @@ func (c *connection) read() {
 			return
 		}
 		c.trace(Received, m, c.reader.framed(body))
+		if c.cfg.MAC != nil && c.cfg.Codec.CheckMAC(context.Background(), c.cfg.MAC, m) != nil {
+			c.book.tally(func(counts *BookCounts) { counts.WrongMACs++ })
+			m.Clear()
+			continue // as if it had not come
+		}
 		c.deliver(m)
 	}
 }

@@ -150,6 +150,32 @@ func loadCodec(dialect string) (*messages.Codec, error) {
 	return messages.NewCodec(loaded), nil
 }
 
+// macFlags say by which key a party has message authentication codes.
+type macFlags struct{ file, algorithm string }
+
+func (f *macFlags) add(command *cobra.Command) {
+	command.Flags().StringVar(&f.file, "mac-file", "", "file with the key for message authentication codes in hexadecimal digits, where the dialect has them")
+	command.Flags().StringVar(&f.algorithm, "mac-algorithm", string(simulator.MACX919), fmt.Sprintf("of that key: one of %v", simulator.MACAlgorithms))
+}
+
+// key is nil without a file. It is needed where the dialect has MACs.
+func (f *macFlags) key(codec *messages.Codec) (messages.MACKey, error) {
+	mac := codec.Dialect().MAC
+	switch wanted := mac.Place == specs.MACLast; {
+	case wanted && f.file == "":
+		return nil, usagef("--mac-file is missing: messages of the dialect carry a MAC")
+	case !wanted && f.file != "":
+		return nil, usagef("--mac-file: messages of the dialect carry no MAC")
+	case f.file == "":
+		return nil, nil
+	}
+	key, err := simulator.ReadMACKeyFile(f.file, simulator.MACAlgorithm(f.algorithm), mac.Padding)
+	if err != nil {
+		return nil, usage(err)
+	}
+	return key, nil
+}
+
 // readKey reads the file of a zone PIN key, if one is named, for PIN blocks of a format.
 func readKey(path, format string) (*simulator.Key, error) {
 	if path == "" {

@@ -30,6 +30,7 @@ type processorFlags struct {
 	dialling                             simulator.Dialling
 	newKey                               string
 	tls                                  tlsFlags
+	mac                                  macFlags
 	acceptBeforeSignOn, trace            bool
 	faults                               simulator.Faults
 }
@@ -60,6 +61,7 @@ func (c *cli) processorCommand() *cobra.Command {
 	flags.StringVar(&f.pinFormat, "pin-format", string(simulator.ISO0), "format of PIN blocks: iso-0, iso-1, iso-3, or iso-4, for which the key is an AES one")
 	flags.StringVar(&f.zmkFile, "zmk-file", "", "file with the zone master key in hexadecimal digits: each key change, demanded or asked for, brings a new zone PIN key under it")
 	flags.StringArrayVar(&f.rules, "rule", nil, "a rule that goes before the built-in ones; may be given several times")
+	f.mac.add(command)
 	flags.StringVar(&f.ledger, "ledger", "-", "file for the ledger at the end, - for standard output")
 	flags.StringVar(&f.ledgerListen, "ledger-listen", "", "TCP address that answers GET /ledger, POST /demand/DEMAND and POST /host/N/STATE while it runs")
 	flags.BoolVar(&f.acceptBeforeSignOn, "accept-before-sign-on", false, "take transactions on a link that has not signed on")
@@ -80,6 +82,7 @@ func (c *cli) processorCommand() *cobra.Command {
 		{&f.faults.Stall, "stall", "a link is not read for a while"},
 		{&f.faults.Reject, "reject", "a request comes back behind a reject header, where the dialect has one"},
 		{&f.faults.Keepalive, "keepalive", "a frame of no bytes goes before an answer, where the dialect takes one"},
+		{&f.faults.BadMAC, "bad-mac", "an answer's MAC is another one, where the dialect has MACs"},
 		{&f.faults.Demand, "demand", "the processor demands something of its own: an echo, a cutover, an advice …"},
 	} {
 		flags.Float64Var(p.value, "fault-"+p.name, 0, "probability, 0 to 1, that "+p.usage)
@@ -178,6 +181,9 @@ func (c *cli) newProcessor(f processorFlags) (*simulator.Processor, error) {
 		return nil, usagef("--new-key and --zmk-file exclude each other")
 	}
 	cfg := simulator.ProcessorConfig{Codec: codec, ZPK: zpk, ZMK: zmk, Faults: f.faults, AcceptBeforeSignOn: f.acceptBeforeSignOn, Log: c.log}
+	if cfg.MAC, err = f.mac.key(codec); err != nil {
+		return nil, err
+	}
 	if cfg.TLS, err = f.tls.config(); err != nil {
 		return nil, err
 	}

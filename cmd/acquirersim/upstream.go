@@ -27,6 +27,7 @@ type connectFlags struct {
 	connectTimeout, replyTimeout                                       time.Duration
 	keepalives                                                         time.Duration
 	tls                                                                tlsFlags
+	mac                                                                macFlags
 	noSignOn                                                           bool
 	firstSTAN                                                          int64
 }
@@ -44,6 +45,7 @@ func (f *connectFlags) add(command *cobra.Command) {
 	flags.DurationVar(&f.replyTimeout, "reply-timeout", 30*time.Second, "longest wait for an answer")
 	flags.BoolVar(&f.noSignOn, "no-sign-on", false, "do not sign on")
 	flags.DurationVar(&f.keepalives, "keepalives", 0, "how often a frame of no bytes is sent, where the dialect takes one; never by default")
+	f.mac.add(command)
 	f.tls.add(command)
 	flags.Int64Var(&f.firstSTAN, "first-stan", 0, "the first system trace audit number, 1 to 999999 (default from the clock, so that two runs in one second differ)")
 }
@@ -66,6 +68,9 @@ func (c *cli) newUpstream(f connectFlags, cfg simulator.UpstreamConfig) (*simula
 	cfg.Codec, cfg.ZPK, cfg.Address, cfg.NoSignOn, cfg.FirstSTAN = codec, zpk, f.address, f.noSignOn, f.firstSTAN
 	cfg.Terminal, cfg.Merchant, cfg.AcquirerID = f.terminal, f.merchant, f.acquirer
 	cfg.ConnectTimeout, cfg.ReplyTimeout, cfg.Keepalives = f.connectTimeout, f.replyTimeout, f.keepalives
+	if cfg.MAC, err = f.mac.key(codec); err != nil {
+		return nil, err
+	}
 	if cfg.TLS, err = f.tls.config(); err != nil {
 		return nil, err
 	}
