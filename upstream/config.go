@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"acquirerd/acquirer"
+	"acquirerd/messages"
 	"acquirerd/specs"
 )
 
@@ -25,6 +26,10 @@ type Config struct {
 	Allow []netip.Prefix // addresses from which connections are taken; none: all
 	TLS   *tls.Config    // nil: plain TCP. It needs a certificate and client CAs, and is not changed any more
 	Peers []string       // with TLS: names, one of which the client's certificate must carry; none: the upstream's name
+
+	// MAC makes and checks the codes of the messages that carry one in the upstream's dialect; nil where that has none.
+	MAC         messages.MACKey
+	MACFailures int // so many messages with a wrong code within a minute end their connection; 0: 5
 
 	// How much.
 	Connections int     // most connections at once, those that are still in their handshake included
@@ -65,6 +70,18 @@ func newTerms(cfg Config) (*terms, error) {
 		if d.value <= 0 {
 			fault("%s: must be positive", d.key)
 		}
+	}
+	if cfg.MACFailures == 0 {
+		cfg.MACFailures = defaultMACFailures
+	}
+	if cfg.MACFailures < 0 {
+		fault("mac_failures: must be at least 1")
+	}
+	switch wanted := cfg.Upstream.Codec.Dialect().MAC.Place == specs.MACLast; {
+	case wanted && cfg.MAC == nil:
+		fault("mac_key: missing: messages of the dialect carry a MAC")
+	case !wanted && cfg.MAC != nil:
+		fault("mac_key: messages of the dialect carry no MAC")
 	}
 	if cfg.InFlight < 1 {
 		fault("in_flight: must be at least 1")

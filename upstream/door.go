@@ -34,6 +34,8 @@ type Desk interface {
 	Advise(ctx context.Context, visit *acquirer.Visit) (acquirer.Result, error)
 	// TurnAway refuses a message for which the door has no room; nil if it must not be answered.
 	TurnAway(ctx context.Context, req acquirer.Request) *messages.Message
+	// Known reports whether a refusal of a message would be believed of what may have been approved. It leaves no trace of it.
+	Known(ctx context.Context, req acquirer.Request) bool
 
 	Delivered(result acquirer.Result)
 	Undelivered(ctx context.Context, result acquirer.Result) error
@@ -48,6 +50,7 @@ type Door struct {
 
 	terms    atomic.Pointer[terms] // stored under mu
 	inFlight places
+	checks   chan struct{} // one for each MAC that is being checked
 
 	mu   sync.Mutex
 	open map[*session]struct{} // the connections that hold a place; guarded by mu
@@ -66,8 +69,11 @@ func New(cfg Config, desk Desk, log *slog.Logger, registry prometheus.Registerer
 	}
 	m := newMetrics(registry)
 	m.begin(cfg.Upstream.Name)
+	if cfg.MAC != nil {
+		m.macs.WithLabelValues(sideUpstream, cfg.Upstream.Name)
+	}
 	d := &Door{upstream: cfg.Upstream, desk: desk, log: log.With("upstream", cfg.Upstream.Name), metrics: m,
-		inFlight: places{size: cfg.InFlight}, open: map[*session]struct{}{}, failed: make(chan error, 1),
+		inFlight: places{size: cfg.InFlight}, checks: make(chan struct{}, checksAtOnce), open: map[*session]struct{}{}, failed: make(chan error, 1),
 		sometimes: rate.Sometimes{First: 10, Interval: time.Second}, knocking: rate.Sometimes{First: 10, Interval: time.Second}}
 	d.terms.Store(t)
 	return d, nil
@@ -171,6 +177,8 @@ type session struct {
 
 	certificate *x509.Certificate // the upstream's; guarded by door.mu, nil until it is verified
 
+	untrusted []time.Time // when requests with a wrong MAC came, within macWindow, the oldest first; owned by read
+
 	writing sync.Mutex // one frame at a time
 	broken  bool       // guarded by writing: a frame was not written whole, so no other can follow
 }
@@ -205,6 +213,9 @@ func (s *session) serve() {
 func (s *session) read(answering *sync.WaitGroup) error {
 	stream := newFrameStream(s.ctx, s.connection, s.door)
 	codec := s.door.upstream.Codec
+	if s.door.terms.Load().MAC != nil {
+		return s.readChecked(stream, answering)
+	}
 	for {
 		body, err := codec.ReadFrame(stream)
 		if err != nil {
@@ -219,23 +230,25 @@ func (s *session) read(answering *sync.WaitGroup) error {
 			continue
 		}
 		request, err := codec.Decode(body)
-		if request != nil && request.Rejected() != "" {
-			s.returned(request)
-			continue
-		}
-		if err == nil {
-			err = codec.Validate(request)
-		}
-		if err != nil {
-			if err := s.refuse(request, err); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := s.take(request, arrived, answering); err != nil {
+		if err := s.handle(request, err, arrived, answering); err != nil {
 			return err
 		}
 	}
+}
+
+// handle takes what was read, with what is wrong with its form. Its error ends the connection.
+func (s *session) handle(request *messages.Message, fault error, arrived time.Time, answering *sync.WaitGroup) error {
+	if request != nil && request.Rejected() != "" {
+		s.returned(request)
+		return nil
+	}
+	if fault == nil {
+		fault = s.door.upstream.Codec.Validate(request)
+	}
+	if fault != nil {
+		return s.refuse(request, fault)
+	}
+	return s.take(request, arrived, answering)
 }
 
 // returned drops a message that the upstream's network has returned: an answer of ours, if this is not a stranger's mistake. Whoever asked
@@ -279,7 +292,7 @@ func (s *session) take(request *messages.Message, arrived time.Time, answering *
 		}
 		d.metrics.messages.WithLabelValues(d.upstream.Name, kindUnsupported).Inc()
 		s.refused(request, kindUnsupported, answers.Unsupported)
-		return s.write(messages.NewAnswer(request, answers.Unsupported))
+		return s.tell(messages.NewAnswer(request, answers.Unsupported))
 	}
 	// What settles debts is not held to the rate. An upstream believes no refusal of a reversal or an advice but sends it again until it is
 	// taken: refusals would make more messages of it, and keep what is owed open. The places in flight bound it like all others.
@@ -316,7 +329,7 @@ func (s *session) turnAway(req acquirer.Request, kind string) error {
 	}
 	d.metrics.messages.WithLabelValues(d.upstream.Name, kind).Inc()
 	s.refused(req.Message, kind, refusal.Get(messages.ResponseCode))
-	return s.write(refusal)
+	return s.tell(refusal)
 }
 
 // refused logs a request that the door answers itself.
@@ -366,7 +379,7 @@ func (s *session) manage(request *messages.Message) error {
 		kind, code = kindUnsupported, dialect.Answers.Unsupported
 	}
 	s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kind).Inc()
-	return s.write(messages.NewAnswer(request, code))
+	return s.tell(messages.NewAnswer(request, code))
 }
 
 // refuse answers what does not keep the format. Its error ends the connection: what was read does not say what an answer to it would be
@@ -386,20 +399,21 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	})
 	var format *messages.FormatError
 	if errors.As(fault, &format) {
-		return s.write(messages.NewFormatError(request, answers.FormatError, format.Element))
+		return s.tell(messages.NewFormatError(request, answers.FormatError, format.Element))
 	}
-	return s.write(messages.NewAnswer(request, answers.Unsupported))
+	return s.tell(messages.NewAnswer(request, answers.Unsupported))
 }
 
 // write sends one answer. An error means that the upstream has not been given a whole frame, and will not be on this connection.
 func (s *session) write(answer *messages.Message) error {
-	frame, err := s.door.upstream.Codec.EncodeFrame(answer)
-	if err != nil {
+	frame, err := s.frame(answer)
+	if errors.As(err, new(*messages.FormatError)) {
 		// The processor said something that this upstream's dialect has no room for. What it decided still fits.
 		s.log.Error("answer does not fit the upstream's dialect", "mti", string(answer.MTI), "error", err)
-		if frame, err = s.door.upstream.Codec.EncodeFrame(messages.Essence(answer)); err != nil {
-			return fmt.Errorf("encoding answer: %w", err)
-		}
+		frame, err = s.frame(messages.Essence(answer))
+	}
+	if err != nil {
+		return fmt.Errorf("encoding answer: %w", err)
 	}
 	return s.send(frame)
 }
@@ -441,6 +455,9 @@ func cause(ctx context.Context, err error) string {
 	var frame *messages.FrameError
 	var network net.Error
 	var barred bar
+	if own := (finished{}); errors.As(context.Cause(ctx), &own) {
+		ctx, err = context.Background(), own.error
+	}
 	switch {
 	case errors.As(context.Cause(ctx), &barred):
 		return barred.Error()

@@ -71,6 +71,10 @@ func (d *desk) TurnAway(_ context.Context, req acquirer.Request) *messages.Messa
 	return messages.NewAnswer(req.Message, "96")
 }
 
+func (d *desk) Known(_ context.Context, req acquirer.Request) bool {
+	return req.Key != "" && req.Key == d.known
+}
+
 func (d *desk) Delivered(acquirer.Result) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

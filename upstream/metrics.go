@@ -4,16 +4,20 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"acquirerd/conn"
 )
 
 type metrics struct {
 	connections *prometheus.GaugeVec
 	refused     *prometheus.CounterVec
 	messages    *prometheus.CounterVec
+	macs        *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
 	return &metrics{
+		macs: shared(registry, conn.MACFailures()),
 		connections: shared(registry, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "acquirerd_upstream_connections",
 			Help: "Open connections of upstreams."}, []string{"upstream"})),
 		refused: shared(registry, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_upstream_connections_refused_total",
@@ -24,7 +28,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 }
 
 // kinds are what the door does with a message.
-var kinds = []string{kindTaken, kindBusy, kindRate, kindSilent, kindFormatError, kindUnsupported, kindUnasked, kindSignOn, kindSignOff, kindEcho}
+var kinds = []string{kindTaken, kindBusy, kindRate, kindSilent, kindFormatError, kindUnsupported, kindUnasked, kindWrongMAC, kindUnchecked, kindSignOn, kindSignOff, kindEcho}
 
 const (
 	kindTaken       = "taken"
@@ -34,10 +38,15 @@ const (
 	kindFormatError = "format_error" // refused
 	kindUnsupported = "unsupported"  // a type or a network management code that is not served: refused
 	kindUnasked     = "unasked"      // an answer to nothing: dropped
+	kindWrongMAC    = "wrong_mac"    // its message authentication code is wrong or missing: refused
+	kindUnchecked   = "unchecked"    // its message authentication code could not be checked: refused
 	kindSignOn      = "sign_on"
 	kindSignOff     = "sign_off"
 	kindEcho        = "echo"
 )
+
+// sideUpstream is whose messages should have had another MAC.
+const sideUpstream = "upstream"
 
 // refusals are why a connection is not let in.
 var refusals = []string{refusedTooMany, refusedAddress, refusedTLS, refusedPeer}
