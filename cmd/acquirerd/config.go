@@ -90,6 +90,8 @@ type UpstreamConfig struct {
 	Listen       string        `mapstructure:"listen"`
 	PINKey       string        `mapstructure:"pin_key"`       // label of a pin-in key; none: it sends no PINs
 	PINFormat    hsm.Format    `mapstructure:"pin_format"`    // of its PIN blocks: iso-0, iso-1, iso-3 or iso-4
+	MACKey       string        `mapstructure:"mac_key"`       // label of a mac-x919, mac-cmac or mac-hmac key; needed where its dialect has a MAC
+	MACFailures  int           `mapstructure:"mac_failures"`  // so many messages with a wrong MAC within a minute end their connection
 	InFlight     int           `mapstructure:"in_flight"`     // most requests at once over all its connections
 	Connections  int           `mapstructure:"connections"`   // most at once
 	Budget       time.Duration `mapstructure:"budget"`        // how long it waits for an answer
@@ -116,9 +118,12 @@ type DoorTLS struct {
 type EndpointConfig struct {
 	Name          string        `mapstructure:"name"`
 	Dialect       string        `mapstructure:"dialect"`
-	Links         []LinkConfig  `mapstructure:"links"`      // numbered in this order, from 0; one that is only an address dials it
-	PINKey        string        `mapstructure:"pin_key"`    // label of a pin-out key; none: it takes no PINs
-	PINFormat     hsm.Format    `mapstructure:"pin_format"` // of the PIN blocks that it takes: iso-0, iso-1, iso-3 or iso-4
+	Links         []LinkConfig  `mapstructure:"links"`          // numbered in this order, from 0; one that is only an address dials it
+	PINKey        string        `mapstructure:"pin_key"`        // label of a pin-out key; none: it takes no PINs
+	PINFormat     hsm.Format    `mapstructure:"pin_format"`     // of the PIN blocks that it takes: iso-0, iso-1, iso-3 or iso-4
+	MACKey        string        `mapstructure:"mac_key"`        // label of a mac-x919, mac-cmac or mac-hmac key; needed where its dialect has a MAC
+	MACFailures   int           `mapstructure:"mac_failures"`   // so many messages with a wrong MAC within a minute suspend their link
+	MACSuspension time.Duration `mapstructure:"mac_suspension"` // for how long; 0: until link resume
 	ReplyTimeout  time.Duration `mapstructure:"reply_timeout"`
 	WriteTimeout  time.Duration `mapstructure:"write_timeout"`
 	DialTimeout   time.Duration `mapstructure:"dial_timeout"`
@@ -217,6 +222,7 @@ var defaults = map[string]any{
 	"hsm.key_overlap":             "10m",
 	"hsm.key_changes":             6,
 	"upstreams[].pin_format":      "iso-0",
+	"upstreams[].mac_failures":    5,
 	"upstreams[].in_flight":       256,
 	"upstreams[].connections":     64,
 	"upstreams[].budget":          "15s",
@@ -226,6 +232,8 @@ var defaults = map[string]any{
 	"upstreams[].rate":            0,
 	"upstreams[].tls.min_version": "1.2",
 	"endpoints[].pin_format":      "iso-0",
+	"endpoints[].mac_failures":    5,
+	"endpoints[].mac_suspension":  "0s",
 	"endpoints[].reply_timeout":   "10s",
 	"endpoints[].write_timeout":   "2s",
 	"endpoints[].dial_timeout":    "5s",

@@ -65,7 +65,7 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 		{cfg.Journal, JournalConfig{Engine: "sqlite", Path: "/var/lib/acquirerd/journal.db", Batch: 512, Queue: 2048}},
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
 		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", PINFormat: hsm.ISO0, InFlight: 128,
-			Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
+			MACFailures: 5, Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
 		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16, Rate: 400}},
 		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
 	} {
@@ -204,6 +204,7 @@ endpoints[0].reply_timeout: 20s is not shorter than upstreams[0].budget (15s)
 }
 
 func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
+	macDialect := dialectFile(t, "iso87-ascii", "\nadvices:", "\nmac: { place: last }\nadvices:")
 	const upstream = `- { name: pos-switch, dialect: iso87-binary, listen: "127.0.0.1:8583", pin_key: zpk-pos, in_flight: 128 }`
 	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200", "0120", "0220"], endpoint: processor-a }`
 	const reversals = "reversals: { park_after: 24h, not_found_final: 180s, parallel: 16, rate: 400 }"
@@ -324,8 +325,19 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
 		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
 			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are ` + strings.Join(specs.Names(), ", ")}},
-		{"a dialect with a MAC", []string{"dialect: iso87-ascii", "dialect: " + dialectFile(t, "iso87-ascii", "\nadvices:", "\nmac: { place: last }\nadvices:")},
-			[]string{`endpoints[0].dialect: "iso87-ascii" has a MAC in its messages (mac.place), and none is made or checked yet`}},
+		{"a dialect with a MAC and no key", []string{"dialect: iso87-ascii", "dialect: " + macDialect},
+			[]string{`endpoints[0].mac_key: missing: "iso87-ascii" has a MAC in its messages (mac.place)`}},
+		{"a key for MACs and a dialect without", []string{"in_flight: 128", "in_flight: 128, mac_key: mac-1", "use: pin-in }", "use: pin-in }\n    - { label: mac-1, kcv: \"0A0B0C\", use: mac-cmac }"},
+			[]string{`upstreams[0].mac_key: "iso87-binary" has no MAC in its messages (mac.place)`}},
+		{"a key for MACs that is none", []string{"dialect: iso87-ascii", "mac_key: zpk-pos\n    mac_failures: 0\n    mac_suspension: 200h\n    dialect: " + macDialect},
+			[]string{`endpoints[0].mac_key: key "zpk-pos" has the use "pin-in", not one of mac-x919, mac-cmac, mac-hmac`, "endpoints[0].mac_failures: 0 is not 1 to 1000000",
+				"endpoints[0].mac_suspension: 200h0m0s is not 0 to 168h0m0s"}},
+		{"a padding of a key that has its own", []string{"dialect: iso87-ascii", "mac_key: mac-1\n    dialect: " +
+			dialectFile(t, "iso87-ascii", "\nadvices:", "\nmac: { place: last, padding: 2 }\nadvices:"), "use: pin-in }", "use: pin-in }\n    - { label: mac-1, kcv: \"0A0B0C\", use: mac-hmac }"},
+			[]string{`endpoints[0].mac_key: "iso87-ascii" has a padding (mac.padding), and a mac-hmac key its own`}},
+		{"a key for MACs of two parties", []string{"dialect: iso87-ascii", "mac_key: mac-1\n    dialect: " + macDialect, "dialect: iso87-binary", "mac_key: mac-1, dialect: " +
+			macDialect, "use: pin-in }", "use: pin-in }\n    - { label: mac-1, kcv: \"0A0B0C\", use: mac-hmac }"},
+			[]string{`upstreams[0].mac_key: key "mac-1" is endpoints[0].mac_key already`}},
 		{"a route to nowhere", []string{"endpoint: processor-a }", "endpoint: processor-b }"}, []string{`routes[0].endpoint: no endpoint "processor-b" in endpoints`}},
 		{"a bad route", []string{route, `- { bins: ["55-51"], upstreams: [web], mtis: ["0800"], currencies: [EUR], endpoint: processor-a }`}, []string{
 			`routes[0].bins[0]: "55-51" is neither a prefix of digits ("4") nor a rising range of prefixes of one length ("51-55")`,

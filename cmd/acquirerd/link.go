@@ -77,6 +77,9 @@ func (c *cli) linkList(ctx context.Context, args []string) error {
 			if l.Held {
 				held = "yes"
 			}
+			if l.Suspended {
+				held = "suspended"
+			}
 			table.row(l.Endpoint, l.Number, l.Mode, l.Address, l.Peer, l.State, clock(l.Since), l.InFlight, l.Reconnects, echo, l.LastError, held)
 		}
 		return table.Flush()

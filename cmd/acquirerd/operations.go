@@ -149,7 +149,7 @@ func (d *daemon) checks() []check {
 	}
 	for _, e := range d.processors() {
 		otherwise := statusFailed
-		if !slices.ContainsFunc(e.Status(), func(l conn.LinkStatus) bool { return !l.Held }) {
+		if !slices.ContainsFunc(e.Status(), func(l conn.LinkStatus) bool { return !l.Held || l.Suspended }) {
 			otherwise = statusHeld
 		}
 		list = append(list, check{"endpoint " + e.name, status(e.InService(), otherwise)})

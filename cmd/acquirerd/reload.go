@@ -34,9 +34,9 @@ var reloadable = []string{
 	"endpoints[].links", "endpoints[].pin_key", "endpoints[].pin_format", "endpoints[].reply_timeout", "endpoints[].write_timeout", "endpoints[].dial_timeout",
 	"endpoints[].sign_on_timeout", "endpoints[].echo_interval", "endpoints[].echo_timeout", "endpoints[].echo_misses",
 	"endpoints[].backoff_min", "endpoints[].backoff_max", "endpoints[].fail_back", "endpoints[].in_flight", "endpoints[].link_in_flight",
-	"endpoints[].tls",
+	"endpoints[].tls", "endpoints[].mac_failures", "endpoints[].mac_suspension",
 	"upstreams[].in_flight", "upstreams[].connections", "upstreams[].budget", "upstreams[].idle_timeout", "upstreams[].write_timeout",
-	"upstreams[].frame_timeout", "upstreams[].rate", "upstreams[].burst", "upstreams[].allow", "upstreams[].peers", "upstreams[].tls",
+	"upstreams[].frame_timeout", "upstreams[].mac_failures", "upstreams[].rate", "upstreams[].burst", "upstreams[].allow", "upstreams[].peers", "upstreams[].tls",
 }
 
 const needsRestart = "cannot change while the daemon serves: needs a restart"
@@ -406,6 +406,7 @@ func (k *keeper) changes(p plan, after *Config, endpoints []*endpoint) (list []f
 		}
 		to := after.endpoint(e.name)
 		cfg := to.forConn(e.codec, k.certificates.parties[to.party()])
+		cfg.MAC = newMACKey(k.vault, to.MACKey, e.codec.Dialect())
 		if err := checkLinks(cfg); err != nil {
 			return nil, err
 		}
@@ -417,6 +418,7 @@ func (k *keeper) changes(p plan, after *Config, endpoints []*endpoint) (list []f
 		}
 		to := after.upstream(o.Name)
 		cfg := to.forDoor(o.Upstream, k.certificates.parties[to.party()])
+		cfg.MAC = newMACKey(k.vault, to.MACKey, o.Codec.Dialect())
 		if err := checkDoor(cfg); err != nil {
 			return nil, err
 		}
@@ -504,6 +506,9 @@ func (s *series) forget() {
 			DeletePartialMatch(labels prometheus.Labels) int
 		}); is {
 			vector.DeletePartialMatch(s.labels)
+			for side, name := range s.labels { // of what both sides have: see conn.MACFailures
+				vector.DeletePartialMatch(prometheus.Labels{"side": side, "name": name})
+			}
 		} else {
 			s.Unregister(c)
 		}

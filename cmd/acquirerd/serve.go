@@ -369,7 +369,9 @@ func (d *daemon) newEndpoint(e *EndpointConfig) (*endpoint, error) {
 		return nil, err
 	}
 	registered := &series{Registerer: d.registry, labels: prometheus.Labels{"endpoint": e.Name}}
-	made, err := conn.New(e.forConn(codec, d.certificates.parties[e.party()]), d.log, registered)
+	cfg := e.forConn(codec, d.certificates.parties[e.party()])
+	cfg.MAC = newMACKey(d.vault, e.MACKey, codec.Dialect())
+	made, err := conn.New(cfg, d.log, registered)
 	if err != nil {
 		return nil, err
 	}
@@ -384,7 +386,9 @@ func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
 	}
 	asker := u.forSwitch(codec)
 	registered := &series{Registerer: d.registry, labels: prometheus.Labels{"upstream": u.Name}}
-	made, err := upstream.New(u.forDoor(asker, d.certificates.parties[u.party()]), d.desk, d.log, registered)
+	cfg := u.forDoor(asker, d.certificates.parties[u.party()])
+	cfg.MAC = newMACKey(d.vault, u.MACKey, codec.Dialect())
+	made, err := upstream.New(cfg, d.desk, d.log, registered)
 	if err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", u.Name, err)
 	}
@@ -417,7 +421,8 @@ func (c *Config) routes() []acquirer.Route {
 func (e *EndpointConfig) forConn(codec *messages.Codec, p *party) conn.Config {
 	cfg := conn.Config{Name: e.Name, Codec: codec, ReplyTimeout: e.ReplyTimeout, WriteTimeout: e.WriteTimeout, DialTimeout: e.DialTimeout,
 		SignOnTimeout: e.SignOnTimeout, EchoInterval: e.EchoInterval, EchoTimeout: e.EchoTimeout, EchoMisses: e.EchoMisses,
-		BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax, FailBack: e.FailBack, InFlight: e.InFlight, LinkInFlight: e.LinkInFlight}
+		BackoffMin: e.BackoffMin, BackoffMax: e.BackoffMax, FailBack: e.FailBack, InFlight: e.InFlight, LinkInFlight: e.LinkInFlight,
+		MACFailures: e.MACFailures, MACSuspension: e.MACSuspension}
 	for _, l := range e.Links {
 		link := conn.Link{Hosts: l.Hosts, Listen: l.Listen, Allow: prefixes(l.Allow)}
 		switch {
@@ -437,7 +442,8 @@ func (e *EndpointConfig) forConn(codec *messages.Codec, p *party) conn.Config {
 // forDoor is this config in the words of the door. The party is nil for plain TCP.
 func (u *UpstreamConfig) forDoor(asker *acquirer.Upstream, p *party) upstream.Config {
 	cfg := upstream.Config{Upstream: asker, InFlight: u.InFlight, Connections: u.Connections, Budget: u.Budget, IdleTimeout: u.IdleTimeout,
-		FrameTimeout: u.FrameTimeout, WriteTimeout: u.WriteTimeout, Allow: prefixes(u.Allow), Peers: u.Peers, Rate: float64(u.Rate), Burst: u.Burst}
+		FrameTimeout: u.FrameTimeout, WriteTimeout: u.WriteTimeout, Allow: prefixes(u.Allow), Peers: u.Peers, Rate: float64(u.Rate), Burst: u.Burst,
+		MACFailures: u.MACFailures}
 	if u.TLS != nil {
 		cfg.TLS = p.serving(tlsVersions[u.TLS.MinVersion])
 	}

@@ -201,6 +201,7 @@ func (f *faults) validateUpstreams(c *Config) {
 		f.count(at+".connections", u.Connections, 100_000)
 		f.durations(at, map[string]time.Duration{"budget": u.Budget, "idle_timeout": u.IdleTimeout,
 			"write_timeout": u.WriteTimeout, "frame_timeout": u.FrameTimeout})
+		f.mac(c, at, u.Dialect, u.MACKey, u.MACFailures)
 		if u.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
 			f.zone(&c.HSM, at+".pin_key", u.PINKey, zones)
@@ -277,6 +278,10 @@ func (f *faults) validateEndpoints(c *Config) {
 		if e.BackoffMax < e.BackoffMin {
 			f.add(at+".backoff_max", "%v is shorter than backoff_min (%v)", e.BackoffMax, e.BackoffMin)
 		}
+		f.mac(c, at, e.Dialect, e.MACKey, e.MACFailures)
+		if e.MACSuspension < 0 || e.MACSuspension > mostSuspension {
+			f.add(at+".mac_suspension", "%v is not 0 to %v", e.MACSuspension, mostSuspension)
+		}
 		if e.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
 			f.zone(&c.HSM, at+".pin_key", e.PINKey, zones)
@@ -333,6 +338,45 @@ func (f *faults) validatePINFormats(c *Config) {
 		}
 		if why != nil {
 			f.add(fmt.Sprintf("endpoints[%d].pin_format", i), "does not go with %s, which routes bring to it: %v", strings.Join(bringers, ", "), why)
+		}
+	}
+}
+
+// mostSuspension bounds the time for which a link is out of service by itself.
+const mostSuspension = 7 * 24 * time.Hour
+
+// mac checks the key of a party whose messages carry MACs, and that no other has it: a key that two share proves nothing about who of them has
+// sent a message.
+func (f *faults) mac(c *Config, at, dialect, label string, failures int) {
+	f.count(at+".mac_failures", failures, 1_000_000)
+	spoken, err := specs.Load(dialect)
+	switch {
+	case err != nil: // which is a fault already
+	case spoken.MAC.Place != specs.MACLast && label != "":
+		f.add(at+".mac_key", "%q has no MAC in its messages (mac.place)", spoken.Name)
+	case spoken.MAC.Place == specs.MACLast && label == "":
+		f.add(at+".mac_key", "missing: %q has a MAC in its messages (mac.place)", spoken.Name)
+	}
+	if label == "" {
+		return
+	}
+	i := slices.IndexFunc(c.HSM.Keys, func(k KeyConfig) bool { return k.Label == label })
+	switch {
+	case i < 0:
+		f.add(at+".mac_key", "no key %q in hsm.keys", label)
+	case !slices.Contains(macUses, c.HSM.Keys[i].Use):
+		f.add(at+".mac_key", "key %q has the use %q, not one of %s", label, string(c.HSM.Keys[i].Use), oneOf(macUses))
+	case err == nil && spoken.MAC.Padding != 0 && c.HSM.Keys[i].Use != hsm.MACX919:
+		f.add(at+".mac_key", "%q has a padding (mac.padding), and a %s key its own", spoken.Name, string(c.HSM.Keys[i].Use))
+	}
+	for j, u := range c.Upstreams {
+		if path := fmt.Sprintf("upstreams[%d]", j); u.MACKey == label && path < at {
+			f.add(at+".mac_key", "key %q is %s.mac_key already", label, path)
+		}
+	}
+	for j, e := range c.Endpoints {
+		if path := fmt.Sprintf("endpoints[%d]", j); e.MACKey == label && path < at {
+			f.add(at+".mac_key", "key %q is %s.mac_key already", label, path)
 		}
 	}
 }
@@ -589,7 +633,9 @@ func (f *faults) validateParts(c *Config) {
 			files = &t
 		}
 		check(fmt.Sprintf("upstreams[%d]", i), u.Dialect, files, func(codec *messages.Codec, p *party) error {
-			return checkDoor(u.forDoor(u.forSwitch(codec), p))
+			cfg := u.forDoor(u.forSwitch(codec), p)
+			cfg.MAC = newMACKey(nil, u.MACKey, codec.Dialect()) // it is not used
+			return checkDoor(cfg)
 		})
 	}
 	for i, e := range c.Endpoints {
@@ -598,7 +644,11 @@ func (f *faults) validateParts(c *Config) {
 			t := e.TLS.files()
 			files = &t
 		}
-		check(fmt.Sprintf("endpoints[%d]", i), e.Dialect, files, func(codec *messages.Codec, p *party) error { return checkLinks(e.forConn(codec, p)) })
+		check(fmt.Sprintf("endpoints[%d]", i), e.Dialect, files, func(codec *messages.Codec, p *party) error {
+			cfg := e.forConn(codec, p)
+			cfg.MAC = newMACKey(nil, e.MACKey, codec.Dialect()) // it is not used
+			return checkLinks(cfg)
+		})
 	}
 }
 
@@ -692,11 +742,8 @@ func (f *faults) address(path, value string, leastPort int) {
 
 func (f *faults) dialect(path, name string) {
 	f.given(path, name)
-	dialect, err := specs.Load(name)
-	if err != nil {
+	if _, err := specs.Load(name); err != nil {
 		f.add(path, "%s", oneLine(err))
-	} else if dialect.MAC.Place == specs.MACLast {
-		f.add(path, "%q has a MAC in its messages (mac.place), and none is made or checked yet", dialect.Name)
 	}
 }
 
