@@ -41,6 +41,14 @@ var ErrMAC = errors.New("message authentication code is wrong")
 
 // MAC returns the left-most 8 bytes of the MAC of the data. The error is ErrUnavailable. The caller may clear the data as soon as it returns.
 func (h *HSM) MAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) {
+	code, err := h.wholeMAC(ctx, key, data)
+	if err != nil {
+		return nil, err
+	}
+	return code[:macBytes:macBytes], nil
+}
+
+func (h *HSM) wholeMAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) {
 	switch h.uses[key.Label] {
 	case MACX919, MACCMAC, MACHMAC:
 	case PINIn, PINOut, PANSeal, PANToken, ZMK, TLSKey:
@@ -62,7 +70,7 @@ func (h *HSM) MAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) 
 			return fmt.Errorf("making MAC: %w", err) // held stays: the call is tried again in the next generation
 		}
 		clear(held[:cap(held)])
-		out = code[:macBytes:macBytes]
+		out = code
 		return nil
 	})
 	if err != nil {

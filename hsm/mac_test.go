@@ -140,9 +140,6 @@ func wantMACs(t *testing.T, h *hsm.HSM) {
 			"CMAC of TDES":    {hsm.MACKey{Label: "tdes"}, cmacOf(tripleDES(t, retailValue), text)},
 			"HMAC":            {hsm.MACKey{Label: "hmac"}, hmacOf(hmacValue, text)[:8]},
 		} {
-			if length == 0 && name != "X9.19" { // SoftHSM signs no empty message
-				continue
-			}
 			given := bytes.Clone(text)
 			got, err := h.MAC(t.Context(), test.key, given)
 			if err != nil || !bytes.Equal(got, test.want) || !bytes.Equal(given, text) {
