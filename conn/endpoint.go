@@ -393,7 +393,7 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 		if !own {
 			e.tell(Unasked{Message: m, Arrival: Second})
 		}
-	case kindUndecodable, kindMismatch, kindWrongLink:
+	case kindUndecodable, kindMismatch, kindWrongLink, kindWrongMAC, kindUnchecked:
 		e.sometimes.Do(func() {
 			e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN),
 				"error", errors.Join(fault, differs))
