@@ -101,6 +101,7 @@ const (
 type station struct {
 	t    *testing.T
 	path string
+	macs *simulator.MACKey // of both sides of the daemon; nil: their messages carry none
 
 	mu       sync.Mutex
 	chance   *rand.Rand                         // guarded by mu
@@ -133,12 +134,20 @@ func (s *station) strikes(n int) bool {
 func simulate(t *testing.T, seed uint64) simulated {
 	s := &station{t: t, path: filepath.Join(t.TempDir(), "journal.db"), chance: rand.New(rand.NewPCG(seed, 0)),
 		running: make(chan struct{}, 1), failed: make(chan struct{}, 1)}
+	faults := simulator.Faults{Seed: seed,
+		Lost: .02, Late: .01, Delay: .1, MaxDelay: 25 * time.Second, Silence: .03, Drop: .01, Close: .01, Duplicate: .03, Reorder: .05,
+		Garble: .02, NoSTAN: .01, OtherLink: .05, CutAnswer: .01, Stall: .005, Demand: .02}
+	if seed%2 == 0 {
+		var err error
+		if s.macs, err = simulator.NewMACKey(simulator.MACHMAC, 0, make([]byte, 32)); err != nil {
+			t.Fatal(err)
+		}
+		faults.BadMAC = .02
+	}
 	if err := journal.Create(s.path, "simulated"); err != nil {
 		t.Fatal(err)
 	}
-	processor, err := simulator.NewProcessor(simulator.ProcessorConfig{Codec: codecOf(t, "iso87-ascii"), Faults: simulator.Faults{Seed: seed,
-		Lost: .02, Late: .01, Delay: .1, MaxDelay: 25 * time.Second, Silence: .03, Drop: .01, Close: .01, Duplicate: .03, Reorder: .05,
-		Garble: .02, NoSTAN: .01, OtherLink: .05, CutAnswer: .01, Stall: .005, Demand: .02}})
+	processor, err := simulator.NewProcessor(simulator.ProcessorConfig{Codec: s.codec("iso87-ascii"), Faults: faults, MAC: s.softMAC()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +161,7 @@ func simulate(t *testing.T, seed uint64) simulated {
 
 	book := simulator.NewBook(0)
 	for u := range simulatedUpstreams {
-		client, err := simulator.NewUpstream(simulator.UpstreamConfig{Codec: codecOf(t, "iso87-binary"), Book: book, Connections: 2,
+		client, err := simulator.NewUpstream(simulator.UpstreamConfig{Codec: s.codec("iso87-binary"), Book: book, Connections: 2, MAC: s.softMAC(),
 			Dial: func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, u) }, ReplyTimeout: 40 * time.Second})
 		if err != nil {
 			t.Fatal(err)
@@ -199,6 +208,8 @@ func simulate(t *testing.T, seed uint64) simulated {
 	}
 	if counts := processor.Ledger().Counts(); counts.DemandsAnswered == 0 {
 		t.Errorf("none of what the processor demanded was answered: %+v", counts)
+	} else if s.macs != nil && (counts.Effects["wrong_mac"] == 0 || counts.WrongMACs != 0) {
+		t.Errorf("no answer had a wrong MAC, or one of ours had: %+v", counts)
 	}
 	if result.Transactions < simulatedUpstreams*simulatedRequests/5 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
 		result.Advices == 0 || result.DuplicatesAnswered == 0 {
@@ -335,7 +346,7 @@ func (s *station) open() bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	endpoint, err := conn.New(conn.Config{Name: "processor", Codec: codecOf(t, "iso87-ascii"), Links: conn.Dialled("a:1", "b:1"),
+	endpoint, err := conn.New(conn.Config{Name: "processor", Codec: s.codec("iso87-ascii"), Links: conn.Dialled("a:1", "b:1"), MAC: s.frailMAC(), MACSuspension: 10 * time.Second,
 		ReplyTimeout: 10 * time.Second, WriteTimeout: 2 * time.Second, DialTimeout: 2 * time.Second, SignOnTimeout: 5 * time.Second,
 		EchoInterval: 15 * time.Second, EchoTimeout: 5 * time.Second, EchoMisses: 2, BackoffMin: 50 * time.Millisecond, BackoffMax: 2 * time.Second,
 		InFlight: 256, Dial: s.dialLink}, log, registry)
@@ -344,7 +355,7 @@ func (s *station) open() bool {
 	}
 	frail := &frailRecorder{Recorder: record, station: s}
 	desk, err := acquirer.New(acquirer.Config{Journal: frail, Vault: &softVault{s}, InFlight: 256,
-		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", codecOf(t, "iso87-ascii"), endpoint)},
+		Endpoints: []*acquirer.Endpoint{acquirer.NewEndpoint("processor", "", s.codec("iso87-ascii"), endpoint)},
 		Routes:    []acquirer.Route{{Endpoint: "processor"}},
 		Forward: acquirer.Forwarding{RetryMin: time.Second, RetryMax: 30 * time.Second, ParkAfter: 24 * time.Hour,
 			NotFoundFinal: 100 * time.Second, Poll: time.Second, Parallel: 8, Rate: 100}}, log, registry)
@@ -369,7 +380,7 @@ func (s *station) open() bool {
 	}, nil)
 	forwarding.begin(desk.Run, s.failed)
 	for u := range servings {
-		door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: fmt.Sprint("pos-", u), Codec: codecOf(t, "iso87-binary")},
+		door, err := upstream.New(upstream.Config{Upstream: &acquirer.Upstream{Name: fmt.Sprint("pos-", u), Codec: s.codec("iso87-binary")}, MAC: s.frailMAC(),
 			InFlight: 128, Connections: 8, Budget: 30 * time.Second, IdleTimeout: time.Hour, FrameTimeout: 5 * time.Second,
 			WriteTimeout: 5 * time.Second}, desk, log, registry)
 		if err != nil {
@@ -562,6 +573,50 @@ func turned(b []byte) []byte {
 		out[i] = ^c
 	}
 	return out
+}
+
+// codec is that of a dialect, with MACs if the station has them.
+func (s *station) codec(name string) *messages.Codec {
+	c := codecOf(s.t, name)
+	if s.macs != nil {
+		c.Dialect().MAC.Place = specs.MACLast
+	}
+	return c
+}
+
+// softMAC is the key of a simulated party.
+func (s *station) softMAC() messages.MACKey {
+	if s.macs == nil {
+		return nil
+	}
+	return s.macs
+}
+
+// frailMAC is the same in the daemon's HSM, which is down now and then.
+func (s *station) frailMAC() messages.MACKey {
+	if s.macs == nil {
+		return nil
+	}
+	return &frailMAC{s.macs, s}
+}
+
+type frailMAC struct {
+	*simulator.MACKey
+	station *station
+}
+
+func (k *frailMAC) MAC(ctx context.Context, data []byte) ([]byte, error) {
+	if k.station.strikes(100) {
+		return nil, hsm.ErrUnavailable
+	}
+	return k.MACKey.MAC(ctx, data)
+}
+
+func (k *frailMAC) VerifyMAC(ctx context.Context, data, mac []byte) error {
+	if k.station.strikes(100) {
+		return hsm.ErrUnavailable
+	}
+	return k.MACKey.VerifyMAC(ctx, data, mac)
 }
 
 func codecOf(t *testing.T, name string) *messages.Codec {

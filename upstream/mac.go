@@ -138,29 +138,28 @@ func (s *session) handleChecked(a arrival, answering *sync.WaitGroup) error {
 }
 
 // disbelieve refuses a message that may be somebody else's. What repeats something that is in flight or on record is not answered: the upstream
-// would believe the refusal of what may have been approved. Its error ends the connection.
+// would believe the refusal of what may have been approved. One that could not be checked is turned away as one for which there is no room: its
+// refusal is remembered, so that another copy of it is not approved when the HSM is back. Its error ends the connection.
 func (s *session) disbelieve(m *messages.Message, why error) error {
 	defer m.Clear()
 	d := s.door
-	answers := d.upstream.Codec.Dialect().Answers
-	kind, code := kindUnchecked, answers.Malfunction
-	wrong := errors.Is(why, messages.ErrMAC)
-	if wrong {
-		kind, code = kindWrongMAC, answers.MACIncorrect
-		d.metrics.macs.WithLabelValues(sideUpstream, d.upstream.Name).Inc()
-	}
-	d.metrics.messages.WithLabelValues(d.upstream.Name, kind).Inc()
+	req := acquirer.Request{Upstream: d.upstream, Message: m, Key: s.keyOf(m)}
+	recognisable := m.MTI.IsRequest() && m.Has(messages.STAN) && (m.Has(messages.TransmissionTime) || m.Has(messages.LocalTime))
 	d.sometimes.Do(func() {
 		s.log.Warn("message is not proven to be the upstream's", "mti", string(m.MTI), "upstream_stan", m.Get(messages.STAN), "error", why)
 	})
-	recognisable := m.MTI.IsRequest() && m.Has(messages.STAN) && (m.Has(messages.TransmissionTime) || m.Has(messages.LocalTime))
-	if recognisable && !d.desk.Known(s.ctx, acquirer.Request{Upstream: d.upstream, Message: m, Key: s.keyOf(m)}) {
-		if err := s.tell(messages.NewAnswer(m, code)); err != nil {
+	if !errors.Is(why, messages.ErrMAC) {
+		if !recognisable {
+			return nil
+		}
+		return s.turnAway(req, kindUnchecked)
+	}
+	d.metrics.macs.WithLabelValues(sideUpstream, d.upstream.Name).Inc()
+	d.metrics.messages.WithLabelValues(d.upstream.Name, kindWrongMAC).Inc()
+	if recognisable && !d.desk.Known(s.ctx, req) {
+		if err := s.tell(messages.NewAnswer(m, d.upstream.Codec.Dialect().Answers.MACIncorrect)); err != nil {
 			return err
 		}
-	}
-	if !wrong {
-		return nil
 	}
 	return s.mistrust(time.Now())
 }
