@@ -508,3 +508,62 @@ func TestAKeyAndADialectBelongTogether(t *testing.T) {
 		}
 	}
 }
+
+// What does not keep the format has no code that could be checked. The callback is told so, and takes it for nobody's.
+func TestARequestThatCannotBeReadIsNotProven(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		advice := requestOf(messages.AuthorizationAdvice, 1)
+		advice.Set(messages.Terminal, "TERM0001")
+		frame, err := h.codec.EncodeFrameWithMAC(context.Background(), h.key, advice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		frame[len(frame)-1] = 'x' // of the MAC in hexadecimal digits
+		h.open()[0].write(frame)
+		got := r.demanded(0)
+		var format *messages.FormatError
+		if !errors.Is(got.Fault, ErrMAC) || !errors.As(got.Fault, &format) || errors.Is(got.Fault, messages.ErrMAC) {
+			t.Errorf("got %v", got.Fault)
+		}
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 0 {
+			t.Errorf("%v failures: it may be a fault of the line", got)
+		}
+	})
+}
+
+// A reject header has no MAC: anybody could turn an approval into a refusal by it.
+func TestARejectHeaderProvesNothing(t *testing.T) {
+	for _, macs := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, "visa-like")
+			cfg := config(h)
+			if macs {
+				h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast}
+				h.key, cfg.MAC = &softKey{}, &softKey{}
+			}
+			h.handle = func(l *hostLink, m *messages.Message) {
+				body, err := h.codec.Encode(m)
+				if err != nil {
+					t.Error(err)
+				}
+				returned := append(make([]byte, 26, 26+len(body)), body...) // see simulator.rejection
+				copy(returned, body[:22])
+				returned[0], returned[3], returned[4], returned[24], returned[25] = 26, byte(len(returned)>>8), byte(len(returned)), 1, 1
+				l.write(h.codec.Dialect().Framing.Append(nil, returned))
+			}
+			r := start(t, cfg, h)
+			defer r.end()
+			synctest.Wait()
+			m := request(1)
+			m.Set(messages.RRN, "000000000001")
+			m.Set(messages.Merchant, "MERCHANT       ")
+			m.Set(messages.POSEntryMode, "051")
+			m.Set(messages.POSConditionCode, "00")
+			a := r.exchange(m)
+			<-a.done
+			if macs != errors.Is(a.err, ErrMAC) || !macs && (a.err != nil || a.answer.Get(messages.ResponseCode) != "30") {
+				t.Errorf("MACs %t: got %v, %v", macs, a.answer, a.err)
+			}
+		})
+	}
+}

@@ -25,7 +25,7 @@ import (
 var dialects = map[string]*specs.Dialect{}
 
 func TestMain(m *testing.M) {
-	for _, name := range []string{"iso87-ascii", "iso87-binary"} {
+	for _, name := range []string{"iso87-ascii", "iso87-binary", "visa-like"} {
 		d, err := specs.Load(name)
 		if err != nil {
 			panic(err)
