@@ -33,6 +33,7 @@ const (
 	auditStop   = "stop"
 	auditReveal = "reveal" // a whole PAN, for a person
 	auditReseal = "reseal"
+	auditRotate = "rotate" // a new zone key, asked for by a person
 )
 
 const resultOK = "ok"

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"acquirerd/acquirer"
+	"acquirerd/journal"
 )
 
 // A rotation is what became of a request for a new zone key.
@@ -64,6 +65,15 @@ func (c *cli) keysRotate(ctx context.Context, endpoint string, timeout time.Dura
 	})
 }
 
+// rotationEvent is what the audit trail has of an operator's request, beside the change itself, which the HSM tells of.
+func rotationEvent(who, endpoint string, rotated acquirer.KeyRotation, err error) journal.AuditEvent {
+	e := journal.AuditEvent{Who: who, What: auditRotate, Key: rotated.Key, KCV: rotated.KCV, Result: resultOK, Detail: "endpoint " + endpoint}
+	if err != nil {
+		e.Result = oneLine(err)
+	}
+	return e
+}
+
 // controlRotate asks an endpoint's processor for a new zone key.
 func (d *daemon) controlRotate(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("endpoint")
@@ -80,6 +90,7 @@ func (d *daemon) controlRotate(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	d.log.Warn("asked by an operator", "command", "keys rotate", "endpoint", name)
 	rotated, err := d.desk.RotateKey(ctx, name)
+	d.auditor.note(rotationEvent(askedBy(r), name, rotated, err))
 	if err != nil {
 		code := http.StatusConflict
 		if errors.Is(err, acquirer.ErrKeyUnconfirmed) {
