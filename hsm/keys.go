@@ -498,7 +498,7 @@ func (k *key) strength(m module, s pkcs11.SessionHandle) (int, error) {
 		return strengthOf(TDES, tdes2Bytes), err
 	}
 	bytes, err := number(m, s, k.handle, pkcs11.CKA_VALUE_LEN)
-	return strengthOf(k.recipe.algorithm, int(bytes)), err //nolint:gosec // judge has found it among the recipe's lengths
+	return strengthOf(k.recipe.algorithm, int(bytes)), err
 }
 
 // block is the length of a block in bytes.
