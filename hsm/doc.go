@@ -42,8 +42,8 @@
 // # PIN translation
 //
 // PIN blocks of ISO 9564-1 formats 0, 1 and 3 under TDES zone keys of double or triple length, and of format 4 under AES ones, each into each that PCI
-// PIN 3-3 allows (AllowedPair), of the same PAN. A pair that is not allowed is refused before any call. It is transient: decipher, check, encipher, each
-// twice for a block of format 4. Where the format stays the same, so does the clear block, with its random part; else a new one is drawn. The
+// PIN 3-3 allows (AllowedPair), of the same PAN, or of a surrogate PAN that a MAC binds to it (Surrogate). A pair that is not allowed is refused before any
+// call. It is transient: decipher, check, encipher, each twice for a block of format 4. Where the format stays the same, so does the clear block, with its random part; else a new one is drawn. The
 // clear block is in locked memory that no core dump holds and that is cleared before the call returns; the module writes it there and reads it
 // there (library.go), and what the module itself keeps of it is the module's. So this
 // way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed
@@ -172,6 +172,6 @@
 //
 // # What it refuses to do
 //
-// Give a clear PIN or PIN block to anybody; translate to another PAN, a format that would unbind the PIN from it, or single DES; take format 2; seal with a key that it has not
+// Give a clear PIN or PIN block to anybody; translate to another PAN without a proof that it is the same card's, to a format that would unbind the PIN from it, or single DES; take format 2; seal with a key that it has not
 // checked; work with unlocked memory; offer a refused user PIN again; put data, PINs or keys into errors and logs.
 package hsm

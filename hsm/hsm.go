@@ -39,6 +39,7 @@ type Config struct {
 	Keys     []Key  // every key that may be used
 	SealKey  string // label of the pan-seal key that seals; the others only open
 	TokenKey string // label of the pan-token key
+	BindKey  string // label of the mac-cmac key that binds surrogate PANs to their PANs, and does nothing else; "" if there are no surrogates
 }
 
 // A Backoff doubles from Min to Max. Each wait is drawn from the upper half, so that many daemons do not rise together.
@@ -193,6 +194,7 @@ func (c *Config) validate() error {
 	}
 	check(uses[c.SealKey] == PANSeal, "HSM seal key %q: no key of use %s has that label", c.SealKey, PANSeal)
 	check(uses[c.TokenKey] == PANToken, "HSM token key %q: no key of use %s has that label", c.TokenKey, PANToken)
+	check(c.BindKey == "" || uses[c.BindKey] == MACCMAC, "HSM key for surrogate PANs %q: no key of use %s has that label", c.BindKey, MACCMAC)
 	return errors.Join(faults...)
 }
 

@@ -18,6 +18,9 @@ type Card struct {
 
 	FromFormat, ToFormat Format // of the block under From, and of the one that is made under To
 
+	// Surrogate is what the block was made with in the place of PAN, with the proof that the one stands for the other. Without one, PAN itself.
+	Surrogate Surrogate
+
 	// Previous takes the key that To was before its last change: for a retry after the processor could not read the block
 	// under the new one. Without one, or after the overlap, it is ErrNoPreviousKey.
 	Previous bool
@@ -47,7 +50,8 @@ const (
 )
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
-// all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrPINFormat too), ErrPINBlock, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
+// all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrPINFormat too), ErrPINBlock (a
+// surrogate that is not bound to the PAN: ErrBinding too), ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
 func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
@@ -60,6 +64,14 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 		if pan == "" || len(c.PINBlock.Reveal()) != c.FromFormat.Bytes() {
 			h.count(ErrPINBlock)
 			return Protected{}, ErrPINBlock
+		}
+		if c.changeOfPAN() == BoundPAN {
+			if err := h.checkBinding(ctx, c); err != nil { // of one that the token refuses, VerifyMAC has counted it
+				if errors.Is(err, ErrBinding) {
+					h.count(err)
+				}
+				return Protected{}, err
+			}
 		}
 	case pan == "":
 		return Protected{}, ErrNoPAN
@@ -121,7 +133,7 @@ func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte,
 	}
 	h.used(from.current)
 	h.used(to)
-	t := translation{c.FromFormat, c.ToFormat, pan, pan, h.newFill}
+	t := translation{c.FromFormat, c.ToFormat, c.blockPAN(), pan, h.newFill}
 	block = make([]byte, t.to.Bytes())
 	err = w.translate(t, from.current, to, block, in)
 	for _, old := range from.before(now) {
@@ -144,7 +156,7 @@ func (h *HSM) checkPair(c Card) error {
 	if h.uses[c.From] != PINIn || h.uses[c.To] != PINOut {
 		return fmt.Errorf("%w: %q and %q are not a %s and a %s key of the configuration", ErrUnavailable, c.From, c.To, PINIn, PINOut)
 	}
-	if err := AllowedPair(c.FromFormat, c.ToFormat, SamePAN); err != nil {
+	if err := AllowedPair(c.FromFormat, c.ToFormat, c.changeOfPAN()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return nil
