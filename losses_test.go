@@ -119,7 +119,7 @@ func TestTheHSMIsLostUnderLoad(t *testing.T) {
 		})
 	}
 	for loss := range *losses {
-		fault := uint32(loss%4 + 1) //nolint:gosec // 1 to 4
+		fault := uint32(loss%4 + 1)
 		goods, met := code("00").Load(), module.met()
 		module.set(fault)
 		eventually(t, "a call that meets the fault", func() bool { return module.met() > met })

@@ -62,7 +62,7 @@ func (h *HSM) used(k *key) {
 	if !found {
 		day, _ = h.usedOn.days.LoadOrStore(k.Label, new(atomic.Int64))
 	}
-	last := day.(*atomic.Int64) //nolint:errcheck,forcetypeassert // see usedDays
+	last := day.(*atomic.Int64)
 	if was := last.Load(); was != today && last.CompareAndSwap(was, today) {
 		h.tell(KeyUsed, k.Label, k.KCV, string(k.Use))
 	}

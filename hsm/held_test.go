@@ -68,7 +68,7 @@ func (f *scriptedUpdates) CloseSession(s pkcs11.SessionHandle) error {
 func (f *scriptedUpdates) start(t *testing.T) *HSM {
 	t.Helper()
 	cfg := f.config()
-	cfg.Workers = 1
+	cfg.Workers, cfg.CallTimeout = 1, time.Minute // some calls do very much
 	h, err := newHSM(cfg, slog.New(slog.DiscardHandler), nil, func(string) (module, error) { return f, nil })
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package hsm_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"syscall"
@@ -88,7 +87,7 @@ func BenchmarkHSM(b *testing.B) {
 		b.Fatal(err)
 	}
 	block := hsmtest.EncipherPIN(hsmtest.UpstreamZPK, pan.Reveal(), "1234")
-	h, err := hsm.New(cfg, slog.New(slog.NewTextHandler(io.Discard, nil)), nil)
+	h, err := hsm.New(cfg, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		b.Fatal(err)
 	}
