@@ -1,4 +1,5 @@
-// Package card holds the values of a payment card that must not leak: PAN, track 2, expiry and PIN block.
+// Package card holds the values of a payment card that must not leak: PAN, track 2, expiry and PIN block. Beside them it has the key serial
+// number that comes with a PIN block and is no secret.
 //
 // A value of this package prints itself masked, whatever prints it: fmt with any verb, slog, encoding/json, and also
 // when it is an unexported field of another struct. Its digits stand behind a pointer, because fmt does not call the
