@@ -1,5 +1,12 @@
 package messages
 
+import (
+	"slices"
+
+	"acquirerd/card"
+	"acquirerd/specs"
+)
+
 // identifying are the elements by which an answer repeats its request, so that the asker recognises it (ISO 8583:1987, table of
 // messages: "echo").
 var identifying = []Element{PAN, ProcessingCode, Amount, TransmissionTime, STAN, LocalTime, LocalDate, FunctionCode, POSConditionCode,
@@ -26,6 +33,57 @@ func NewFormatError(request *Message, responseCode string, failing Element) *Mes
 
 // cryptograms are made under the keys of one hop, and mean nothing on another.
 var cryptograms = []Element{PINData, SecurityControl, MAC, MAC2}
+
+// isOfHop reports whether an element is made for the hop that a message of this dialect comes over, and means nothing on another: cryptograms,
+// and the number of the key that they were made under.
+func isOfHop(d *specs.Dialect, e Element) bool {
+	return slices.Contains(cryptograms, e) || e == keySerialNumber(d)
+}
+
+// keySerialNumber is the element in which messages of a dialect have one, 0 if they have none.
+func keySerialNumber(d *specs.Dialect) Element { return Element(d.KeySerialNumber.Element) }
+
+// KeySerialNumberElement is the element in which requests of this dialect have the key serial number of what is under DUKPT; 0 if they have
+// none.
+func (c *Codec) KeySerialNumberElement() Element { return keySerialNumber(c.dialect) }
+
+// KSN returns the key serial number of a request, zero if it has none. Its error is a *FormatError: what stands there is none, or has a counter
+// that no transaction has.
+func (c *Codec) KSN(m *Message) (card.KSN, error) {
+	e := keySerialNumber(c.dialect)
+	value := m.bytes(e)
+	if e == 0 || len(value) == 0 {
+		return card.KSN{}, nil
+	}
+	var ksn card.KSN
+	var err error
+	if c.dialect.KeySerialNumber.Form == specs.KeySerialNumberHex {
+		ksn, err = card.ParseKSN(string(value))
+	} else {
+		ksn, err = card.NewKSN(value)
+	}
+	if err != nil {
+		return card.KSN{}, &FormatError{e, "is not a key serial number"}
+	}
+	if ksn.Check() != nil {
+		return card.KSN{}, &FormatError{e, "is a key serial number with a counter that no transaction has"}
+	}
+	return ksn, nil
+}
+
+// SetKSN gives a request its key serial number, if the dialect has a place for it; the zero KSN removes it.
+func (c *Codec) SetKSN(m *Message, ksn card.KSN) {
+	e := keySerialNumber(c.dialect)
+	switch {
+	case e == 0:
+	case ksn.IsZero():
+		m.Delete(e)
+	case c.dialect.KeySerialNumber.Form == specs.KeySerialNumberHex:
+		m.put(e, []byte(ksn.String()))
+	default:
+		m.put(e, ksn.Bytes())
+	}
+}
 
 // AnswerAlso is an answer once more, to a repeat of its request: behind the header of that.
 func AnswerAlso(repeat, answer *Message) *Message {

@@ -124,7 +124,7 @@ func (p Passage) Losses() Losses {
 	}
 	from, to := &Codec{p.from}, &Codec{p.to}
 	l.Parts = from.TakesParts() && !to.TakesParts()
-	for _, e := range cryptograms {
+	for _, e := range p.ofHop() {
 		_, has := p.from.Fields[int(e)]
 		_, takes := p.to.Fields[int(e)]
 		if has && takes {
@@ -132,6 +132,17 @@ func (p Passage) Losses() Losses {
 		}
 	}
 	return l
+}
+
+// ofHop are the elements of From's that are of one hop, ascending.
+func (p Passage) ofHop() []Element {
+	var elements []Element
+	for e := Element(2); e <= mostElements; e++ {
+		if isOfHop(p.from, e) {
+			elements = append(elements, e)
+		}
+	}
+	return elements
 }
 
 const mostElements = 128
@@ -203,7 +214,7 @@ func (p Passage) lossesOf(e Element, types []MTI) []Loss {
 func (p Passage) lossOf(mti MTI, e Element, f specs.Field) (Loss, bool) {
 	to, known := p.to.Field(p.to.WireMTI(string(mti)), int(e))
 	switch {
-	case slices.Contains(cryptograms, e):
+	case isOfHop(p.from, e):
 		if e == PINData && !known {
 			return Loss{Element: e, Always: true, Why: "it has no field there: a PIN block cannot be sent on"}, true
 		}

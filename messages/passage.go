@@ -46,7 +46,7 @@ func (p Passage) Carry(m *Message, at time.Time) (carried *Message, lost []Eleme
 	for _, entry := range m.elements {
 		e := entry.element
 		switch {
-		case slices.Contains(cryptograms, e), p.isTime(e) && timed:
+		case isOfHop(p.from, e), p.isTime(e) && timed:
 			continue // made anew, or carried already
 		case p.isTime(e):
 			lost = append(lost, e)
@@ -102,6 +102,8 @@ func (p Passage) barred(mti MTI, e Element, length int) (f specs.Field, why stri
 	switch {
 	case !known:
 		return f, "it has no field there"
+	case e == keySerialNumber(p.to):
+		return f, "it is the key serial number there"
 	case own.Binary() != f.Binary():
 		return f, "it is bytes on one side and text on the other"
 	case e == ResponseCode:

@@ -71,6 +71,9 @@ type Dialect struct {
 	// Sensitive are elements that are masked beyond those that always are, or, of the private ones, less than usual.
 	Sensitive map[int]Mask `yaml:"sensitive,omitempty"`
 
+	// KeySerialNumber says where this party's requests have the key serial number of a PIN block, or a MAC, under DUKPT. Without it they have none.
+	KeySerialNumber KeySerialNumber `yaml:"key_serial_number,omitempty"`
+
 	MAC    MAC    `yaml:"mac,omitempty"`
 	Timers Timers `yaml:"timers,omitempty"`
 

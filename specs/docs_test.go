@@ -44,7 +44,8 @@ func TestTheManualHasAllThatADialectFileMayHold(t *testing.T) {
 		string(ReplacementISO93), string(ReplacementNone), string(AuthorizationIDAbsent), string(AuthorizationIDCarried), string(AnswerUnknown),
 		string(ForwardUnknown), string(MACNone), string(MACLast), string(MaskHidden), string(MaskPANs), string(PadLeftZero), string(PadRightSpace),
 		string(ContentBERTLV), string(ExtentAuto), string(ExtentFixed), string(CountsValue), string(CountsWire), string(KeepaliveRefused),
-		string(KeepaliveIgnored), string(KeepaliveAnswered), string(ISO87), string(ISO93))
+		string(KeepaliveIgnored), string(KeepaliveAnswered), string(ISO87), string(ISO93),
+		string(KeySerialNumberBinary), string(KeySerialNumberHex))
 	words = append(words, keysOf(reflect.TypeFor[Dialect]())...)
 	for _, word := range words {
 		if !quoted[word] {

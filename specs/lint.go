@@ -69,6 +69,7 @@ func (d *Dialect) lint() []error {
 	l.lintFunctionCodes()
 	l.lintReversal()
 	l.lintProtection()
+	l.lintKeySerialNumber()
 	slices.SortFunc(l.faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return l.faults
 }

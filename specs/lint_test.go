@@ -35,6 +35,25 @@ const (
 )
 
 var badLines = []badLine{
+	{name: "a KSN of no form", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 53 }"}, want: []string{`key_serial_number.form: "" is not one of binary, hex`}},
+	{name: "a KSN in no field", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 65, form: hex }"}, want: []string{"key_serial_number.element: field 65 is not in fields"}},
+	{name: "a KSN without an element", changes: []string{matchLine, matchLine + "\nkey_serial_number: { form: hex }"}, want: []string{"key_serial_number.element: field 0 is not in fields"}},
+	{name: "a KSN in a field that is shown", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 54, form: hex }"}, want: []string{"key_serial_number.element: field 54 is shown"}},
+	{name: "a KSN in a field that is shown but for card numbers", changes: []string{matchLine, matchLine + "\nsensitive: { 48: pans }\nkey_serial_number: { element: 48, form: hex }"},
+		more: true, want: []string{"key_serial_number.element: field 48 is shown"}},
+	{name: "a KSN in the PIN block", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 52, form: binary }"}, want: []string{"key_serial_number.element: field 52 holds something else"}},
+	{name: "a KSN in what names an original", more: true, changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 90, form: hex }"}, want: []string{"key_serial_number.element: field 90 holds something else"}},
+	{name: "a KSN that is to be stored", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 62, form: hex }", "stored: [14, 55,", "stored: [14, 55, 62,"},
+		want: []string{"key_serial_number.element: field 62 is in advices.stored"}},
+	{name: "a KSN of bytes in text", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 62, form: binary }"}, want: []string{`fields.62.type: "String" is not of key_serial_number.form, which is binary`}},
+	{name: "a KSN of text in bytes", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 55, form: hex }"}, more: true, want: []string{"key_serial_number.element: field 55 holds something else"}},
+	{name: "a KSN in digits", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 53, form: hex }"}, want: []string{"fields.53: does not hold a key serial number"}},
+	{name: "a KSN in a field that is too short", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 62, form: hex }", "  62: { type: String, length: 999,", "  62: { type: String, length: 15,"},
+		want: []string{"fields.62: does not hold a key serial number"}},
+	{name: "a KSN in a field that is too short in one type", changes: []string{matchLine, matchLine + "\nkey_serial_number: { element: 62, form: hex }",
+		request, `"0100": { mandatory: [3, 4, 7, 11, 41, 49], one_of: [2, 35], fields: { 62: { type: String, length: 11, enc: Text, prefix: Fixed, description: x } } }`},
+		want: []string{"messages.0100.fields.62: does not hold a key serial number"}},
+
 	{name: "no name", changes: []string{"name: iso87-ascii", `name: ""`}, want: []string{"name: missing"}},
 	{name: "no version", changes: []string{`version: "2"`, `version: ""`}, want: []string{"version: missing"}},
 	{name: "an edition that is none", changes: []string{"standard: iso87", "standard: iso03"}, want: []string{`standard: "iso03" is not one of iso87, iso93`}},
