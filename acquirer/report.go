@@ -15,15 +15,16 @@ import (
 type refusal string
 
 const (
-	refusedBusy      refusal = "busy"
-	refusedDraining  refusal = "draining"
-	refusedFormat    refusal = "format"
-	refusedRoute     refusal = "no_route"
-	refusedPIN       refusal = "pin_untranslatable"
-	refusedHSM       refusal = "hsm"
-	refusedJournal   refusal = "journal"
-	refusedAgain     refusal = "refused_before" // another copy of it was
-	refusedDuplicate refusal = "duplicate"      // recorded by somebody else at the same moment; not answered
+	refusedBusy       refusal = "busy"
+	refusedDraining   refusal = "draining"
+	refusedFormat     refusal = "format"
+	refusedRoute      refusal = "no_route"
+	refusedPIN        refusal = "pin_untranslatable"
+	refusedRegression refusal = "ksn_regression" // the key serial number of its PIN block does not rise
+	refusedHSM        refusal = "hsm"
+	refusedJournal    refusal = "journal"
+	refusedAgain      refusal = "refused_before" // another copy of it was
+	refusedDuplicate  refusal = "duplicate"      // recorded by somebody else at the same moment; not answered
 )
 
 type metrics struct {
@@ -45,6 +46,8 @@ type metrics struct {
 
 	keySync     *prometheus.CounterVec
 	keyRequests *prometheus.CounterVec
+
+	regressions *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -83,17 +86,20 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		keyRequests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_key_requests_total",
 			Help: "New zone keys that processors were asked for, and what came of it."}, []string{"endpoint", "result"}),
 	}
+	m.regressions = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "acquirerd_ksn_regressions_total",
+		Help: "PIN blocks under DUKPT whose key serial number did not rise for its device: a block that was played again, or two devices with one key. A person must look."},
+		[]string{"upstream"})
 	for _, result := range []string{repeatJoined, repeatStored, repeatDiffers, repeatSilent} {
 		m.repeats.WithLabelValues(result)
 	}
 	for _, result := range []string{reversalRecorded, reversalKnown, reversalNothing, reversalNotFound, reversalDisagrees, reversalOther, reversalForwarded, reversalSilent} {
 		m.upstreamReversals.WithLabelValues(result)
 	}
-	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedHSM, refusedJournal, refusedAgain, refusedDuplicate} {
+	for _, reason := range []refusal{refusedBusy, refusedDraining, refusedFormat, refusedRoute, refusedPIN, refusedRegression, refusedHSM, refusedJournal, refusedAgain, refusedDuplicate} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	registry.MustRegister(m.transactions, m.refusals, m.seconds, m.phases, m.reversals, m.unasked, m.undelivered, m.repeats, m.upstreamReversals,
-		m.alarms, m.demands, m.demandAlarms, m.undone, m.keySync, m.keyRequests)
+		m.alarms, m.demands, m.demandAlarms, m.undone, m.keySync, m.keyRequests, m.regressions)
 	return m
 }
 

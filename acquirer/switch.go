@@ -38,6 +38,7 @@ type Switch struct {
 	inFlight sync.WaitGroup     // Add is called under mu, while not draining
 	matters  map[asking]*matter // requests in flight; guarded by mu
 	refused  refusals           // guarded by mu
+	devices  *devices           // of upstreams under DUKPT
 	slots    chan struct{}      // one for each message that may be in flight
 }
 
@@ -79,7 +80,7 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 		return nil, errors.New("in-flight limit must be at least 1")
 	}
 	s := &Switch{asks: make(chan string, mostAsks), journal: cfg.Journal, vault: cfg.Vault, keys: cfg.Keys, log: log,
-		matters: map[asking]*matter{}, refused: newRefusals(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
+		matters: map[asking]*matter{}, refused: newRefusals(), devices: newDevices(), metrics: newMetrics(registry), slots: make(chan struct{}, cfg.InFlight), sometimes: rate.Sometimes{First: 10, Interval: time.Second}}
 	s.table.Store(table)
 	for _, endpoint := range cfg.Endpoints {
 		s.metrics.begin(endpoint.Name)
@@ -91,10 +92,15 @@ func New(cfg Config, log *slog.Logger, registry prometheus.Registerer) (*Switch,
 // An Upstream is the party that asks.
 type Upstream struct {
 	Name   string
-	PINKey string // label of the zone key under which it sends PIN blocks; "" if it sends none
+	PINKey string // label of the zone key under which it sends PIN blocks; "" if it sends none, or under DUKPT
+	BDKKey string // instead of PINKey: label of the base derivation key of the devices that have enciphered them under DUKPT
 	Codec  *messages.Codec
 
 	PINFormat hsm.Format // of the PIN blocks that it sends; "" is format 0
+
+	// RefuseRegression refuses a PIN block whose key serial number does not rise, as of a block that is played again. Without it, that is an
+	// alarm.
+	RefuseRegression bool
 }
 
 // A Request is one message of an upstream.
@@ -156,6 +162,10 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 	if err != nil {
 		return refuse(refusedFormat, answers.FormatError, err), nil
 	}
+	ksn, err := keySerialNumber(req)
+	if err != nil {
+		return refuse(refusedFormat, answers.FormatError, err), nil
+	}
 	endpoint := s.route(req.Upstream.Name, req.Message, pan)
 	if endpoint == nil {
 		return refuse(refusedRoute, answers.NoRoute, nil), nil
@@ -171,14 +181,21 @@ func (s *Switch) Authorize(ctx context.Context, v *Visit) (result Result, err er
 
 	// Protect: the PIN block for the processor's zone, the PAN sealed and tokenised. Never a send with a PIN block that is not one.
 	protected, err := s.protect(ctx, req, pan, endpoint, false)
-	if errors.Is(err, hsm.ErrPINBlock) {
+	switch {
+	case errors.Is(err, hsm.ErrPINBlock):
 		return refuse(refusedPIN, answers.PINUntranslatable, err), nil
-	}
-	if err != nil {
+	case errors.Is(err, hsm.ErrKSN):
+		return refuse(refusedFormat, answers.FormatError, errors.Join(err, ofKSN(req, "is none of the base derivation key"))), nil
+	case err != nil:
 		return refuse(refusedHSM, answers.Malfunction, err), nil
 	}
 	defer protected.PINBlock.Clear()
 	spent.on(phaseHSM)
+
+	// The block was one, so that its key serial number is the device's word: does it rise?
+	if !s.rises(req, ksn) && req.Upstream.RefuseRegression {
+		return refuse(refusedRegression, answers.PINUntranslatable, nil), nil // a PIN that is entered anew comes under another key
+	}
 
 	// Build the processor's message.
 	passage := messages.NewPassage(req.Upstream.Codec, endpoint.Codec)
@@ -328,10 +345,18 @@ func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoin
 		return hsm.Protected{}, errors.Join(hsm.ErrPINBlock, err)
 	}
 	defer block.Clear()
-	if !block.IsZero() && (req.Upstream.PINKey == "" || endpoint.PINKey == "") {
+	from := req.Upstream.PINKey
+	ksn, err := keySerialNumber(req)
+	if err != nil {
+		return hsm.Protected{}, errors.Join(hsm.ErrPINBlock, err)
+	}
+	if !ksn.IsZero() {
+		from = req.Upstream.BDKKey
+	}
+	if !block.IsZero() && (from == "" || endpoint.PINKey == "") {
 		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
 	}
-	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: req.Upstream.PINKey, FromFormat: req.Upstream.PINFormat,
+	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: from, FromFormat: req.Upstream.PINFormat, KSN: ksn,
 		To: endpoint.PINKey, ToFormat: endpoint.PINFormat, Previous: previous})
 }
 

@@ -18,6 +18,9 @@ var (
 	// ErrPINBlock: the PIN block is not a well-formed block of its format and this PAN under this key. It does not say what
 	// is wrong with it: more would make an oracle. The caller declines, and never sends the block.
 	ErrPINBlock = errors.New("PIN block cannot be translated")
+	// ErrKSN: the key serial number is malformed, has a counter that no transaction has, or is none of a bdk key: of another algorithm, or From
+	// is no bdk key. The caller declines.
+	ErrKSN = errors.New("no key serial number of the base derivation key")
 	// ErrNoPAN: there is no PAN to protect.
 	ErrNoPAN = errors.New("no PAN to protect")
 	// ErrSealedPAN: a sealed PAN, or the sealed rest of an advice, is damaged, was sealed under another key, or its key is not in the configuration.

@@ -14,7 +14,8 @@ import (
 type Card struct {
 	PAN      card.PAN
 	PINBlock card.PINBlock // under the key From; zero if the request has no PIN
-	From, To string        // labels of the pin-in and the pin-out key; not looked at without a PINBlock
+	From, To string        // labels of the pin-in (or, with a KSN, bdk) and the pin-out key; not looked at without a PINBlock
+	KSN      card.KSN      // of a block under DUKPT; zero of one under a zone key
 
 	FromFormat, ToFormat Format // of the block under From, and of the one that is made under To
 
