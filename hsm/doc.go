@@ -49,6 +49,26 @@
 // way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed
 // block of its format and PAN is ErrPINBlock, whatever the reason.
 //
+// # DUKPT
+//
+// A Card with a key serial number (KSN) has a PIN block under a key that its device has used once. From is then a bdk key. A KSN that is malformed,
+// of a counter that no transaction has, or of another algorithm than the key is ErrKSN, before any call. The key of the block is made for the
+// one call, fit for the way that PIN translation goes, and destroyed with it; so is all that is made on the way to it.
+//
+//   - AES-DUKPT (ANS X9.24-3): inside the token, by CKM_AES_ECB_ENCRYPT_DATA: the initial key of the device, a key for each one bit of the counter, and
+//     the key of the usage: at most 18 derivations (SoftHSM 2.6.1: 45 µs each). A BDK has 128 or 256 bits, and so have the keys on the way. Working keys are 2TDEA, 3TDEA, or AES of
+//     128, 192 or 256 bits. Each worker keeps the initial keys of the 256 devices that it served last, as objects of its session, and none of them beyond a generation.
+//   - TDES-DUKPT (ANS X9.24-1): transient. Its derivation uses keys as data: half of each key is E(K, R XOR counter) XOR R. What PKCS#11 offers would show E, which
+//     is worse: all keys of a device would follow from 56 bits. So the key of a transaction and those on the way are in locked memory, cleared before the call returns; the cipher is the token's,
+//     by objects of the session (single DES is TDES under the same half twice). No initial key is kept.
+//
+// Half of an initial key of TDES-DUKPT is made with the BDK XOR C0C0C0C000000000 twice, and no object gives another one its value with some bits changed. So a
+// TDES bdk key is two objects that only encipher: LABEL, and LABEL/variant, made together from the clear value. The BDK itself never leaves the token; what a
+// dump of memory could show is one device, not all. The CKA_ID of the second says of which key it is the variant ("variant-of:KCV kcv:KCV"), against a mix-up and
+// not against fraud.
+//
+// MACs and data keys are derived the same way; of these, only PIN blocks are served today.
+//
 // # Operations held open
 //
 // To begin an operation costs a token more than a block does. So each worker keeps ECB operations open, each in a session of its own (8 at
@@ -69,12 +89,17 @@
 //	           AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
 //	pan-token  AES-256        encrypt           CMAC of zeros
 //	           32-byte HMAC   sign              HMAC-SHA-256 of "acquirerd key check 1"
+//	bdk        AES            derive            CMAC of zeros
+//	           TDES 2 key     encrypt           as pin-out; and of its variant
 //	zmk        TDES 2, 3 key  unwrap or decrypt CKA_CHECK_VALUE, as of pin-in
 //	mac-x919   TDES 2 key     encrypt           8 zero bytes enciphered; beside it LABEL/left, the left half twice: macpair.go
 //	mac-cmac   AES            sign, verify      CMAC of zeros
 //	           TDES 2, 3 key  sign, verify      as of pin-in: the proof in its CKA_ID, or CKA_CHECK_VALUE
 //	           TDES 2, 3 key  encrypt           8 zero bytes enciphered; where the token has no CKM_DES3_CMAC
 //	mac-hmac   32-byte HMAC   sign, verify      HMAC-SHA-256 of "acquirerd key check 1"
+//
+// A key that only derives shows E(0) and the CMAC of zeros as the values of keys that are made to be read. They are no keys of anything: derivation data begin
+// with 01.
 //
 // A key that only deciphers cannot show E(0), and D of some block proves nothing about E(0). Its CKA_CHECK_VALUE is the
 // token's own word: computed by the token from the value when the object is made, and unchangeable where

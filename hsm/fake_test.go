@@ -54,6 +54,7 @@ type fakeModule struct {
 type fakeKey struct {
 	label string
 	use   Use
+	isAES bool // where its use has recipes of both
 	value []byte
 	not   map[uint]any // attributes that differ from what its use demands
 
@@ -243,7 +244,7 @@ func (f *fakeModule) recipe(k fakeKey) recipe {
 	if f.singleBlocks && (k.use == PANSeal || k.use == PANToken) {
 		return of[0]
 	}
-	if k.use == ZMK && f.unwrap || len(of) == 1 {
+	if k.use == BDK && k.isAES || k.use == ZMK && f.unwrap || len(of) == 1 {
 		return of[0]
 	}
 	return of[1]

@@ -310,16 +310,22 @@ func (f *fakeModule) DeriveNumber(s pkcs11.SessionHandle, mechanism, number uint
 	return f.derived(s, template, value, err)
 }
 
-// derived makes the key that a derivation gave, cut to the length that the template says.
+// derived makes the key that a derivation gave, cut to the length that the template says, or its key type.
 func (f *fakeModule) derived(s pkcs11.SessionHandle, template []*pkcs11.Attribute, value []byte, err error) (pkcs11.ObjectHandle, error) {
 	if err != nil {
 		return 0, err
 	}
 	for _, a := range template {
-		if a.Type != pkcs11.CKA_VALUE_LEN {
+		if a.Type != pkcs11.CKA_VALUE_LEN && a.Type != pkcs11.CKA_KEY_TYPE {
 			continue
 		}
 		length := int(binary.NativeEndian.Uint64(a.Value))
+		if a.Type == pkcs11.CKA_KEY_TYPE {
+			length = map[int]int{pkcs11.CKK_DES2: tdes2Bytes, pkcs11.CKK_DES3: tdes3Bytes}[length]
+			if length == 0 {
+				continue
+			}
+		}
 		if length > len(value) {
 			return 0, pkcs11.Error(pkcs11.CKR_KEY_SIZE_RANGE)
 		}

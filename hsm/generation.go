@@ -109,7 +109,10 @@ type key struct {
 	leftKCV string              // and what that was checked by
 	subkey  [aesBytes]byte      // of a pan-token key that enciphers: K1 of its CMAC
 	aad     []byte              // of PAN seals
+	bdk     base                // of a bdk key
 	version int                 // 1: the one of the configuration; more: a successor
+
+	fleeting bool // it is destroyed with the task that made it: nothing of it may be held open
 
 	birth    string    // of a successor: its CKA_ID
 	made     time.Time // of a successor: when it was made
@@ -143,6 +146,9 @@ func (k *key) checkAgain(m module, s pkcs11.SessionHandle) error {
 	err := k.checkObject(m, s, k.Label, k.handle, k.KCV)
 	if err == nil && k.left != 0 {
 		err = k.checkObject(m, s, k.Label+leftSuffix, k.left, k.leftKCV)
+	}
+	if err == nil && k.bdk.kcv != "" {
+		err = k.checkObject(m, s, variantOf(k.Label), k.bdk.variant, k.bdk.kcv)
 	}
 	return err
 }
@@ -397,5 +403,8 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 			return nil, problem, err
 		}
 	}
-	return k, "", nil
+	if want.Use == BDK {
+		problem, err = k.findBase(m, s)
+	}
+	return k, problem, err
 }

@@ -66,9 +66,9 @@ func (w *worker) ecb(k *key, decipher bool, in, out []byte) error {
 	return w.ecbOnce(k, decipher, in, out)
 }
 
-// holds reports whether it is worth a try.
+// holds reports whether it is worth a try. A key that lasts no longer than a call is not, and its handle may be given to another one.
 func (w *worker) holds(k *key, decipher bool) bool {
-	return !w.gen.aloof.sessions.Load() && !w.gen.aloof.of(k.recipe.algorithm, decipher).Load()
+	return !k.fleeting && !w.gen.aloof.sessions.Load() && !w.gen.aloof.of(k.recipe.algorithm, decipher).Load()
 }
 
 // feed gives blocks to an open operation.

@@ -21,6 +21,7 @@ const (
 	PINOut   Use = "pin-out"   // zone PIN key of an endpoint: enciphers PIN blocks
 	PANSeal  Use = "pan-seal"  // AES-256-GCM: seals and opens PANs
 	PANToken Use = "pan-token" // HMAC-SHA-256: makes PAN tokens
+	BDK      Use = "bdk"       // base derivation key of DUKPT: the keys of devices are derived from it
 	ZMK      Use = "zmk"       // zone master key: new zone PIN keys arrive enciphered under it (see ChangeKey)
 	MACX919  Use = "mac-x919"  // MACs by ANS X9.19 (ISO/IEC 9797-1, algorithm 3): two objects, see macpair.go
 	MACCMAC  Use = "mac-cmac"  // MACs by CMAC of TDES or AES (NIST SP 800-38B)
@@ -28,7 +29,7 @@ const (
 )
 
 // Uses lists all of them.
-var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK, MACX919, MACCMAC, MACHMAC}
+var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK, MACX919, MACCMAC, MACHMAC, BDK}
 
 // A Key is what the configuration says of a key in the token.
 type Key struct {
@@ -90,6 +91,8 @@ var (
 	aesZMK   = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC}
 	aesSeal  = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}
 	aesToken = []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}
+	tdesBDK  = []uint{pkcs11.CKM_DES3_ECB, pkcs11.CKM_DES3_ECB_ENCRYPT_DATA}
+	aesBDK   = []uint{pkcs11.CKM_AES_ECB_ENCRYPT_DATA}
 )
 
 // recipes are those of each use. Of two that a key fits by its algorithm, its flags decide. A new key is made by the first one that its
@@ -114,6 +117,10 @@ var recipes = map[Use][]recipe{
 	PANToken: {
 		{AES, TokenResident, []int{32}, []uint{pkcs11.CKA_ENCRYPT}, aesToken, nil},
 		{HMAC, TokenResident, []int{32}, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
+	},
+	BDK: {
+		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_DERIVE}, aesBDK, checkBDK},
+		{TDES, Transient, []int{tdes2Bytes}, []uint{pkcs11.CKA_ENCRYPT}, tdesBDK, nil}, // and its variant: see "DUKPT"
 	},
 	ZMK: {
 		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_UNWRAP}, tdesZMK, nil},

@@ -14,6 +14,7 @@ type scratch struct {
 	key   [aes256Bytes]byte          // a clear zone key, between deciphering and creating
 	ahead [mostAhead * aesBytes]byte // what is sealed is XORed with: see tokenBlock
 	pan   [2 * aesBytes]byte         // of which a token is made
+	tdes  tdesMemory                 // clear keys of TDES-DUKPT
 }
 
 const scratchBytes = int(unsafe.Sizeof(scratch{}))

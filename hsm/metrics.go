@@ -83,7 +83,7 @@ func (h *HSM) count(err error) {
 	case isCode:
 	case errors.Is(err, ErrPINBlock):
 		c = classPINBlock
-	case errors.Is(err, ErrSealedPAN), errors.Is(err, ErrNoPAN), errors.Is(err, ErrKeyChange), errors.Is(err, ErrNoPreviousKey), errors.Is(err, ErrSigner):
+	case errors.Is(err, ErrSealedPAN), errors.Is(err, ErrNoPAN), errors.Is(err, ErrKSN), errors.Is(err, ErrKeyChange), errors.Is(err, ErrNoPreviousKey), errors.Is(err, ErrSigner):
 		c = classData
 	case errors.Is(err, ErrPINRejected):
 		c = classLogin

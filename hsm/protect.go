@@ -16,6 +16,7 @@ type Card struct {
 	PINBlock card.PINBlock // under the key From; zero if the request has no PIN
 	From, To string        // labels of the pin-in (or, with a KSN, bdk) and the pin-out key; not looked at without a PINBlock
 	KSN      card.KSN      // of a block under DUKPT; zero of one under a zone key
+	Working  WorkingKey    // of a block under AES-DUKPT: the kind of its key; "" is the default of FromFormat, see WorkingKey
 
 	FromFormat, ToFormat Format // of the block under From, and of the one that is made under To
 
@@ -52,7 +53,7 @@ const (
 
 // Protect translates the PIN block, if there is one, and seals and tokens the PAN, in one task of one worker. It does
 // all or nothing. Errors: ErrUnavailable (a pair of formats that is not allowed: ErrPINFormat too), ErrPINBlock (a
-// surrogate that is not bound to the PAN: ErrBinding too), ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
+// surrogate that is not bound to the PAN: ErrBinding too), ErrKSN, ErrNoPAN, ErrNoPreviousKey. The caller may clear c.PINBlock as soon as it returns.
 func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 	pan, operation := c.PAN.Reveal(), protectPlain
 	withPIN := !c.PINBlock.IsZero()
@@ -136,7 +137,11 @@ func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte,
 	h.used(to)
 	t := translation{c.FromFormat, c.ToFormat, c.blockPAN(), pan, h.newFill}
 	block = make([]byte, t.to.Bytes())
-	err = w.translate(t, from.current, to, block, in)
+	if c.KSN.IsZero() {
+		err = w.translate(t, from.current, to, block, in)
+	} else {
+		err = w.withPINKey(from.current, c, to.recipe.way, func(derived *key) error { return w.translate(t, derived, to, block, in) })
+	}
 	for _, old := range from.before(now) {
 		if !errors.Is(err, ErrPINBlock) {
 			break
@@ -151,11 +156,21 @@ func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte,
 	return block, to.version, nil
 }
 
-// checkPair refuses labels that are not a pin-in and a pin-out key, which is a mistake of wiring and which the token would refuse, and formats that
+// checkPair refuses labels that are not a pin-in (or, with a KSN, bdk) and a pin-out key, which is a mistake of wiring and which the token would refuse, and formats that
 // may not be translated into one another, which the token would not.
 func (h *HSM) checkPair(c Card) error {
-	if h.uses[c.From] != PINIn || h.uses[c.To] != PINOut {
-		return fmt.Errorf("%w: %q and %q are not a %s and a %s key of the configuration", ErrUnavailable, c.From, c.To, PINIn, PINOut)
+	if !c.KSN.IsZero() {
+		if h.uses[c.From] != BDK {
+			return fmt.Errorf("%w: %q is not a %s key of the configuration", ErrKSN, c.From, BDK)
+		}
+		if err := c.KSN.Check(); err != nil {
+			return fmt.Errorf("%w: %w", ErrKSN, err)
+		}
+	} else if h.uses[c.From] != PINIn {
+		return fmt.Errorf("%w: %q is not a %s key of the configuration", ErrUnavailable, c.From, PINIn)
+	}
+	if h.uses[c.To] != PINOut {
+		return fmt.Errorf("%w: %q is not a %s key of the configuration", ErrUnavailable, c.To, PINOut)
 	}
 	if err := AllowedPair(c.FromFormat, c.ToFormat, c.changeOfPAN()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -173,9 +188,9 @@ func (h *HSM) CheckPINFormat(label string, f Format) error {
 	return g.key(label).takes(f)
 }
 
-// takes fails with ErrPINFormat if PIN blocks of a format are not for this key.
+// takes fails with ErrPINFormat if PIN blocks of a format are not for this key, or for none that is derived from it.
 func (k *key) takes(f Format) error {
-	if f.Algorithm() != k.recipe.algorithm {
+	if f.Algorithm() != k.recipe.algorithm && (k.Use != BDK || k.recipe.algorithm != AES) {
 		return fmt.Errorf("%w: %s is not for key %q, which is %s", ErrPINFormat, f.orDefault(), k.Label, k.recipe.algorithm)
 	}
 	return nil

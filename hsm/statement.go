@@ -124,6 +124,7 @@ func (h *HSM) statement(g *generation) Statement {
 			s.Operations = append(s.Operations, h.keyChangeOperation(g))
 		}
 		s.Operations = append(s.Operations, h.macOperations(g)...)
+		s.Operations = append(s.Operations, h.dukptOperations(g)...)
 	}
 	return s
 }

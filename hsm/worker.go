@@ -11,9 +11,10 @@ type worker struct {
 	session pkcs11.SessionHandle // of gen; in no operation between two calls
 	mem     *scratch             // all zeros between tasks; nil before Run
 
-	open    map[heldKey]*held // operations held open, of gen: see held.go
-	turn    uint64
-	sealers map[pkcs11.ObjectHandle]*sealer // of gen: see sealer.go
+	open        map[heldKey]*held // operations held open, of gen: see held.go
+	turn        uint64
+	sealers     map[pkcs11.ObjectHandle]*sealer // of gen: see sealer.go
+	initialKeys initialKeys                     // of gen
 }
 
 // join makes a generation the worker's. What was open in an older one has ended with it.
@@ -23,4 +24,5 @@ func (w *worker) join(g *generation) {
 	}
 	w.gen, w.session = g, g.sessions[w.index]
 	w.open, w.sealers = map[heldKey]*held{}, map[pkcs11.ObjectHandle]*sealer{}
+	w.initialKeys.forget()
 }

@@ -148,7 +148,7 @@ func (k *Token) Config() hsm.Config {
 			cfg.SealKey = key.Label
 		case hsm.PANToken:
 			cfg.TokenKey = key.Label
-		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.TLSKey, hsm.MACX919, hsm.MACCMAC, hsm.MACHMAC:
+		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.TLSKey, hsm.MACX919, hsm.MACCMAC, hsm.MACHMAC, hsm.BDK:
 		}
 	}
 	return cfg
@@ -181,13 +181,23 @@ func (k *Token) put(label string, use hsm.Use, algorithm hsm.Algorithm, value []
 	k.t.Helper()
 	k.Use(func(m *pkcs11.Ctx) {
 		s := k.Login(m)
-		if use != hsm.MACX919 {
-			must(k.t, create(m, s, label, use, algorithm, value))
+		switch {
+		case use == hsm.MACX919: // a key of this use is two objects
+			left := bytes.Repeat(value[:des.BlockSize], 2)
+			must(k.t, create(m, s, label+"/left", use, algorithm, left))
+			must(k.t, create(m, s, label, use, algorithm, value, pkcs11.NewAttribute(pkcs11.CKA_ID, label+" left:"+kcv(algorithm, left))))
 			return
+		case use == hsm.BDK && algorithm == hsm.TDES: // and so is one of TDES of this
+			variant := bytes.Clone(value)
+			for i := range variant {
+				if i%8 < 4 { // X9.24-1, A.6
+					variant[i] ^= 0xC0
+				}
+			}
+			id := fmt.Sprintf("variant-of:%s kcv:%s", kcv(algorithm, value), kcv(algorithm, variant))
+			must(k.t, create(m, s, label+"/variant", use, algorithm, variant, pkcs11.NewAttribute(pkcs11.CKA_ID, id)))
 		}
-		left := bytes.Repeat(value[:des.BlockSize], 2) // a key of this use is two objects
-		must(k.t, create(m, s, label+"/left", use, algorithm, left))
-		must(k.t, create(m, s, label, use, algorithm, value, pkcs11.NewAttribute(pkcs11.CKA_ID, label+" left:"+kcv(algorithm, left))))
+		must(k.t, create(m, s, label, use, algorithm, value))
 	})
 	key := hsm.Key{Label: label, Use: use, KCV: kcv(algorithm, value)}
 	k.Keys = append(k.Keys, key)
@@ -263,10 +273,16 @@ func shapeOf(use hsm.Use, algorithm hsm.Algorithm, length int) shape {
 	if algorithm == hsm.TDES { // of which NSS makes no CMAC by itself
 		cmac, cmacInNSS = pkcs11.CKM_DES3_CMAC, encrypt
 	}
+	bdk := shape{keyType, encrypt, encrypt, []uint{ecb, pkcs11.CKM_DES3_ECB_ENCRYPT_DATA}}
+	if algorithm == hsm.AES {
+		derive := []uint{pkcs11.CKA_DERIVE}
+		bdk = shape{keyType, derive, derive, []uint{pkcs11.CKM_AES_ECB_ENCRYPT_DATA}}
+	}
 	return map[hsm.Use]shape{
 		hsm.PINIn:    {keyType, []uint{pkcs11.CKA_DECRYPT}, append(alsoIn, pkcs11.CKA_UNWRAP), []uint{ecb}},
 		hsm.PINOut:   {keyType, encrypt, append(alsoOut, pkcs11.CKA_WRAP), []uint{ecb}},
 		hsm.ZMK:      {keyType, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{ecb, cbc}},
+		hsm.BDK:      bdk,
 		hsm.PANSeal:  {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
 		hsm.PANToken: {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
 		hsm.MACX919:  {keyType, encrypt, encrypt, []uint{cbc}},
