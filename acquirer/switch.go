@@ -98,6 +98,8 @@ type Upstream struct {
 
 	PINFormat hsm.Format // of the PIN blocks that it sends; "" is format 0
 
+	WorkingKey hsm.WorkingKey // of AES-DUKPT: the kind of key of its PIN blocks; "" is the default of the format
+
 	// RefuseRegression refuses a PIN block whose key serial number does not rise, as of a block that is played again. Without it, that is an
 	// alarm.
 	RefuseRegression bool
@@ -356,7 +358,7 @@ func (s *Switch) protect(ctx context.Context, req Request, pan card.PAN, endpoin
 	if !block.IsZero() && (from == "" || endpoint.PINKey == "") {
 		return hsm.Protected{}, fmt.Errorf("%w: no zone key is configured for one of its two sides", hsm.ErrPINBlock)
 	}
-	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: from, FromFormat: req.Upstream.PINFormat, KSN: ksn,
+	return s.vault.Protect(ctx, hsm.Card{PAN: pan, PINBlock: block, From: from, FromFormat: req.Upstream.PINFormat, KSN: ksn, Working: req.Upstream.WorkingKey,
 		To: endpoint.PINKey, ToFormat: endpoint.PINFormat, Previous: previous})
 }
 

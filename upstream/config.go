@@ -187,6 +187,15 @@ func (d *Door) remains(u *acquirer.Upstream) error {
 	if u.PINKey != d.upstream.PINKey {
 		faults = append(faults, fmt.Errorf("pin_key: cannot change from %q to %q while serving", d.upstream.PINKey, u.PINKey))
 	}
+	if u.BDKKey != d.upstream.BDKKey {
+		faults = append(faults, fmt.Errorf("bdk_key: cannot change from %q to %q while serving", d.upstream.BDKKey, u.BDKKey))
+	}
+	if u.WorkingKey != d.upstream.WorkingKey {
+		faults = append(faults, fmt.Errorf("working_key: cannot change from %q to %q while serving", d.upstream.WorkingKey, u.WorkingKey))
+	}
+	if u.RefuseRegression != d.upstream.RefuseRegression {
+		faults = append(faults, errors.New("ksn_regression: cannot change while serving"))
+	}
 	if u.PINFormat != d.upstream.PINFormat {
 		faults = append(faults, fmt.Errorf("pin_format: cannot change from %q to %q while serving", d.upstream.PINFormat, u.PINFormat))
 	}

@@ -93,6 +93,9 @@ func TestTheUpstreamItselfCannotChange(t *testing.T) {
 		for fault, u := range map[string]acquirer.Upstream{
 			"name: ":                {Name: "web", Codec: h.codec},
 			"pin_key: ":             {Name: "pos", PINKey: "zpk-2", Codec: h.codec},
+			"bdk_key: ":             {Name: "pos", BDKKey: "bdk-2", Codec: h.codec},
+			"working_key: ":         {Name: "pos", WorkingKey: hsm.AES128, Codec: h.codec},
+			"ksn_regression: ":      {Name: "pos", RefuseRegression: true, Codec: h.codec},
 			"pin_format: ":          {Name: "pos", PINFormat: hsm.ISO4, Codec: h.codec},
 			"iso87-ascii":           {Name: "pos", Codec: messages.NewCodec(other)},
 			"version-2":             {Name: "pos", Codec: dialect(func(d *specs.Dialect) { d.Version = "version-2" })},

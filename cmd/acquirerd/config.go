@@ -79,7 +79,7 @@ type HSMConfig struct {
 type KeyConfig struct {
 	Label string  `mapstructure:"label"`
 	KCV   string  `mapstructure:"kcv"` // six hexadecimal digits, in quotes; the start is refused if the token's key has another
-	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac or mac-hmac
+	Use   hsm.Use `mapstructure:"use"` // pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac, mac-hmac or bdk
 	ZMK   string  `mapstructure:"zmk"` // of a pin-in or pin-out key: the zmk key under which it may be changed by the other side; none: never
 }
 
@@ -88,7 +88,7 @@ type UpstreamConfig struct {
 	Name         string        `mapstructure:"name"`
 	Dialect      string        `mapstructure:"dialect"` // a built-in one or a path
 	Listen       string        `mapstructure:"listen"`
-	PINKey       string        `mapstructure:"pin_key"`       // label of a pin-in key; none: it sends no PINs
+	PINKey       string        `mapstructure:"pin_key"`       // label of a pin-in key; neither this nor bdk_key: it sends no PINs
 	PINFormat    hsm.Format    `mapstructure:"pin_format"`    // of its PIN blocks: iso-0, iso-1, iso-3 or iso-4
 	MACKey       string        `mapstructure:"mac_key"`       // label of a mac-x919, mac-cmac or mac-hmac key; needed where its dialect has a MAC
 	MACFailures  int           `mapstructure:"mac_failures"`  // so many messages with a wrong MAC within a minute end their connection
@@ -103,6 +103,10 @@ type UpstreamConfig struct {
 	Allow        []string      `mapstructure:"allow"`         // networks that may connect ("10.0.0.0/8"); none: all
 	Peers        []string      `mapstructure:"peers"`         // names, one of which its client certificate must carry; none: the upstream's own
 	TLS          *DoorTLS      `mapstructure:"tls"`           // none: plain TCP
+
+	BDKKey        string         `mapstructure:"bdk_key"`        // instead of pin_key: label of a bdk key, from which the keys of its devices are derived (DUKPT)
+	WorkingKey    hsm.WorkingKey `mapstructure:"working_key"`    // of AES-DUKPT: the kind of the devices' PIN keys; default 2tdea or, of iso-4, AES as long as the bdk key
+	KSNRegression string         `mapstructure:"ksn_regression"` // alarm or refuse a key serial number that does not rise
 }
 
 // A DoorTLS is how a door shows itself and knows its upstream. Without it the door is plain TCP; with it, a client certificate is demanded.
@@ -223,6 +227,7 @@ var defaults = map[string]any{
 	"hsm.key_changes":             6,
 	"upstreams[].pin_format":      "iso-0",
 	"upstreams[].mac_failures":    5,
+	"upstreams[].ksn_regression":  ksnAlarm,
 	"upstreams[].in_flight":       256,
 	"upstreams[].connections":     64,
 	"upstreams[].budget":          "15s",

@@ -64,7 +64,7 @@ func TestTheGoodConfigIsGood(t *testing.T) {
 	for _, c := range []struct{ got, want any }{
 		{cfg.Journal, JournalConfig{Engine: "sqlite", Path: "/var/lib/acquirerd/journal.db", Batch: 512, Queue: 2048}},
 		{cfg.HSM.Keys[1], KeyConfig{Label: "zpk-proc-a", KCV: "12E345", Use: "pin-out"}},
-		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", PINFormat: hsm.ISO0, InFlight: 128,
+		{cfg.Upstreams[0], UpstreamConfig{Name: "pos-switch", Dialect: "iso87-binary", Listen: "127.0.0.1:8583", PINKey: "zpk-pos", KSNRegression: "alarm", PINFormat: hsm.ISO0, InFlight: 128,
 			MACFailures: 5, Connections: 64, Budget: 15 * time.Second, IdleTimeout: 5 * time.Minute, WriteTimeout: 2 * time.Second, FrameTimeout: 10 * time.Second}},
 		{cfg.Reversals, ReversalsConfig{RetryMin: 5 * time.Second, RetryMax: 5 * time.Minute, ParkAfter: 24 * time.Hour, NotFoundFinal: 3 * time.Minute, Poll: 500 * time.Millisecond, Parallel: 16, Rate: 400}},
 		{cfg.Shutdown, ShutdownConfig{Grace: time.Minute}},
@@ -205,6 +205,7 @@ endpoints[0].reply_timeout: 20s is not shorter than upstreams[0].budget (15s)
 
 func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 	macDialect := dialectFile(t, "iso87-ascii", "\nadvices:", "\nmac: { place: last }\nadvices:")
+	withKSN := dialectFile(t, "iso87-binary", "standard: iso87\n", "standard: iso87\nkey_serial_number: { element: 62, form: hex }\n")
 	const upstream = `- { name: pos-switch, dialect: iso87-binary, listen: "127.0.0.1:8583", pin_key: zpk-pos, in_flight: 128 }`
 	const route = `- { bins: ["4", "51-55"], mtis: ["0100", "0200", "0120", "0220"], endpoint: processor-a }`
 	const reversals = "reversals: { park_after: 24h, not_found_final: 180s, parallel: 16, rate: 400 }"
@@ -311,7 +312,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			[]string{`hsm.keys[3].label: "pan-seal-1" is hsm.keys[2].label already`, `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
 		{"a KCV that is too short", []string{`"08D7B4"`, `"08D7"`}, []string{"hsm.keys[0].kcv: is not six hexadecimal digits"}},
 		{"a use that is none", []string{"use: pin-in", "use: pin"},
-			[]string{`hsm.keys[0].use: "pin" is not one of pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac, mac-hmac`, `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
+			[]string{`hsm.keys[0].use: "pin" is not one of pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac, mac-hmac, bdk`, `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
 		{"a key of the wrong use", []string{"pin_key: zpk-proc-a", "pin_key: zpk-pos"}, []string{`endpoints[0].pin_key: key "zpk-pos" has the use "pin-in", not pin-out`}},
 		{"a PIN block format that is none", []string{"in_flight: 128", "in_flight: 128, pin_format: iso-2"}, []string{`upstreams[0].pin_format: "iso-2" is not one of iso-0, iso-1, iso-3, iso-4`}},
 		{"a format that would unbind the PIN", []string{"pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"},
@@ -321,7 +322,23 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			`endpoints[0].pin_format: iso-4 needs DE 52 of 16 bytes, and the dialect "iso87-ascii" does not have it`}},
 		{"a format for which DE 52 is too long", []string{"dialect: iso87-ascii", "dialect: " + dialectFile(t, "iso87-ascii", "52: { type: Binary, length: 8,", "52: { type: Binary, length: 16,")},
 			[]string{`endpoints[0].pin_format: iso-0 needs DE 52 of 8 bytes, and the dialect "iso87-ascii" does not have it`}},
-		{"a format without a key", []string{"pin_key: zpk-pos, in_flight: 128", "pin_format: iso-3"}, []string{"upstreams[0].pin_format: is of no use without pin_key"}},
+		{"a format without a key", []string{"pin_key: zpk-pos, in_flight: 128", "pin_format: iso-3"}, []string{"upstreams[0].pin_format: is of no use without a key of PIN blocks"}},
+		{"a base derivation key of the wrong use", []string{"pin_key: zpk-pos", "bdk_key: zpk-proc-a", "dialect: iso87-binary", "dialect: " + withKSN},
+			[]string{`upstreams[0].bdk_key: key "zpk-proc-a" has the use "pin-out", not bdk`}},
+		{"a base derivation key beside a zone key", []string{"pin_key: zpk-pos", "pin_key: zpk-pos, bdk_key: bdk-pos"},
+			[]string{"upstreams[0].bdk_key: stands beside pin_key: PIN blocks are under the one or the other"}},
+		{"a dialect without key serial numbers", []string{"pin_key: zpk-pos", "bdk_key: zpk-pos", "use: pin-in", "use: bdk"},
+			[]string{`upstreams[0].bdk_key: needs the key serial number of each PIN block, and the dialect "iso87-binary" has no key_serial_number`}},
+		{"a kind of working key that is none", []string{"pin_key: zpk-pos", "bdk_key: zpk-pos, working_key: des", "use: pin-in", "use: bdk", "dialect: iso87-binary", "dialect: " + withKSN},
+			[]string{`upstreams[0].working_key: "des" is not one of 2tdea, 3tdea, aes-128, aes-192, aes-256`}},
+		{"a working key for another format", []string{"pin_key: zpk-pos", "bdk_key: zpk-pos, working_key: aes-128", "use: pin-in", "use: bdk", "dialect: iso87-binary", "dialect: " + withKSN},
+			[]string{`upstreams[0].working_key: aes-128 is not for iso-0`}},
+		{"DUKPT without its key", []string{"pin_key: zpk-pos", "pin_key: zpk-pos, working_key: aes-128, ksn_regression: refuse"},
+			[]string{"upstreams[0].working_key: is of no use without bdk_key", "upstreams[0].ksn_regression: is of no use without bdk_key"}},
+		{"a way with regressions that is none", []string{"pin_key: zpk-pos", "pin_key: zpk-pos, ksn_regression: ignore"},
+			[]string{`upstreams[0].ksn_regression: "ignore" is not one of alarm, refuse`}},
+		{"a zone master key of a base derivation key", []string{"use: pin-in", "use: bdk, zmk: pan-seal-1", "pin_key: zpk-pos, ", ""},
+			[]string{`hsm.keys[0].zmk: only a pin-in or pin-out key can be changed`}},
 		{"a seal key of the wrong use", []string{"seal_key: pan-seal-1", "seal_key: pan-token-1"}, []string{`hsm.seal_key: key "pan-token-1" has the use "pan-token", not pan-seal`}},
 		{"an unknown dialect", []string{"dialect: iso87-ascii", "dialect: iso93"},
 			[]string{`endpoints[0].dialect: loading dialect "iso93": no such dialect; the built-in ones are ` + strings.Join(specs.Names(), ", ")}},

@@ -301,7 +301,7 @@ func (k *keeper) reload(ctx context.Context) reloadAnswer {
 	}
 	for _, name := range p.noUpstreams {
 		u := k.inForce.upstream(name)
-		k.left[name] = departed{u.Dialect, u.PINKey, u.PINFormat, k.dialects[u.Dialect]}
+		k.left[name] = departed{u.Dialect, u.PINKey, u.BDKKey, u.PINFormat, u.WorkingKey, k.dialects[u.Dialect]}
 	}
 	k.dialects = dialectSums(after)
 	k.enter(after)
@@ -632,9 +632,10 @@ func (k *keeper) changedDialects(after *Config) []fault {
 
 // A departed is what an upstream that went had that it cannot come back without.
 type departed struct {
-	dialect, pinKey string
-	pinFormat       hsm.Format
-	sum             sum // of the dialect, if that is a file
+	dialect, pinKey, bdkKey string
+	pinFormat               hsm.Format
+	workingKey              hsm.WorkingKey
+	sum                     sum // of the dialect, if that is a file
 }
 
 // changedReturns names what keeps an upstream from coming back: what is on record under its name was named by its dialect, and what it
@@ -650,11 +651,14 @@ func (k *keeper) changedReturns(p plan, after *Config) []fault {
 		if u.Dialect != was.dialect || now[u.Dialect] != was.sum {
 			list = append(list, fault{fmt.Sprintf("upstreams[%d].dialect", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
 		}
-		if u.PINKey != was.pinKey {
-			list = append(list, fault{fmt.Sprintf("upstreams[%d].pin_key", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
-		}
-		if u.PINFormat != was.pinFormat {
-			list = append(list, fault{fmt.Sprintf("upstreams[%d].pin_format", i), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
+		for _, other := range []struct {
+			key string
+			is  bool
+		}{{"pin_key", u.PINKey != was.pinKey}, {"bdk_key", u.BDKKey != was.bdkKey}, {"pin_format", u.PINFormat != was.pinFormat},
+			{"working_key", u.WorkingKey != was.workingKey}} {
+			if other.is {
+				list = append(list, fault{fmt.Sprintf("upstreams[%d].%s", i, other.key), fmt.Sprintf("is another one than %q had, which went, and %s", u.Name, needsRestart)})
+			}
 		}
 	}
 	return list

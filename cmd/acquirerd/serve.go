@@ -322,7 +322,13 @@ func (d *daemon) misfits(c *Config) (list []fault) {
 		}
 	}
 	for i, u := range c.Upstreams {
-		check(fmt.Sprintf("upstreams[%d]", i), u.PINKey, u.PINFormat)
+		at := fmt.Sprintf("upstreams[%d]", i)
+		if check(at, u.pinsUnder(), u.PINFormat); u.BDKKey == "" {
+			continue
+		}
+		if err := d.vault.CheckWorkingKey(u.BDKKey, u.PINFormat, u.WorkingKey); errors.Is(err, hsm.ErrPINFormat) {
+			list = append(list, fault{at + ".working_key", err.Error()})
+		}
 	}
 	for i, e := range c.Endpoints {
 		check(fmt.Sprintf("endpoints[%d]", i), e.PINKey, e.PINFormat)
@@ -398,7 +404,8 @@ func (d *daemon) newDoor(u *UpstreamConfig) (*door, error) {
 
 // forSwitch is this config in the words of the switch.
 func (u *UpstreamConfig) forSwitch(codec *messages.Codec) *acquirer.Upstream {
-	return &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, PINFormat: u.PINFormat, Codec: codec}
+	return &acquirer.Upstream{Name: u.Name, PINKey: u.PINKey, BDKKey: u.BDKKey, PINFormat: u.PINFormat, WorkingKey: u.WorkingKey,
+		RefuseRegression: u.KSNRegression == ksnRefuse, Codec: codec}
 }
 
 // forSwitch is this config in the words of the switch, with the links that were made by it.

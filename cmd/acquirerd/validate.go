@@ -168,9 +168,10 @@ func (f *faults) validateHSM(c *HSMConfig) {
 		if !slices.Contains(hsm.Uses, key.Use) {
 			f.add(at+".use", "%q is not one of %s", string(key.Use), oneOf(hsm.Uses))
 		}
-		if key.Use == hsm.PINIn || key.Use == hsm.PINOut { // each zone has a key of its own (PCI PIN 17)
+		if key.Use == hsm.PINIn || key.Use == hsm.PINOut || key.Use == hsm.BDK { // each zone has a key of its own (PCI PIN 17)
 			f.unique(at+".kcv", strings.ToUpper(key.KCV), zones)
-		} else if key.ZMK != "" {
+		}
+		if key.Use != hsm.PINIn && key.Use != hsm.PINOut && key.ZMK != "" {
 			f.add(at+".zmk", "only a %s or %s key can be changed", hsm.PINIn, hsm.PINOut)
 		}
 		if key.ZMK != "" {
@@ -206,7 +207,8 @@ func (f *faults) validateUpstreams(c *Config) {
 			f.key(&c.HSM, at+".pin_key", u.PINKey, hsm.PINIn)
 			f.zone(&c.HSM, at+".pin_key", u.PINKey, zones)
 		}
-		f.pinFormat(at, u.PINKey, u.PINFormat, u.Dialect)
+		f.dukpt(c, at, &u)
+		f.pinFormat(at, u.pinsUnder(), u.PINFormat, u.Dialect)
 		f.validateAccess(at, &u)
 	}
 }
@@ -303,6 +305,42 @@ func (f *faults) zone(c *HSMConfig, path, label string, seen map[string]string) 
 	seen[label] = path
 }
 
+// The ways with a key serial number that does not rise.
+const (
+	ksnAlarm  = "alarm"
+	ksnRefuse = "refuse"
+)
+
+// pinsUnder is the label of the key of an upstream's PIN blocks, "" if it sends none.
+func (u *UpstreamConfig) pinsUnder() string { return cmp.Or(u.PINKey, u.BDKKey) }
+
+// dukpt checks the keys of an upstream whose devices have a key for each transaction.
+func (f *faults) dukpt(c *Config, at string, u *UpstreamConfig) {
+	f.oneOf(at+".ksn_regression", u.KSNRegression, ksnAlarm, ksnRefuse)
+	if u.BDKKey == "" {
+		if u.WorkingKey != "" {
+			f.add(at+".working_key", "is of no use without bdk_key")
+		}
+		if u.KSNRegression == ksnRefuse {
+			f.add(at+".ksn_regression", "is of no use without bdk_key")
+		}
+		return
+	}
+	if u.PINKey != "" {
+		f.add(at+".bdk_key", "stands beside pin_key: PIN blocks are under the one or the other")
+		return
+	}
+	f.key(&c.HSM, at+".bdk_key", u.BDKKey, hsm.BDK)
+	if d, err := specs.Load(u.Dialect); err == nil && d.KeySerialNumber.Element == 0 {
+		f.add(at+".bdk_key", "needs the key serial number of each PIN block, and the dialect %q has no key_serial_number", d.Name)
+	}
+	if u.WorkingKey != "" && !slices.Contains(hsm.WorkingKeys, u.WorkingKey) {
+		f.add(at+".working_key", "%q is not one of %s", string(u.WorkingKey), oneOf(hsm.WorkingKeys))
+	} else if u.WorkingKey != "" && u.PINFormat.IsKnown() && u.WorkingKey.Algorithm() != u.PINFormat.Algorithm() {
+		f.add(at+".working_key", "%s is not for %s", u.WorkingKey, u.PINFormat)
+	}
+}
+
 // pinFormat checks the format of a party's PIN blocks, and that DE 52 of its dialect holds them.
 func (f *faults) pinFormat(at, pinKey string, format hsm.Format, dialect string) {
 	if !format.IsKnown() {
@@ -311,7 +349,7 @@ func (f *faults) pinFormat(at, pinKey string, format hsm.Format, dialect string)
 	}
 	if pinKey == "" {
 		if format != hsm.ISO0 && format != "" { // the default stands everywhere
-			f.add(at+".pin_format", "is of no use without pin_key")
+			f.add(at+".pin_format", "is of no use without a key of PIN blocks")
 		}
 		return
 	}
@@ -329,7 +367,7 @@ func (f *faults) validatePINFormats(c *Config) {
 			routed := slices.ContainsFunc(c.Routes, func(r RouteConfig) bool {
 				return r.Endpoint == e.Name && (len(r.Upstreams) == 0 || slices.Contains(r.Upstreams, u.Name))
 			})
-			if !routed || u.PINKey == "" || e.PINKey == "" || !u.PINFormat.IsKnown() || !e.PINFormat.IsKnown() {
+			if !routed || u.pinsUnder() == "" || e.PINKey == "" || !u.PINFormat.IsKnown() || !e.PINFormat.IsKnown() {
 				continue
 			}
 			if err := hsm.AllowedPair(u.PINFormat, e.PINFormat, hsm.SamePAN); err != nil {
