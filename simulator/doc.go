@@ -13,6 +13,7 @@
 //	Card        a test card and what the processor does with it
 //	Key         a test zone PIN key in this process's memory
 //	MACKey      a test key for message authentication codes in this process's memory
+//	Device      a PIN pad under DUKPT, with a test key for each PIN block
 //
 // Each party speaks any dialect, in any framing, over TLS or without; a processor listens, or dials a daemon that does. Whatever the dialect's
 // own are, they think in the response codes of ISO 8583:1987, and ledger and book are kept in them.

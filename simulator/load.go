@@ -89,8 +89,8 @@ func NewLoad(cfg LoadConfig) (*Load, error) {
 			return nil, fmt.Errorf("load: a share of %g is not within 0 to 1", share)
 		}
 	}
-	if cfg.PINShare > 0 && cfg.Upstream.cfg.ZPK == nil {
-		return nil, errors.New("load: PINs need the upstream's zone PIN key")
+	if cfg.PINShare > 0 && cfg.Upstream.cfg.ZPK == nil && cfg.Upstream.cfg.Device == nil {
+		return nil, errors.New("load: PINs need the upstream's zone PIN key, or its device")
 	}
 	if cfg.Cards == nil {
 		for _, c := range TestCards() {

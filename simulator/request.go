@@ -75,8 +75,8 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 		return nil, errors.New("building request: amount is not within 0 to 999999999999 minor units")
 	case r.Currency != "" && (len(r.Currency) != 3 || !digitsOnly(r.Currency)):
 		return nil, errors.New("building request: currency is not three digits")
-	case !r.PIN.IsZero() && u.cfg.ZPK == nil:
-		return nil, errors.New("building request: a PIN needs the upstream's zone PIN key")
+	case !r.PIN.IsZero() && u.cfg.ZPK == nil && u.cfg.Device == nil:
+		return nil, errors.New("building request: a PIN needs the upstream's zone PIN key, or its device")
 	}
 	now := time.Now().UTC()
 	numbers := u.numbers(r, now)
@@ -94,14 +94,24 @@ func (u *Upstream) build(r Request) (*messages.Message, error) {
 	}
 	u.reader.set(m, messages.AuthorizationID, r.AuthorizationID)
 	if !r.PIN.IsZero() {
-		block, err := u.cfg.ZPK.PINBlock(r.PIN, pan)
+		block, ksn, err := u.pinBlock(r.PIN, pan)
 		if err != nil {
 			return nil, fmt.Errorf("building request: %w", err)
 		}
 		m.SetPINBlock(block)
+		u.cfg.Codec.SetKSN(m, ksn)
 		block.Clear()
 	}
 	return m, nil
+}
+
+// pinBlock enciphers a PIN under the zone PIN key, or under the next key of the device.
+func (u *Upstream) pinBlock(pin PIN, pan card.PAN) (card.PINBlock, card.KSN, error) {
+	if u.cfg.Device != nil {
+		return u.cfg.Device.PINBlock(pin, pan)
+	}
+	block, err := u.cfg.ZPK.PINBlock(pin, pan)
+	return block, card.KSN{}, err
 }
 
 // compose makes a message of what is asked for, with numbers that are there already.

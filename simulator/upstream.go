@@ -23,7 +23,8 @@ type UpstreamConfig struct {
 	Address     string                                  // TCP address of the door, or
 	Dial        func(context.Context) (net.Conn, error) // how to connect
 	Connections int                                     // default 1
-	ZPK         *Key                                    // the zone PIN key of this upstream; nil: it cannot send PINs
+	ZPK         *Key                                    // the zone PIN key of this upstream; nil: it cannot send PINs, unless it has a Device
+	Device      *Device                                 // instead of ZPK: the PIN pad of all its requests, where the dialect has key serial numbers
 	TLS         *tls.Config                             // of a client; nil: without TLS
 	MAC         messages.MACKey                         // of the messages that carry MACs in the dialect; nil: none is made or checked
 
@@ -65,6 +66,9 @@ type Upstream struct {
 func NewUpstream(cfg UpstreamConfig) (*Upstream, error) {
 	if cfg.Codec == nil || (cfg.Address == "") == (cfg.Dial == nil) {
 		return nil, errors.New("upstream: it needs a codec, and an address or a way to dial")
+	}
+	if cfg.Device != nil && (cfg.ZPK != nil || cfg.Codec.KeySerialNumberElement() == 0) {
+		return nil, errors.New("upstream: a device stands instead of a zone PIN key, and needs a dialect with key serial numbers")
 	}
 	if cfg.Dial == nil {
 		var dialer net.Dialer

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"acquirerd/card"
 	"acquirerd/messages"
 	"acquirerd/simulator"
 	"acquirerd/specs"
@@ -183,4 +184,20 @@ func readKey(path, format string) (*simulator.Key, error) {
 	}
 	key, err := simulator.ReadKeyFile(path, simulator.PINFormat(format))
 	return key, usage(err)
+}
+
+// readDevice reads the base derivation key of a device, nil if there is no file.
+func readDevice(path, ksn, format string) (*simulator.Device, error) {
+	if (path == "") != (ksn == "") {
+		return nil, usagef("--bdk-file and --ksn belong together")
+	}
+	if path == "" {
+		return nil, nil
+	}
+	first, err := card.ParseKSN(ksn)
+	if err != nil {
+		return nil, usagef("--ksn: %v", err)
+	}
+	device, err := simulator.ReadDeviceFile(path, first, simulator.PINFormat(format))
+	return device, usage(err)
 }

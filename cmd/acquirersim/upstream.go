@@ -23,13 +23,13 @@ import (
 
 // connectFlags say where and how an upstream connects.
 type connectFlags struct {
-	address, dialect, zpkFile, pinFormat, terminal, merchant, acquirer string
-	connectTimeout, replyTimeout                                       time.Duration
-	keepalives                                                         time.Duration
-	tls                                                                tlsFlags
-	mac                                                                macFlags
-	noSignOn                                                           bool
-	firstSTAN                                                          int64
+	address, dialect, zpkFile, bdkFile, ksn, pinFormat, terminal, merchant, acquirer string
+	connectTimeout, replyTimeout                                                     time.Duration
+	keepalives                                                                       time.Duration
+	tls                                                                              tlsFlags
+	mac                                                                              macFlags
+	noSignOn                                                                         bool
+	firstSTAN                                                                        int64
 }
 
 func (f *connectFlags) add(command *cobra.Command) {
@@ -37,6 +37,8 @@ func (f *connectFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.address, "connect", "", "TCP address of acquirerd's upstream door")
 	flags.StringVar(&f.dialect, "dialect", "iso87-binary", "name of a built-in dialect, or a file")
 	flags.StringVar(&f.zpkFile, "zpk-file", "", "file with the zone PIN key in hexadecimal digits, for requests with a PIN")
+	flags.StringVar(&f.bdkFile, "bdk-file", "", "instead of --zpk-file: file with the base derivation key (DUKPT) of the device that enciphers the PINs, in hexadecimal digits")
+	flags.StringVar(&f.ksn, "ksn", "", "key serial number of the device's first PIN block: 20 hexadecimal digits of TDES, 24 of AES")
 	flags.StringVar(&f.pinFormat, "pin-format", string(simulator.ISO0), "format of PIN blocks: iso-0, iso-1, iso-3, or iso-4, for which the key is an AES one")
 	flags.StringVar(&f.terminal, "terminal", "", "DE 41 (default SIM00001)")
 	flags.StringVar(&f.merchant, "merchant", "", "DE 42 (default SIMULATOR)")
@@ -62,10 +64,14 @@ func (c *cli) newUpstream(f connectFlags, cfg simulator.UpstreamConfig) (*simula
 	if err != nil {
 		return nil, err
 	}
+	device, err := readDevice(f.bdkFile, f.ksn, f.pinFormat)
+	if err != nil {
+		return nil, err
+	}
 	if f.firstSTAN == 0 {
 		f.firstSTAN = time.Now().UnixMicro()%999_999 + 1
 	}
-	cfg.Codec, cfg.ZPK, cfg.Address, cfg.NoSignOn, cfg.FirstSTAN = codec, zpk, f.address, f.noSignOn, f.firstSTAN
+	cfg.Codec, cfg.ZPK, cfg.Device, cfg.Address, cfg.NoSignOn, cfg.FirstSTAN = codec, zpk, device, f.address, f.noSignOn, f.firstSTAN
 	cfg.Terminal, cfg.Merchant, cfg.AcquirerID = f.terminal, f.merchant, f.acquirer
 	cfg.ConnectTimeout, cfg.ReplyTimeout, cfg.Keepalives = f.connectTimeout, f.replyTimeout, f.keepalives
 	if cfg.MAC, err = f.mac.key(codec); err != nil {
