@@ -550,6 +550,58 @@ func (w *worker) workingTDES(mem *tdesMemory, variant [desBytes]byte, oneWay boo
 	return w.secretTDES(mem, r)
 }
 
+// macOfDevice makes a MAC under a key of a device, which is destroyed with it: of AES-DUKPT by CMAC under AES as long as the BDK, of TDES-DUKPT by X9.19.
+func (w *worker) macOfDevice(bdk *key, of MACKey, data []byte) (mac []byte, err error) {
+	var keys []pkcs11.ObjectHandle
+	defer func() {
+		for _, k := range keys {
+			if also := w.m.DestroyObject(w.session, k); also != nil {
+				err = errors.Join(err, fmt.Errorf("destroying the key of a MAC: %w", also))
+			}
+		}
+	}()
+	hold := func(k pkcs11.ObjectHandle, err error) (pkcs11.ObjectHandle, error) {
+		if err == nil {
+			keys = append(keys, k)
+		}
+		return k, err
+	}
+	if bdk.recipe.algorithm == AES {
+		d, err := w.newDerivation(bdk, of.KSN)
+		if err != nil {
+			return nil, err
+		}
+		usage := map[Direction]keyUsage{Request: usageMAC, Response: usageMACAnswer}[of.Direction]
+		k, err := hold(d.working(usage, d.kind, d.kind.template(macOnly)))
+		if err != nil {
+			return nil, err
+		}
+		return signed(w.m, w.session, pkcs11.CKM_AES_CMAC, k, data)
+	}
+	defer w.mem.clear()
+	mem := &w.mem.tdes
+	if err := w.deriveTDES(mem, bdk, of.KSN); err != nil {
+		return nil, err
+	}
+	variant := map[Direction][desBytes]byte{Request: variantMAC, Response: variantMACAnswer}[of.Direction]
+	whole, err := hold(w.workingTDES(mem, variant, false, chainOnly))
+	if err != nil {
+		return nil, err
+	}
+	copy(mem.key[desBytes:], mem.key[:desBytes]) // its left half twice
+	left, err := hold(w.workingTDES(mem, variant, false, chainOnly))
+	if err != nil {
+		return nil, err
+	}
+	return retailMAC(w.m, w.session, left, whole, pad(data, of.Padding))
+}
+
+// What the keys of MACs are for.
+var (
+	macOnly   = recipe{algorithm: AES, flags: []uint{pkcs11.CKA_SIGN}, mechanisms: []uint{pkcs11.CKM_AES_CMAC}}
+	chainOnly = recipe{algorithm: TDES, flags: []uint{pkcs11.CKA_ENCRYPT}, mechanisms: []uint{pkcs11.CKM_DES3_CBC}}
+)
+
 // checkBDK is the CMAC of a block of zeros, as of other AES keys (ANS X9.24-2). A key that only derives shows what it enciphers as the value of another
 // key, which is made to be read. That is no key: derivation data begin with 01, and are neither zeros nor what becomes of them.
 func checkBDK(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {

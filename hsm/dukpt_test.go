@@ -154,9 +154,23 @@ func isSet(k fakeKey, attribute uint) bool {
 // Whatever fails on the way, no key of a device is left in the token but its initial key, and none in memory. What cannot be destroyed ends with its
 // generation.
 func TestNothingOfATransactionsKeyIsLeft(t *testing.T) {
-	for name, make := range map[string]func(*testing.T) Card{
-		"AES":  func(t *testing.T) Card { return deviceCard(t, 7, 0x1B) },
-		"TDES": func(t *testing.T) Card { return tdesCard(t) },
+	translate := func(card func(testing.TB) Card) func(*testing.T, *HSM) error {
+		return func(t *testing.T, h *HSM) error {
+			_, err := h.Protect(t.Context(), card(t))
+			return err
+		}
+	}
+	authenticate := func(bdk, ksn string) func(*testing.T, *HSM) error {
+		return func(t *testing.T, h *HSM) error {
+			_, err := h.MAC(t.Context(), MACKey{Label: bdk, KSN: parseKSN(t, ksn), Direction: Response}, []byte("0100 and more than a block"))
+			return err
+		}
+	}
+	for name, do := range map[string]func(*testing.T, *HSM) error{
+		"AES":         translate(func(t testing.TB) Card { return deviceCard(t, 7, 0x1B) }),
+		"TDES":        translate(tdesCard),
+		"MAC of AES":  authenticate("bdk-aes", "12345678000000070000001B"),
+		"MAC of TDES": authenticate("bdk-tdes", tdesKSN),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -185,8 +199,7 @@ func TestNothingOfATransactionsKeyIsLeft(t *testing.T) {
 					mu.Lock()
 					ops, fail = nil, at
 					mu.Unlock()
-					_, err := h.Protect(t.Context(), make(t))
-					return err
+					return do(t, h)
 				}
 				if err := run(1); err == nil || len(f.inSessions()) != 0 {
 					t.Fatalf("the first call fails: got %v, %d objects are left", err, len(f.inSessions()))
@@ -208,7 +221,7 @@ func TestNothingOfATransactionsKeyIsLeft(t *testing.T) {
 					if err == nil && f.lives == lives { // else it was done in the next generation
 						t.Errorf("%s, call %d, fails, and nobody says so", op, at+1)
 					}
-					if len(left) > 1 || len(left) == 1 && (!isSet(left[0], pkcs11.CKA_DERIVE) || name == "TDES") {
+					if len(left) > 1 || len(left) == 1 && (!isSet(left[0], pkcs11.CKA_DERIVE) || strings.HasSuffix(name, "TDES")) {
 						t.Fatalf("%s, call %d, fails, and %d objects are left", op, at+1, len(left))
 					}
 					if op == "DeriveKey" || op == "CreateObject" {
@@ -251,7 +264,7 @@ func TestNothingOfATransactionsKeyIsLeft(t *testing.T) {
 					return nil
 				}
 				f.mu.Unlock()
-				if _, err := h.Protect(t.Context(), make(t)); err != nil || f.lives != lives+1 {
+				if err := do(t, h); err != nil || f.lives != lives+1 {
 					t.Errorf("a key that cannot be destroyed: got %v, %d lives after %d", err, f.lives, lives)
 				}
 			})

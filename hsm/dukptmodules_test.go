@@ -93,3 +93,51 @@ func pinBlockOf(t *testing.T, digits string) card.PINBlock {
 	}
 	return block
 }
+
+func TestMACsUnderDUKPTAreThoseOfTheirDeviceAndDirection(t *testing.T) {
+	token := hsmtest.Standard(t)
+	token.Put("bdk-tdes", hsm.BDK, unhex(t, tdesBDK))
+	token.PutAES("bdk-128", hsm.BDK, unhex(t, aesBDK128))
+	h := run(t, token.Config())
+	const tdesKSN, aesKSN = "FFFF9876543210E00001", "123456789012345600000001"
+	data := []byte("4012345678909D987")
+	key := func(label, digits string, d hsm.Direction) hsm.MACKey {
+		ksn, err := card.ParseKSN(digits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hsm.MACKey{Label: label, KSN: ksn, Direction: d}
+	}
+	for _, row := range []struct {
+		key  hsm.MACKey
+		want string // the left-most 8 bytes, by vectors.json
+	}{
+		{key("bdk-tdes", tdesKSN, hsm.Request), "9CCC78173FC4FB64"},
+		{key("bdk-tdes", tdesKSN, hsm.Response), "20364223C1FF00FA"},
+		{key("bdk-128", aesKSN, hsm.Request), "A2EB5C1C35809E58"},
+		{key("bdk-128", aesKSN, hsm.Response), "DD4E1895FD9BF53D"},
+	} {
+		mac, err := h.MAC(t.Context(), row.key, data)
+		if err != nil || fmt.Sprintf("%X", mac) != row.want {
+			t.Errorf("%+v: got %X, %v", row.key, mac, err)
+		}
+		if err := h.VerifyMAC(t.Context(), row.key, data, unhex(t, row.want)[:4]); err != nil {
+			t.Errorf("%+v: its own MAC is refused: %v", row.key, err)
+		}
+		other := row.key
+		other.Direction = hsm.Response - row.key.Direction
+		if err := h.VerifyMAC(t.Context(), other, data, unhex(t, row.want)); !errors.Is(err, hsm.ErrMAC) {
+			t.Errorf("%+v: the MAC of the other direction: got %v", row.key, err)
+		}
+	}
+	for name, k := range map[string]hsm.MACKey{
+		"no number":                    {Label: "bdk-tdes"},
+		"the number of no transaction": key("bdk-tdes", "FFFF9876543210E00000", hsm.Request),
+		"a number of AES":              key("bdk-tdes", aesKSN, hsm.Request),
+		"a number of TDES":             key("bdk-128", tdesKSN, hsm.Request),
+	} {
+		if _, err := h.MAC(t.Context(), k, data); !errors.Is(err, hsm.ErrKSN) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"acquirerd/card"
+
 	"github.com/miekg/pkcs11"
 )
 
@@ -13,11 +15,24 @@ import (
 // token-resident. A MAC is compared here and not by C_Verify: of a part of it C_Verify knows nothing (CKR_SIGNATURE_LEN_RANGE), and its
 // time is the token's business.
 
-// A MACKey says by which key of use mac-x919, mac-cmac or mac-hmac a MAC is made, and what of it the key does not say.
+// A MACKey says by which key of use mac-x919, mac-cmac or mac-hmac a MAC is made, or by which that is derived from one of use bdk, and what of it the
+// key does not say.
 type MACKey struct {
 	Label   string
-	Padding Padding // of mac-x919; the others have their own
+	Padding Padding // of mac-x919, and of a bdk key of TDES; the others have their own
+
+	KSN       card.KSN  // of a bdk key alone: of the device whose key makes it
+	Direction Direction // of a bdk key alone
 }
+
+// A Direction says who makes a MAC under DUKPT: each has a key of its own.
+type Direction int
+
+// The directions.
+const (
+	Request  Direction = iota // by the device
+	Response                  // for the device
+)
 
 // A Padding fills a message up to whole blocks: a method of ISO/IEC 9797-1:2011, 6.3.
 type Padding int
@@ -39,7 +54,7 @@ const (
 // ErrMAC: the MAC is not that of these data under this key.
 var ErrMAC = errors.New("message authentication code is wrong")
 
-// MAC returns the left-most 8 bytes of the MAC of the data. The error is ErrUnavailable. The caller may clear the data as soon as it returns.
+// MAC returns the left-most 8 bytes of the MAC of the data. Errors: ErrUnavailable, ErrKSN. The caller may clear the data as soon as it returns.
 func (h *HSM) MAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) {
 	code, err := h.wholeMAC(ctx, key, data)
 	if err != nil {
@@ -51,6 +66,13 @@ func (h *HSM) MAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) 
 func (h *HSM) wholeMAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) {
 	switch h.uses[key.Label] {
 	case MACX919, MACCMAC, MACHMAC:
+		if !key.KSN.IsZero() {
+			return nil, fmt.Errorf("%w: %q is not a %s key", ErrKSN, key.Label, BDK)
+		}
+	case BDK:
+		if err := key.KSN.Check(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrKSN, err)
+		}
 	case PINIn, PINOut, PANSeal, PANToken, ZMK, TLSKey:
 		return nil, fmt.Errorf("%w: %q is not a key that makes MACs", ErrUnavailable, key.Label)
 	default:
@@ -65,7 +87,13 @@ func (h *HSM) wholeMAC(ctx context.Context, key MACKey, data []byte) ([]byte, er
 	err := h.call(ctx, makeMAC, func(w *worker) error {
 		k := w.gen.key(key.Label)
 		h.used(k)
-		code, err := k.mac(w.m, w.session, key.Padding, held)
+		var code []byte
+		var err error
+		if k.Use == BDK {
+			code, err = w.macOfDevice(k, key, held)
+		} else {
+			code, err = k.mac(w.m, w.session, key.Padding, held)
+		}
 		if err != nil {
 			return fmt.Errorf("making MAC: %w", err) // held stays: the call is tried again in the next generation
 		}
@@ -79,7 +107,7 @@ func (h *HSM) wholeMAC(ctx context.Context, key MACKey, data []byte) ([]byte, er
 	return out, nil
 }
 
-// VerifyMAC compares a MAC of 4 to 8 bytes with the left-most ones of that of the data, in constant time. Errors: ErrMAC, ErrUnavailable.
+// VerifyMAC compares a MAC of 4 to 8 bytes with the left-most ones of that of the data, in constant time. Errors: ErrMAC, ErrUnavailable, ErrKSN.
 func (h *HSM) VerifyMAC(ctx context.Context, key MACKey, data, mac []byte) error {
 	if len(mac) < leastMACBytes || len(mac) > macBytes {
 		return ErrMAC
