@@ -296,14 +296,14 @@ func TestTheChecksThatWaitAreBounded(t *testing.T) {
 	})
 }
 
-// fail has the host send so many answers without a MAC on its first link.
+// fail has the host send so many answers without a MAC on link 0.
 func fail(r *rig, h *host, times int) {
 	frame, err := h.codec.EncodeFrame(messages.NewAnswer(request(9), "00"))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	for range times {
-		h.open()[0].write(frame)
+		h.at("one")[0].write(frame) // which of the links was there first is not known
 	}
 	synctest.Wait()
 }
@@ -327,7 +327,7 @@ func TestTooManyWrongMACsSuspendTheirLink(t *testing.T) {
 		if got := r.metric("acquirerd_link_suspended", "0"); got != 1 {
 			t.Errorf("suspended: %v", got)
 		}
-		if got := h.open()[0].seen(); !slices.Equal(got, []string{"0800/001", "0800/301", "0800/002"}) {
+		if got := h.at("one")[0].seen(); !slices.Equal(got, []string{"0800/001", "0800/301", "0800/002"}) {
 			t.Errorf("it was told %v", got)
 		}
 		for i := range 3 {

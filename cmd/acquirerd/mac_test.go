@@ -41,6 +41,7 @@ func newMACSite(t *testing.T) *macSite {
 	s.token.PutAES("mac-proc", hsm.MACCMAC, aes)
 	s.change("dialect: iso87-binary", "mac_key: mac-pos, dialect: "+upstream)
 	s.change("dialect: iso87-ascii", "mac_key: mac-proc, dialect: "+processor)
+	s.change("operations: {", "reversals: { retry_min: 50ms, retry_max: 1s }\noperations: {")
 	return s
 }
 
