@@ -297,7 +297,7 @@ func algorithmOf(use hsm.Use) hsm.Algorithm {
 		return hsm.AES
 	case hsm.MACHMAC:
 		return hsm.HMAC
-	case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.MACX919, hsm.MACCMAC, hsm.TLSKey:
+	case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.MACX919, hsm.MACCMAC, hsm.BDK, hsm.TLSKey:
 	}
 	return hsm.TDES
 }
