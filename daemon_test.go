@@ -180,7 +180,7 @@ func TestNothingThatIsWrittenHoldsCardData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		value, err := hex.DecodeString(strings.TrimSpace(string(content)))
+		value, err := hex.DecodeString(strings.Fields(string(content))[0])
 		if err != nil {
 			t.Fatal(err)
 		}

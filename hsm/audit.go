@@ -15,6 +15,7 @@ type Event struct {
 	Key    string    // label
 	KCV    string    // "" if it is not known
 	Result string    // "ok", or what is wrong
+	Detail string    // what else there is to say: who brought its components, what it came or went under
 }
 
 // What happens to a key.
@@ -23,6 +24,14 @@ const (
 	KeyUsed   = "use"    // for the first time on a day (UTC)
 	KeyChange = "change" // by a message of its other side
 	Probed    = "probe"  // Key is the operation, Result its way
+
+	// By commands.
+	KeyGenerated  = "generate"
+	KeyImported   = "import"
+	KeyExported   = "export"
+	KeyComponents = "components" // were made of a key that is not in the token
+	KeyShown      = "kcv"        // the check value of a key or of a component was asked for
+	KeyDestroyed  = "destroy"
 )
 
 const resultOK = "ok"

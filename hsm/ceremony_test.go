@@ -23,7 +23,7 @@ func TestComponents(t *testing.T) {
 	}{
 		{"one", []string{a}, "1 of them"},
 		{"four", []string{a, b, c, a}, "4 of them"},
-		{"single length", []string{a[:16], b[:16]}, "8 bytes, not 16"},
+		{"nothing", []string{"", ""}, "component 1 has 0 bytes"},
 		{"a short one", []string{a, b[:30]}, "component 2 has 15 bytes"},
 		{"zeros", []string{a, strings.Repeat("0", 32)}, "component 2 is all zeros"},
 		{"equal ones", []string{a, b, a}, "components 1 and 3 are equal"},
@@ -36,11 +36,15 @@ func TestComponents(t *testing.T) {
 		{"three good ones", []string{a, b, c}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var components [][]byte
+			var components []Component
 			for _, s := range test.components {
-				components = append(components, bytesOf(t, s))
+				components = append(components, Component{Value: bytesOf(t, s)})
 			}
-			key, err := combine(recipes[PINIn][0], components)
+			key := make([]byte, len(test.components[0])/2)
+			err := wellFormedComponents(components)
+			if err == nil {
+				err = combine(TDES, components, key)
+			}
 			switch {
 			case err != nil && (!errors.Is(err, ErrComponents) || !strings.Contains(err.Error(), test.want) || test.want == "" || len(test.want) == 32):
 				t.Errorf("got %v, want %q", err, test.want)
@@ -50,7 +54,7 @@ func TestComponents(t *testing.T) {
 				t.Errorf("accepted, want %q", test.want)
 			}
 			for _, b := range key {
-				if bits.OnesCount8(b)%2 == 0 {
+				if err == nil && bits.OnesCount8(b)%2 == 0 {
 					t.Error("a byte has even parity")
 				}
 			}
@@ -59,12 +63,23 @@ func TestComponents(t *testing.T) {
 }
 
 func TestComponentsAreClearedWhateverCame(t *testing.T) {
-	components := [][]byte{bytes.Repeat([]byte{1}, 16), bytes.Repeat([]byte{1}, 16)}
-	if _, err := ImportComponents(Config{Module: "none"}, "new", PINIn, components, ""); !errors.Is(err, ErrComponents) {
-		t.Errorf("got %v", err)
-	}
-	if !bytes.Equal(append(components[0], components[1]...), make([]byte, 32)) {
-		t.Error("components were left in memory")
+	for name, load := range map[string]func([]Component) error{
+		"a key": func(c []Component) error {
+			_, err := ImportComponents(Config{Module: "none"}, NewKey{Label: "new", Use: PINIn}, c)
+			return err
+		},
+		"a key block protection key": func(c []Component) error {
+			_, err := ImportLegacyKeyBlock(Config{Module: "none"}, NewKey{Label: "new", Use: PINIn}, nil, c, "")
+			return err
+		},
+	} {
+		components := []Component{{Value: bytes.Repeat([]byte{1}, 16)}, {Value: bytes.Repeat([]byte{1}, 16)}}
+		if err := load(components); !errors.Is(err, ErrComponents) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if !bytes.Equal(append(components[0].Value, components[1].Value...), make([]byte, 32)) {
+			t.Errorf("%s: components were left in memory", name)
+		}
 	}
 }
 

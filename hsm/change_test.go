@@ -150,8 +150,8 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 	stop()
 
 	// A key of a ceremony has another label, and what is not marked is not used.
-	parts := [][]byte{hsmtest.ZoneKey("first", 16), hsmtest.ZoneKey("second", 16)}
-	if _, err := hsm.ImportComponents(cfg, hsmtest.ProcessorKey, hsm.PINOut, parts, ""); !errors.Is(err, hsm.ErrKeyExists) || !strings.Contains(err.Error(), "needs a new label") {
+	parts := []hsm.Component{{Value: hsmtest.ZoneKey("first", 16)}, {Value: hsmtest.ZoneKey("second", 16)}}
+	if _, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: hsmtest.ProcessorKey, Use: hsm.PINOut}, parts); !errors.Is(err, hsm.ErrKeyExists) || !strings.Contains(err.Error(), "needs a new label") {
 		t.Errorf("a key of the label of one that was replaced: %v", err)
 	}
 	token.Use(func(m *pkcs11.Ctx) {

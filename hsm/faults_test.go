@@ -634,14 +634,14 @@ func TestOneUserOfAModule(t *testing.T) {
 		if err := f.hsm(cfg, io.Discard, nil).Open(t.Context()); !errors.Is(err, ErrInUse) {
 			t.Errorf("a second HSM: %v", err)
 		}
-		if _, err := Generate(cfg, "new", PANSeal); !errors.Is(err, ErrInUse) {
+		if _, err := Generate(cfg, NewKey{Label: "new", Use: PANSeal}); !errors.Is(err, ErrInUse) {
 			t.Errorf("generating beside an open HSM: %v", err)
 		}
 		if _, err := List(cfg); !errors.Is(err, ErrInUse) {
 			t.Errorf("listing beside an open HSM: %v", err)
 		}
-		components := [][]byte{bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)}
-		if _, err := ImportComponents(cfg, "new", PANSeal, components, ""); !errors.Is(err, ErrInUse) {
+		components := []Component{{Value: bytes.Repeat([]byte{1}, 32)}, {Value: bytes.Repeat([]byte{2}, 32)}}
+		if _, err := ImportComponents(cfg, NewKey{Label: "new", Use: PANSeal}, components); !errors.Is(err, ErrInUse) {
 			t.Errorf("importing beside an open HSM: %v", err)
 		}
 		if err := h.Close(); err != nil {

@@ -26,10 +26,11 @@ const (
 	MACX919  Use = "mac-x919"  // MACs by ANS X9.19 (ISO/IEC 9797-1, algorithm 3): two objects, see macpair.go
 	MACCMAC  Use = "mac-cmac"  // MACs by CMAC of TDES or AES (NIST SP 800-38B)
 	MACHMAC  Use = "mac-hmac"  // MACs by HMAC-SHA-256
+	KBPK     Use = "kbpk"      // key block protection key: keys arrive and leave in key blocks under it (see ImportKeyBlock)
 )
 
 // Uses lists all of them.
-var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK, MACX919, MACCMAC, MACHMAC, BDK}
+var Uses = []Use{PINIn, PINOut, PANSeal, PANToken, ZMK, MACX919, MACCMAC, MACHMAC, BDK, KBPK}
 
 // A Key is what the configuration says of a key in the token.
 type Key struct {
@@ -139,6 +140,10 @@ var recipes = map[Use][]recipe{
 	MACHMAC: {
 		{HMAC, TokenResident, []int{hmacBytes}, macFlags, []uint{pkcs11.CKM_SHA256_HMAC}, checkPANToken},
 	},
+	KBPK: { // the keys of a block are derived, for which CMAC needs zeros enciphered
+		{TDES, TokenResident, tdesLengths, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DERIVE}, []uint{pkcs11.CKM_DES3_ECB_ENCRYPT_DATA, pkcs11.CKM_DES3_ECB}, nil},
+		{AES, TokenResident, aesLengths, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DERIVE}, []uint{pkcs11.CKM_AES_ECB_ENCRYPT_DATA, pkcs11.CKM_AES_ECB}, nil},
+	},
 }
 
 // macFlags are those of a key whose MACs the token makes by itself. That it may also verify tells it from a pan-token key.
@@ -161,9 +166,10 @@ func recipeFor(m module, slot uint, use Use, algorithm Algorithm) (recipe, error
 	return recipe{}, fmt.Errorf("no key of use %s can be %s", use, algorithm)
 }
 
-// possible reports whether a token says that it can do what the recipe's flags let the key do.
+// possible reports whether a token says that it can do what the recipe's flags let the key do. It is not asked about deriving, which no recipe has
+// another way for: NSS does that with keys of its database, and does not say so.
 func (r recipe) possible(m module, slot uint) bool {
-	can := map[uint]uint{pkcs11.CKA_WRAP: pkcs11.CKF_WRAP, pkcs11.CKA_UNWRAP: pkcs11.CKF_UNWRAP, pkcs11.CKA_DERIVE: pkcs11.CKF_DERIVE, pkcs11.CKA_SIGN: pkcs11.CKF_SIGN}
+	can := map[uint]uint{pkcs11.CKA_WRAP: pkcs11.CKF_WRAP, pkcs11.CKA_UNWRAP: pkcs11.CKF_UNWRAP, pkcs11.CKA_SIGN: pkcs11.CKF_SIGN}
 	for _, f := range r.flags {
 		need, special := can[f]
 		if !special {
@@ -288,7 +294,7 @@ func (r recipe) judge(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (
 	}
 	if mechanisms, known, err := attribute(m, s, k, pkcs11.CKA_ALLOWED_MECHANISMS); err != nil {
 		return nil, err
-	} else if known && string(mechanisms) != string(mechanismList(r.mechanisms)) {
+	} else if known && !slices.Equal(mechanismsOf(mechanisms), slices.Sorted(slices.Values(r.mechanisms))) {
 		// An empty list allows every mechanism.
 		problems = append(problems, "allows other mechanisms than its use needs")
 	}
@@ -362,6 +368,16 @@ func mechanismList(mechanisms []uint) []byte {
 		list = binary.NativeEndian.AppendUint64(list, uint64(m))
 	}
 	return list
+}
+
+// mechanismsOf reads such a list, sorted: a token keeps a set of them.
+func mechanismsOf(list []byte) []uint {
+	var mechanisms []uint
+	for ; len(list) >= ulongBytes; list = list[ulongBytes:] {
+		mechanisms = append(mechanisms, uint(binary.NativeEndian.Uint64(list)))
+	}
+	slices.Sort(mechanisms)
+	return mechanisms
 }
 
 // Key check values. Each check also makes the key do its work once, so that a generation whose keys cannot work is
@@ -497,15 +513,24 @@ func strengthOf(a Algorithm, bytes int) int {
 
 // strength is that of a key in the token.
 func (k *key) strength(m module, s pkcs11.SessionHandle) (int, error) {
-	if k.recipe.algorithm == TDES { // the type is the length
-		keyType, err := number(m, s, k.handle, pkcs11.CKA_KEY_TYPE)
-		if keyType == pkcs11.CKK_DES3 {
-			return strengthOf(TDES, tdes3Bytes), err
-		}
-		return strengthOf(TDES, tdes2Bytes), err
+	bytes, err := lengthOf(m, s, k.handle)
+	return strengthOf(k.recipe.algorithm, bytes), err
+}
+
+// lengthOf is the length in bytes of a key's value.
+func lengthOf(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (int, error) {
+	keyType, err := number(m, s, k, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return 0, err
 	}
-	bytes, err := number(m, s, k.handle, pkcs11.CKA_VALUE_LEN)
-	return strengthOf(k.recipe.algorithm, int(bytes)), err
+	switch keyType {
+	case pkcs11.CKK_DES2:
+		return tdes2Bytes, nil
+	case pkcs11.CKK_DES3:
+		return tdes3Bytes, nil
+	}
+	n, err := number(m, s, k, pkcs11.CKA_VALUE_LEN)
+	return int(n), err
 }
 
 // block is the length of a block in bytes.

@@ -238,24 +238,24 @@ func TestMACKeysAreGeneratedAndImported(t *testing.T) {
 	token := hsmtest.Standard(t)
 	cfg := token.Config()
 	for label, use := range map[string]hsm.Use{"retail": hsm.MACX919, "aes": hsm.MACCMAC, "hmac": hsm.MACHMAC} {
-		about, err := hsm.Generate(cfg, label, use)
+		about, err := hsm.Generate(cfg, hsm.NewKey{Label: label, Use: use})
 		if err != nil || about.Use != use || len(about.KCV) != 6 {
 			t.Fatalf("%s: got %+v, %v", use, about, err)
 		}
 		cfg.Keys = append(cfg.Keys, hsm.Key{Label: label, Use: use, KCV: about.KCV})
-		if _, err := hsm.Generate(cfg, label, use); !errors.Is(err, hsm.ErrKeyExists) {
+		if _, err := hsm.Generate(cfg, hsm.NewKey{Label: label, Use: use}); !errors.Is(err, hsm.ErrKeyExists) {
 			t.Errorf("%s twice: %v", use, err)
 		}
 	}
 	// A value of custodians.
-	components := func() [][]byte {
+	components := func() []hsm.Component {
 		one := hsmtest.ZoneKey("one", 16)
-		return [][]byte{one, xor(one, retailValue)}
+		return []hsm.Component{{Value: one}, {Value: xor(one, retailValue)}}
 	}
-	if _, err := hsm.ImportComponents(cfg, "theirs", hsm.MACX919, components(), "000000"); !errors.Is(err, hsm.ErrComponents) {
+	if _, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "theirs", Use: hsm.MACX919, KCV: "000000"}, components()); !errors.Is(err, hsm.ErrOtherKCV) {
 		t.Errorf("another check value: %v", err)
 	}
-	about, err := hsm.ImportComponents(cfg, "theirs", hsm.MACX919, components(), hsmtest.KCV(hsm.MACX919, retailValue))
+	about, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "theirs", Use: hsm.MACX919, KCV: hsmtest.KCV(hsm.MACX919, retailValue)}, components())
 	if err != nil { // also: nothing was left of the one that was refused
 		t.Fatal(err)
 	}

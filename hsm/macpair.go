@@ -1,8 +1,6 @@
 package hsm
 
 import (
-	"bytes"
-	"crypto/rand"
 	"fmt"
 	"regexp"
 
@@ -24,46 +22,20 @@ func createMACPair(m module, s pkcs11.SessionHandle, label string, whole, left c
 		return 0, err
 	}
 	r := recipes[MACX919][0]
-	second, err := left(r.template(label+leftSuffix, label+leftSuffix, tdes2Bytes))
+	second, err := left(r.template(label+leftSuffix, NewKey{Label: label + leftSuffix, Use: MACX919}.id(""), tdes2Bytes))
 	if err != nil {
 		return 0, err
 	}
 	kcv, err := r.kcv(m, s, second)
 	var first pkcs11.ObjectHandle
 	if err == nil {
-		first, err = whole(r.template(label, label+" left:"+kcv, tdes2Bytes))
+		first, err = whole(r.template(label, NewKey{Label: label, Use: MACX919}.id("left:"+kcv), tdes2Bytes))
 	}
 	if err != nil {
 		_ = m.DestroyObject(s, second)
 		return 0, err
 	}
 	return first, nil
-}
-
-// createMACPairOf makes both objects of a value, which its caller clears.
-func createMACPairOf(m module, s pkcs11.SessionHandle, label string, value []byte) (pkcs11.ObjectHandle, error) {
-	half := bytes.Repeat(value[:desBytes], 2)
-	defer clear(half)
-	from := func(value []byte) creator {
-		return func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-			return m.CreateSecret(s, template, value)
-		}
-	}
-	return createMACPair(m, s, label, from(value), from(half))
-}
-
-// destroyMACPair destroys the whole key and, if it is there, the left one.
-func destroyMACPair(m module, s pkcs11.SessionHandle, label string, whole pkcs11.ObjectHandle) error {
-	handles, err := find(m, s, label+leftSuffix)
-	if err != nil {
-		return err
-	}
-	for _, handle := range append(handles, whole) {
-		if err := m.DestroyObject(s, handle); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // findLeft finds the left object of a whole key, and returns what is wrong with it.
@@ -94,15 +66,4 @@ func findLeft(m module, s pkcs11.SessionHandle, label string, whole pkcs11.Objec
 		return 0, "", fmt.Sprintf("has another left half in %q than was made with it", label+leftSuffix), nil
 	}
 	return handles[0], kcv, "", nil
-}
-
-// newTDES makes a random key of double length with odd parity that is not weak.
-func newTDES() []byte {
-	value := make([]byte, tdes2Bytes)
-	for {
-		_, _ = rand.Read(value) // never fails: see crypto/rand
-		if weakness(value) == "" {
-			return value
-		}
-	}
 }

@@ -70,13 +70,15 @@ func TestKeysAreMadeInNSSAsInOtherTokens(t *testing.T) {
 		for i := range other {
 			other[i] = whole[i] ^ one[i]
 		}
-		about, err := hsm.ImportComponents(token.Config(), "of components "+string(use), use, [][]byte{one, other}, hsmtest.KCV(use, whole))
+		about, err := hsm.ImportComponents(token.Config(), hsm.NewKey{Label: "of components " + string(use), Use: use, KCV: hsmtest.KCV(use, whole)}, []hsm.Component{{Value: one}, {Value: other}})
 		if err != nil || about.KCV != hsmtest.KCV(use, whole) {
 			t.Errorf("%s: %+v, want KCV %s: %v", use, about, hsmtest.KCV(use, whole), err)
 		}
 	}
-	if about, err := hsm.Generate(token.Config(), "generated", hsm.PINOut); err != nil || len(about.KCV) != 6 {
-		t.Errorf("%+v: %v", about, err)
+	for _, use := range hsm.Uses {
+		if about, err := hsm.Generate(token.Config(), hsm.NewKey{Label: "generated " + string(use), Use: use}); err != nil || len(about.KCV) != 6 || about.Use != use {
+			t.Errorf("%s: %+v: %v", use, about, err)
+		}
 	}
 }
 

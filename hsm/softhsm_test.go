@@ -540,14 +540,14 @@ func TestGenerateListImport(t *testing.T) {
 	token := hsmtest.New(t)
 	cfg := token.Config()
 	for _, use := range hsm.Uses {
-		about, err := hsm.Generate(cfg, "generated "+string(use), use)
+		about, err := hsm.Generate(cfg, hsm.NewKey{Label: "generated " + string(use), Use: use})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if about.Use != use || len(about.KCV) != 6 || about.Bits < 128 {
 			t.Errorf("generated %+v", about)
 		}
-		if _, err := hsm.Generate(cfg, "generated "+string(use), use); !errors.Is(err, hsm.ErrKeyExists) {
+		if _, err := hsm.Generate(cfg, hsm.NewKey{Label: "generated " + string(use), Use: use}); !errors.Is(err, hsm.ErrKeyExists) {
 			t.Errorf("twice: %v", err)
 		}
 	}
@@ -556,8 +556,8 @@ func TestGenerateListImport(t *testing.T) {
 	for i := range b {
 		b[i] = a[i] ^ hsmtest.UpstreamZPK[i]
 	}
-	components := [][]byte{a, b}
-	about, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, components, "")
+	components := []hsm.Component{{Value: a}, {Value: b}}
+	about, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "imported in", Use: hsm.PINIn}, components)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -567,20 +567,21 @@ func TestGenerateListImport(t *testing.T) {
 	if !bytes.Equal(a, make([]byte, 16)) || !bytes.Equal(b, make([]byte, 16)) {
 		t.Error("components were left in memory")
 	}
-	zeros := [][]byte{{31: 1}, {31: 2}, {31: 4}}
-	if about, err := hsm.ImportComponents(cfg, "imported seal", hsm.PANSeal, zeros, ""); err != nil || about.KCV != hsmtest.KCV(hsm.PANSeal, []byte{31: 7}) {
+	zeros := []hsm.Component{{Value: []byte{31: 1}}, {Value: []byte{31: 2}}, {Value: []byte{31: 4}}}
+	if about, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "imported seal", Use: hsm.PANSeal}, zeros); err != nil || about.KCV != hsmtest.KCV(hsm.PANSeal, []byte{31: 7}) {
 		t.Errorf("imported %+v, %v", about, err)
 	}
-	if _, err := hsm.ImportComponents(cfg, "with another value", hsm.PANSeal, [][]byte{{31: 1}, {31: 6}}, "000000"); !errors.Is(err, hsm.ErrComponents) {
+	if _, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "with another value", Use: hsm.PANSeal, KCV: "000000"}, []hsm.Component{{Value: []byte{31: 1}}, {Value: []byte{31: 6}}}); !errors.Is(err, hsm.ErrOtherKCV) {
 		t.Errorf("got %v for another check value", err)
 	}
-	if about, err := hsm.ImportComponents(cfg, "with its value", hsm.PANSeal, [][]byte{{31: 1}, {31: 6}}, strings.ToLower(hsmtest.KCV(hsm.PANSeal, []byte{31: 7}))); err != nil || about.Label == "" {
+	if about, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "with its value", Use: hsm.PANSeal, KCV: strings.ToLower(hsmtest.KCV(hsm.PANSeal, []byte{31: 7}))},
+		[]hsm.Component{{Value: []byte{31: 1}}, {Value: []byte{31: 6}}}); err != nil || about.Label == "" {
 		t.Errorf("got %v for its check value", err)
 	}
 	if keys, err := hsm.List(cfg); err != nil || slices.ContainsFunc(keys, func(k hsm.KeyInfo) bool { return k.Label == "with another value" }) {
 		t.Errorf("a key with another check value stays in the token: %v, %v", keys, err)
 	}
-	if _, err := hsm.ImportComponents(cfg, "imported in", hsm.PINIn, [][]byte{{15: 1}, {14: 2, 15: 9}}, ""); err == nil {
+	if _, err := hsm.ImportComponents(cfg, hsm.NewKey{Label: "imported in", Use: hsm.PINIn}, []hsm.Component{{Value: []byte{15: 1}}, {Value: []byte{14: 2, 15: 9}}}); err == nil {
 		t.Error("a label was imported twice, or a weak key")
 	}
 	keys, err := hsm.List(cfg)

@@ -135,7 +135,8 @@ type Zone struct {
 }
 
 // WriteZone makes a random key with odd parity and writes DIR/NAME.key, DIR/NAME.component-1 and DIR/NAME.component-2, each 32
-// hexadecimal digits and a line end, readable by the owner alone. It overwrites nothing.
+// hexadecimal digits and a line end, a component its check value in a second line, and DIR/NAME.kcv, the key's check value. They are readable by the owner
+// alone. It overwrites nothing.
 func WriteZone(dir, name string) (Zone, error) {
 	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
 		return Zone{}, fmt.Errorf("writing keys: %q is not a zone's name", name)
@@ -147,12 +148,20 @@ func WriteZone(dir, name string) (Zone, error) {
 		key, err := newKey(value) // sets the parity
 		second := make([]byte, keyBytes)
 		subtle.XORBytes(second, value, first)
+		kcvs := [2]string{}
+		for i, component := range [][]byte{first, second} {
+			part, failed := newKey(bytes.Clone(component))
+			if err = errors.Join(err, failed); failed == nil {
+				kcvs[i] = part.KCV()
+			}
+		}
 		if err != nil || bytes.Equal(first, second) {
-			continue // one in 2^56
+			continue // one in 2^54
 		}
 		zone := Zone{Name: name, KCV: key.KCV(), KeyFile: filepath.Join(dir, name+".key"),
 			Components: [2]string{filepath.Join(dir, name+".component-1"), filepath.Join(dir, name+".component-2")}}
-		err = errors.Join(writeNew(zone.KeyFile, value), writeNew(zone.Components[0], first), writeNew(zone.Components[1], second))
+		err = errors.Join(writeNew(zone.KeyFile, fmt.Appendf(nil, "%X\n", value)), writeNew(filepath.Join(dir, name+".kcv"), []byte(zone.KCV+"\n")),
+			writeNew(zone.Components[0], fmt.Appendf(nil, "%X\nkcv %s\n", first, kcvs[0])), writeNew(zone.Components[1], fmt.Appendf(nil, "%X\nkcv %s\n", second, kcvs[1])))
 		clear(value)
 		clear(first)
 		clear(second)
@@ -163,13 +172,13 @@ func WriteZone(dir, name string) (Zone, error) {
 	}
 }
 
-func writeNew(path string, value []byte) error {
+// writeNew writes a text to a new file, and clears it.
+func writeNew(path string, text []byte) error {
+	defer clear(text)
 	file, err := os.OpenFile(filepath.Clean(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	text := fmt.Appendf(nil, "%X\n", value)
-	defer clear(text)
 	_, err = file.Write(text)
 	return errors.Join(err, file.Close())
 }

@@ -254,7 +254,7 @@ func (s *Stage) makeKeys(ctx context.Context, withZMK bool) ([]stageKey, error) 
 			return nil, err
 		}
 		if _, err := s.Command(ctx, "keys", "import", "--label", zone.label, "--use", zone.use, "--kcv", files.KCV,
-			"--component", files.Components[0], "--component", files.Components[1]); err != nil {
+			"--component", files.Components[0], "--custodian", "first", "--component", files.Components[1], "--custodian", "second"); err != nil {
 			return nil, err
 		}
 		keys = append(keys, stageKey{zone.label, files.KCV, zone.use, zone.zmk})

@@ -545,6 +545,9 @@ func TestAZoneIsAKeyAndItsComponents(t *testing.T) {
 	if k.KCV() != zone.KCV {
 		t.Errorf("KCV %s, want %s", k.KCV(), zone.KCV)
 	}
+	if text, err := os.ReadFile(filepath.Join(dir, "pos-switch.kcv")); err != nil || string(text) != zone.KCV+"\n" {
+		t.Errorf("KCV in its file %q, %v", text, err)
+	}
 	var sum [16]byte
 	for _, path := range zone.Components {
 		info, err := os.Stat(path)
@@ -556,8 +559,12 @@ func TestAZoneIsAKeyAndItsComponents(t *testing.T) {
 			t.Fatal(err)
 		}
 		var part []byte
-		if _, err := fmt.Sscanf(string(text), "%X\n", &part); err != nil || len(text) != 33 {
+		var kcv string
+		if _, err := fmt.Sscanf(string(text), "%X\nkcv %6s\n", &part, &kcv); err != nil || len(text) != 33+11 {
 			t.Fatalf("%s: %v", path, err)
+		}
+		if key, err := simulator.ParseKey([]byte(fmt.Sprintf("%X", part))); err != nil || key.KCV() != kcv {
+			t.Errorf("%s: the check value is not that of the component", path)
 		}
 		for i := range sum {
 			sum[i] ^= part[i]

@@ -97,7 +97,7 @@ func (a *auditor) note(e journal.AuditEvent) {
 func (a *auditor) noteKey(e hsm.Event) { a.note(auditEvent(e)) }
 
 func auditEvent(e hsm.Event) journal.AuditEvent {
-	return journal.AuditEvent{At: e.At, Who: e.Who, What: e.What, Key: e.Key, KCV: e.KCV, Result: e.Result}
+	return journal.AuditEvent{At: e.At, Who: e.Who, What: e.What, Key: e.Key, KCV: e.KCV, Result: e.Result, Detail: e.Detail}
 }
 
 // drop counts an event that is lost, and says so at most once a second.

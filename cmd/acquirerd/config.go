@@ -68,6 +68,7 @@ type HSMConfig struct {
 	Queue                int           `mapstructure:"queue"`                  // callers that may wait for a session
 	CallTimeout          time.Duration `mapstructure:"call_timeout"`           // of one call with its waiting
 	RequireTokenResident bool          `mapstructure:"require_token_resident"` // refuse to serve where a clear PIN block leaves the token
+	LegacyCryptogram     bool          `mapstructure:"legacy_cryptogram"`      // keys import takes raw cryptograms too
 	KeyOverlap           time.Duration `mapstructure:"key_overlap"`            // after a key change: how long each key before it may still be used
 	KeyChanges           int           `mapstructure:"key_changes"`            // most changes of one key in a minute
 	Keys                 []KeyConfig   `mapstructure:"keys"`

@@ -312,7 +312,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 			[]string{`hsm.keys[3].label: "pan-seal-1" is hsm.keys[2].label already`, `hsm.token_key: no key "pan-token-1" in hsm.keys`}},
 		{"a KCV that is too short", []string{`"08D7B4"`, `"08D7"`}, []string{"hsm.keys[0].kcv: is not six hexadecimal digits"}},
 		{"a use that is none", []string{"use: pin-in", "use: pin"},
-			[]string{`hsm.keys[0].use: "pin" is not one of pin-in, pin-out, pan-seal, pan-token, zmk, mac-x919, mac-cmac, mac-hmac, bdk`, `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
+			[]string{`hsm.keys[0].use: "pin" is not one of ` + oneOf(hsm.Uses), `upstreams[0].pin_key: key "zpk-pos" has the use "pin", not pin-in`}},
 		{"a key of the wrong use", []string{"pin_key: zpk-proc-a", "pin_key: zpk-pos"}, []string{`endpoints[0].pin_key: key "zpk-pos" has the use "pin-in", not pin-out`}},
 		{"a PIN block format that is none", []string{"in_flight: 128", "in_flight: 128, pin_format: iso-2"}, []string{`upstreams[0].pin_format: "iso-2" is not one of iso-0, iso-1, iso-3, iso-4`}},
 		{"a format that would unbind the PIN", []string{"pin_key: zpk-proc-a", "pin_key: zpk-proc-a\n    pin_format: iso-1"},

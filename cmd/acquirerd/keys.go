@@ -1,12 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,14 +21,135 @@ import (
 
 func (c *cli) keysCommands() *cobra.Command {
 	list := c.command("list", "List the secret and private keys of the token", "acquirerd keys list --config acquirerd.yaml", cobra.NoArgs, c.keysList)
+	inventory := c.command("inventory", "List all that an auditor asks of each key",
+		"acquirerd keys inventory --config acquirerd.yaml --output json", cobra.NoArgs, c.keysInventory)
+	inventory.Long = "Inventory lists each key with its algorithm, version, mechanisms and flags, whether the config names it, and how many PANs and rests of\n" +
+		"advices in the journal only it opens; and the token's serial number."
 
-	var label, use, kind, kcv string
+	return c.group("keys", "List, make and destroy the keys in the token (of the config they use only hsm.module, token, pin_file and legacy_cryptogram)",
+		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token",
+		list, inventory, c.keysGenerateCommand(), c.keysComponentsCommand(), c.keysImportCommand(), c.keysExportCommand(), c.keysKCVCommand(), c.keysDestroyCommand(),
+		c.keysRotateCommand(), c.keysCSRCommand())
+}
+
+// newKeyFlags gives a command the flags that say which key it makes.
+func newKeyFlags(command *cobra.Command, label, use, algorithm *string, bits *int) {
+	if label != nil {
+		command.Flags().StringVar(label, "label", "", "label of the new key: 1 to 64 printable ASCII characters without spaces")
+	}
+	command.Flags().StringVar(use, "use", "", "what it is for: "+oneOf(hsm.Uses))
+	command.Flags().StringVar(algorithm, "algorithm", "", "tdes, aes or hmac, as its use allows; the use's own if it is not given")
+	command.Flags().IntVar(bits, "bits", 0, "length, parity included: 128 or 192 of tdes, 128 or 256 of aes; the use's own if it is not given")
+}
+
+func (c *cli) keysGenerateCommand() *cobra.Command {
+	var n newKey
+	var kind string
 	generate := c.command("generate", "Make a random key in the token",
 		"acquirerd keys generate --label pan-seal-1 --use pan-seal\nacquirerd keys generate --label tls-processor-a --type ec-p256", cobra.NoArgs,
-		func(context.Context, []string) error { return c.keysGenerate(label, use, kind) })
-	generate.Long = "Generate makes a secret key with --use, or with --type a key pair whose private key signs for TLS and never leaves the token."
+		func(ctx context.Context, _ []string) error { return c.keysGenerate(ctx, n, kind) })
+	generate.Long = "Generate makes a secret key with --use, or with --type a key pair whose private key signs for TLS and never leaves the token.\n" +
+		"Nobody else can have a secret key that was generated: see keys export and keys components for those."
 	generate.Flags().StringVar(&kind, "type", "", "of a key pair for TLS: "+oneOf(hsm.KeyTypes))
+	newKeyFlags(generate, &n.label, &n.use, &n.algorithm, &n.bits)
+	return generate
+}
 
+func (c *cli) keysComponentsCommand() *cobra.Command {
+	var n newKey
+	var files []string
+	command := c.command("components", "Have the token make the components of a new key, for its custodians",
+		"acquirerd keys components --use zmk --file /media/a/zmk-a.component --file /media/b/zmk-a.component", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.keysComponents(ctx, n, files) })
+	command.Long = "Components has the token make 2 or 3 random components of a new key, and writes each with its check value to a new file of its own, which\n" +
+		"only the user of this command can read. It prints the check values, and that of the key which the components make. The key itself is not in the\n" +
+		"token: its custodians bring it there, and to its other side, by keys import."
+	command.Flags().StringArrayVar(&files, "file", nil, "new file for one component; give it 2 or 3 times")
+	newKeyFlags(command, nil, &n.use, &n.algorithm, &n.bits)
+	return command
+}
+
+func (c *cli) keysImportCommand() *cobra.Command {
+	var n newKey
+	var from bringing
+	load := c.command("import", "Make a key in the token from components, a key block, or a cryptogram",
+		"acquirerd keys import --label zmk-a --use zmk --kcv 08D7B4 --custodian alice --custodian bob\n"+
+			"acquirerd keys import --label zpk-pos --use pin-in --kcv 08D7B4 --component a.component --custodian alice --component b.component --custodian bob\n"+
+			"acquirerd keys import --label zpk-proc-a --use pin-out --key-block zpk-proc-a.tr31 --kbpk kbpk-a", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.keysImport(ctx, n, from) })
+	load.Long = "Import makes a key from one of these:\n\n" +
+		"  components   The XOR of 2 or 3 components of full length makes the key, and its check value --kcv is demanded. Each custodian is named once by\n" +
+		"               --custodian. Without --component each types a component and its check value at this terminal, where neither is shown. With it, each\n" +
+		"               --component is a file that holds the hexadecimal digits and, on a line of its own, \"kcv\" and the check value. No one is\n" +
+		"               custodian twice: a name, a file, or the owner of two files that is not the user of this command, is refused. That two names are two\n" +
+		"               people, this command cannot know.\n" +
+		"  --key-block  A file with a key block of ANS X9.143 (TR-31), version B or D, under the kbpk key --kbpk. Versions A and C are taken with\n" +
+		"               --legacy-key-block; then the components are those of the protection key, and --kbpk-kcv is its check value.\n" +
+		"  --cryptogram Hexadecimal digits of a key in ECB, or with --cbc in CBC, under the zmk key --zmk, with its check value --kcv. It needs\n" +
+		"               hsm.legacy_cryptogram: such a cryptogram does not say what the key is for, and can be changed unseen.\n\n" +
+		"A key with another check value than --kcv is never in the token. A key under a weaker one is refused."
+	load.Flags().StringArrayVar(&from.components, "component", nil, "file with one component and its check value; give it 2 or 3 times, or let custodians type")
+	load.Flags().StringArrayVar(&from.custodians, "custodian", nil, "name of a custodian, in the order of the components; give it 2 or 3 times")
+	load.Flags().StringVar(&n.kcv, "kcv", "", "check value that the key must have, six hexadecimal digits")
+	load.Flags().StringVar(&from.keyBlock, "key-block", "", "file with a key block")
+	load.Flags().StringVar(&from.kbpk, "kbpk", "", "label of the kbpk key that protects the key block")
+	load.Flags().BoolVar(&from.legacy, "legacy-key-block", false, "the key block is of version A or C")
+	load.Flags().StringVar(&from.kbpkKCV, "kbpk-kcv", "", "with --legacy-key-block: check value of the protection key")
+	load.Flags().StringVar(&from.cryptogram, "cryptogram", "", "the key under a zone master key, in hexadecimal digits")
+	load.Flags().StringVar(&from.zmk, "zmk", "", "label of the zmk key that the cryptogram is under")
+	load.Flags().BoolVar(&from.cbc, "cbc", false, "the cryptogram is in CBC with an initial vector of zeros")
+	newKeyFlags(load, &n.label, &n.use, &n.algorithm, &n.bits)
+	return load
+}
+
+func (c *cli) keysExportCommand() *cobra.Command {
+	var n newKey
+	var kbpk, file, exportability string
+	command := c.command("export", "Make a new key, and a key block with it for its other side",
+		"acquirerd keys export --label zpk-pos --use pin-in --kbpk kbpk-pos --file zpk-pos.tr31", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.keysExport(ctx, n, kbpk, file, exportability) })
+	command.Long = "Export makes a random key in the token, and writes it to a new file as a key block of ANS X9.143 (TR-31): version D under a kbpk key for\n" +
+		"aes, B under one for tdes. The block permits what the other side does with the key: who gets the block of our pin-in key enciphers with it.\n" +
+		"A key that is in the token already never leaves it, because keys are made not extractable: so a key is exported when it is made, or never."
+	command.Flags().StringVar(&kbpk, "kbpk", "", "label of the kbpk key that protects the key block")
+	command.Flags().StringVar(&file, "file", "", "new file for the key block; - is standard output")
+	command.Flags().StringVar(&exportability, "exportability", "N", "whether its receiver may export it: N not, E under a key block protection key, S otherwise too")
+	newKeyFlags(command, &n.label, &n.use, &n.algorithm, &n.bits)
+	return command
+}
+
+func (c *cli) keysKCVCommand() *cobra.Command {
+	var label, file, algorithm string
+	command := c.command("kcv", "Show the check value of a key in the token, or of a component",
+		"acquirerd keys kcv --label zpk-pos\nacquirerd keys kcv --component zmk-a.component --algorithm tdes", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.keysKCV(ctx, label, file, algorithm) })
+	command.Long = "Kcv has the token compute a check value. Of a component it is the one that it would have as a key of the algorithm: of tdes the first three\n" +
+		"bytes of zeros enciphered, of aes those of the CMAC of a block of zeros."
+	command.Flags().StringVar(&label, "label", "", "label of the key")
+	command.Flags().StringVar(&file, "component", "", "file with one component, in hexadecimal digits")
+	command.Flags().StringVar(&algorithm, "algorithm", "tdes", "of the component's key: tdes, aes or hmac")
+	return command
+}
+
+func (c *cli) keysDestroyCommand() *cobra.Command {
+	var label, kcv string
+	var inUse bool
+	var unreadable int64
+	command := c.command("destroy", "Destroy a secret key in the token, for ever",
+		"acquirerd keys destroy --label zpk-pos-old --kcv 08D7B4", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error { return c.keysDestroy(ctx, label, kcv, inUse, unreadable) })
+	command.Long = "Destroy destroys the key of a label if it has that check value. A key that the config names is refused: a daemon that uses it stops serving,\n" +
+		"and starts no more. So is one under which the journal has PANs or rests of advices, which nobody can read then: journal reseal puts\n" +
+		"them under the present seal key first."
+	command.Flags().StringVar(&label, "label", "", "label of the key")
+	command.Flags().StringVar(&kcv, "kcv", "", "its check value, six hexadecimal digits")
+	command.Flags().BoolVar(&inUse, "force-in-use", false, "also a key that the config names")
+	command.Flags().Int64Var(&unreadable, "unreadable", 0, "so many rows of the journal may become unreadable")
+	return command
+}
+
+func (c *cli) keysCSRCommand() *cobra.Command {
+	var label string
 	var names []string
 	request := c.command("csr", "Print a certificate signing request for a key pair in the token",
 		"acquirerd keys csr --label tls-processor-a --name acq01.example.com", cobra.NoArgs,
@@ -38,26 +158,54 @@ func (c *cli) keysCommands() *cobra.Command {
 		"it is one; the first is the common name too. What else the certificate says is up to who issues it."
 	request.Flags().StringVar(&label, "label", "", "label of the key pair")
 	request.Flags().StringArrayVar(&names, "name", nil, "DNS name or address of this host; give it once or more")
+	return request
+}
 
-	var components []string
-	load := c.command("import", "Make a key in the token from its components",
-		"acquirerd keys import --label zpk-pos --use pin-in --component custodian-1.hex --component custodian-2.hex --kcv 08D7B4",
-		cobra.NoArgs, func(context.Context, []string) error { return c.keysImport(label, use, components, kcv) })
-	load.Long = "Import makes a key from the XOR of 2 or 3 components of full length, each in hexadecimal digits in a file of its own.\n" +
-		"With --kcv no key stays in the token if they combine to one with another check value. The key passes through this process's memory."
-	load.Flags().StringArrayVar(&components, "component", nil, "file with one component in hexadecimal digits; give it 2 or 3 times")
-	load.Flags().StringVar(&kcv, "kcv", "", "check value that the key must have, six hexadecimal digits")
+// A newKey is what the flags say of a key to be made.
+type newKey struct {
+	label, use, algorithm, kcv string
+	bits                       int
+}
 
-	for _, command := range []*cobra.Command{generate, load} {
-		command.Flags().StringVar(&label, "label", "", "label of the new key: 1 to 64 printable ASCII characters without spaces")
-		command.Flags().StringVar(&use, "use", "", "what it is for: "+oneOf(hsm.Uses))
+func (n newKey) forHSM() hsm.NewKey {
+	return hsm.NewKey{Label: n.label, Use: hsm.Use(n.use), Algorithm: hsm.Algorithm(n.algorithm), Bits: n.bits, KCV: n.kcv}
+}
+
+// check refuses flags that no token could make a key of.
+func (n newKey) check() error {
+	if err := checkLabel(n.label); err != nil {
+		return err
 	}
-	return c.group("keys", "List and make the keys in the token (of the config they use only hsm.module, token and pin_file)",
-		"acquirerd keys list\nacquirerd keys generate --label pan-token-1 --use pan-token", list, generate, load, request, c.keysRotateCommand())
+	return n.checkKind()
+}
+
+func (n newKey) checkKind() error {
+	switch {
+	case !slices.Contains(hsm.Uses, hsm.Use(n.use)):
+		return usagef("--use %q is not one of %s", n.use, oneOf(hsm.Uses))
+	case n.algorithm != "" && !slices.Contains(hsm.Algorithms, hsm.Algorithm(n.algorithm)):
+		return usagef("--algorithm %q is not one of %s", n.algorithm, oneOf(hsm.Algorithms))
+	case n.kcv != "" && !sixHex.MatchString(n.kcv):
+		return usagef("--kcv is not six hexadecimal digits")
+	}
+	return nil
+}
+
+// audited does something with a key and puts it on record, whatever came of it. An error of the record is one of the command: what was done is done then.
+func (c *cli) audited(ctx context.Context, e hsm.Event, do func() (hsm.KeyInfo, error)) (hsm.KeyInfo, error) {
+	key, err := do()
+	e.Result = "ok"
+	if key.KCV != "" {
+		e.KCV = key.KCV
+	}
+	if err != nil {
+		e.Result = oneLine(err)
+	}
+	return key, errors.Join(err, c.audit(ctx, e))
 }
 
 func (c *cli) keysList(context.Context, []string) error {
-	cfg, err := c.token()
+	_, cfg, err := c.token()
 	if err != nil {
 		return err
 	}
@@ -68,31 +216,33 @@ func (c *cli) keysList(context.Context, []string) error {
 	return c.printKeys(append([]hsm.KeyInfo{}, keys...), keys...)
 }
 
-func (c *cli) keysGenerate(label, use, kind string) error {
+func (c *cli) keysGenerate(ctx context.Context, n newKey, kind string) error {
 	switch {
 	case kind == "":
-		if err := checkNewKey(label, use); err != nil {
+		if err := n.check(); err != nil {
 			return err
 		}
-	case use != "":
+	case n.use != "":
 		return usagef("--use and --type exclude each other: a key pair is for TLS")
+	case n.algorithm != "" || n.bits != 0:
+		return usagef("--type says the algorithm and the length of a key pair")
 	case !slices.Contains(hsm.KeyTypes, hsm.KeyType(kind)):
 		return usagef("--type %q is not one of %s", kind, oneOf(hsm.KeyTypes))
 	default:
-		if err := checkLabel(label); err != nil {
+		if err := checkLabel(n.label); err != nil {
 			return err
 		}
 	}
-	cfg, err := c.token()
+	_, cfg, err := c.token()
 	if err != nil {
 		return err
 	}
-	var key hsm.KeyInfo
-	if kind != "" {
-		key, err = hsm.GenerateSigner(cfg, label, hsm.KeyType(kind))
-	} else {
-		key, err = hsm.Generate(cfg, label, hsm.Use(use))
-	}
+	key, err := c.audited(ctx, hsm.Event{What: hsm.KeyGenerated, Key: n.label}, func() (hsm.KeyInfo, error) {
+		if kind != "" {
+			return hsm.GenerateSigner(cfg, n.label, hsm.KeyType(kind))
+		}
+		return hsm.Generate(cfg, n.forHSM())
+	})
 	if err != nil {
 		return err
 	}
@@ -121,7 +271,7 @@ func (c *cli) keysCSR(label string, names []string) error {
 			return usagef("--name %q is neither a DNS name nor an address", name)
 		}
 	}
-	cfg, err := c.token()
+	_, cfg, err := c.token()
 	if err != nil {
 		return err
 	}
@@ -137,41 +287,6 @@ func (c *cli) keysCSR(label string, names []string) error {
 	return err
 }
 
-// keysImport gives the components to the token, which finds the KCV: a key that is not what its custodians meant does not stay.
-func (c *cli) keysImport(label, use string, files []string, kcv string) error {
-	if err := checkNewKey(label, use); err != nil {
-		return err
-	}
-	if len(files) < 2 || len(files) > 3 {
-		return usagef("--component is given %d times, not 2 or 3 times", len(files))
-	}
-	if kcv != "" && !sixHex.MatchString(kcv) {
-		return usagef("--kcv is not six hexadecimal digits")
-	}
-	cfg, err := c.token()
-	if err != nil {
-		return err
-	}
-	var components [][]byte
-	defer func() {
-		for _, component := range components {
-			clear(component)
-		}
-	}()
-	for _, file := range files {
-		component, err := readComponent(file)
-		if err != nil {
-			return err
-		}
-		components = append(components, component)
-	}
-	key, err := hsm.ImportComponents(cfg, label, hsm.Use(use), components, kcv)
-	if err != nil {
-		return err
-	}
-	return c.printKeys(key, key)
-}
-
 func checkLabel(label string) error {
 	if label == "" {
 		return usagef("--label is missing")
@@ -182,43 +297,13 @@ func checkLabel(label string) error {
 	return nil
 }
 
-func checkNewKey(label, use string) error {
-	if err := checkLabel(label); err != nil {
-		return err
-	}
-	if !slices.Contains(hsm.Uses, hsm.Use(use)) {
-		return usagef("--use %q is not one of %s", use, oneOf(hsm.Uses))
-	}
-	return nil
-}
-
-// mostComponent bounds the file of one component, in bytes: 64 digits, with room for spaces.
-const mostComponent = 4 << 10
-
-// readComponent reads hexadecimal digits, whatever the space between them. Its errors quote nothing of the file.
-func readComponent(file string) ([]byte, error) {
-	text, err := readFile(file, mostComponent)
+// token is what opening the token needs of the config, and the config: a token has its keys before the config can name their check values.
+func (c *cli) token() (*Config, hsm.Config, error) {
+	cfg, err := c.loadParts("hsm.module", "hsm.module_arguments", "hsm.token", "hsm.pin", "hsm.pin_file", "hsm.legacy_cryptogram")
 	if err != nil {
-		return nil, fmt.Errorf("reading component: %w", err)
+		return nil, hsm.Config{}, err
 	}
-	defer clear(text)
-	digits := bytes.Join(bytes.Fields(text), nil)
-	defer clear(digits)
-	component := make([]byte, hex.DecodedLen(len(digits)))
-	if n, err := hex.Decode(component, digits); err != nil || n == 0 {
-		clear(component)
-		return nil, fmt.Errorf("reading component: %s does not hold hexadecimal digits", file)
-	}
-	return component, nil
-}
-
-// token is what opening the token needs of the config: a token has its keys before the config can name their check values.
-func (c *cli) token() (hsm.Config, error) {
-	cfg, err := c.loadParts("hsm.module", "hsm.module_arguments", "hsm.token", "hsm.pin", "hsm.pin_file")
-	if err != nil {
-		return hsm.Config{}, err
-	}
-	return cfg.HSM.forHSM(), nil
+	return cfg, cfg.HSM.forHSM(), nil
 }
 
 // printKeys prints rows, or a value as JSON.

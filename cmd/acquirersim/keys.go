@@ -16,9 +16,11 @@ func (c *cli) keysCommand() *cobra.Command {
 	var zones []string
 	command := c.command("keys", "Make throw-away zone PIN keys",
 		"Keys makes a random double-length TDES key for each zone and writes it three times: ZONE.key, in clear for the simulator, and\n"+
-			"ZONE.component-1 and ZONE.component-2, whose XOR it is, for acquirerd keys import. It prints the check values, and overwrites nothing.",
+			"ZONE.component-1 and ZONE.component-2, whose XOR it is, for acquirerd keys import. It writes the check value to ZONE.kcv, prints it too, and\n"+
+			"overwrites nothing.",
 		"acquirersim keys --out keys --zone pos-switch --zone processor-a\n"+
-			"acquirerd keys import --label zpk-pos --use pin-in --component keys/pos-switch.component-1 --component keys/pos-switch.component-2",
+			"acquirerd keys import --label zpk-pos --use pin-in --kcv $(cat keys/pos-switch.kcv) --component keys/pos-switch.component-1 --custodian alice \\\n"+
+			"  --component keys/pos-switch.component-2 --custodian bob",
 		func(context.Context) error { return c.keys(dir, zones) })
 	command.Flags().StringVar(&dir, "out", "", "folder for the files; it is made if it is not there")
 	command.Flags().StringArrayVar(&zones, "zone", []string{"pos-switch", "processor-a"}, "name of a zone; may be given several times")

@@ -148,7 +148,7 @@ func (k *Token) Config() hsm.Config {
 			cfg.SealKey = key.Label
 		case hsm.PANToken:
 			cfg.TokenKey = key.Label
-		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.TLSKey, hsm.MACX919, hsm.MACCMAC, hsm.MACHMAC, hsm.BDK:
+		case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.KBPK, hsm.TLSKey, hsm.MACX919, hsm.MACCMAC, hsm.MACHMAC, hsm.BDK:
 		}
 	}
 	return cfg
@@ -259,16 +259,16 @@ type shape struct {
 }
 
 func shapeOf(use hsm.Use, algorithm hsm.Algorithm, length int) shape {
-	keyType, ecb, cbc := uint(pkcs11.CKK_DES2), uint(pkcs11.CKM_DES3_ECB), uint(pkcs11.CKM_DES3_CBC)
+	keyType, ecb, cbc, encryptData := uint(pkcs11.CKK_DES2), uint(pkcs11.CKM_DES3_ECB), uint(pkcs11.CKM_DES3_CBC), uint(pkcs11.CKM_DES3_ECB_ENCRYPT_DATA)
 	var alsoIn, alsoOut []uint // format 4 enciphers twice, with what is not secret between
 	switch {
 	case algorithm == hsm.AES:
-		keyType, ecb, cbc = pkcs11.CKK_AES, pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC
+		keyType, ecb, cbc, encryptData = pkcs11.CKK_AES, pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC, pkcs11.CKM_AES_ECB_ENCRYPT_DATA
 		alsoIn, alsoOut = []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_ENCRYPT}
 	case length == tripleBytes:
 		keyType = pkcs11.CKK_DES3
 	}
-	encrypt, sign := []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY}
+	encrypt, deriving, sign := []uint{pkcs11.CKA_ENCRYPT}, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DERIVE}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY}
 	cmac, cmacInNSS := uint(pkcs11.CKM_AES_CMAC), sign
 	if algorithm == hsm.TDES { // of which NSS makes no CMAC by itself
 		cmac, cmacInNSS = pkcs11.CKM_DES3_CMAC, encrypt
@@ -283,6 +283,7 @@ func shapeOf(use hsm.Use, algorithm hsm.Algorithm, length int) shape {
 		hsm.PINOut:   {keyType, encrypt, append(alsoOut, pkcs11.CKA_WRAP), []uint{ecb}},
 		hsm.ZMK:      {keyType, []uint{pkcs11.CKA_DECRYPT}, []uint{pkcs11.CKA_UNWRAP}, []uint{ecb, cbc}},
 		hsm.BDK:      bdk,
+		hsm.KBPK:     {keyType, deriving, deriving, []uint{ecb, encryptData}},
 		hsm.PANSeal:  {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CTR}},
 		hsm.PANToken: {pkcs11.CKK_AES, encrypt, encrypt, []uint{pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CMAC}},
 		hsm.MACX919:  {keyType, encrypt, encrypt, []uint{cbc}},
@@ -297,7 +298,7 @@ func algorithmOf(use hsm.Use) hsm.Algorithm {
 		return hsm.AES
 	case hsm.MACHMAC:
 		return hsm.HMAC
-	case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.MACX919, hsm.MACCMAC, hsm.BDK, hsm.TLSKey:
+	case hsm.PINIn, hsm.PINOut, hsm.ZMK, hsm.KBPK, hsm.MACX919, hsm.MACCMAC, hsm.BDK, hsm.TLSKey:
 	}
 	return hsm.TDES
 }
