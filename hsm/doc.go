@@ -10,6 +10,7 @@
 //   - probe: a check of one key's KCV when no call has succeeded for 5 s, and every 15 s beside calls that do.
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
 //   - token-resident, transient: see Statement.
+//   - key block, its protection key (KBPK), component, custodian: see "Key blocks, components and cryptograms".
 //   - zone master key (ZMK): the key under which the other side of a zone sends new zone PIN keys.
 //   - version, successor, birth, mark, leftover, overlap: see "Key changes".
 //
@@ -97,6 +98,7 @@
 //	           TDES 2, 3 key  sign, verify      as of pin-in: the proof in its CKA_ID, or CKA_CHECK_VALUE
 //	           TDES 2, 3 key  encrypt           8 zero bytes enciphered; where the token has no CKM_DES3_CMAC
 //	mac-hmac   32-byte HMAC   sign, verify      HMAC-SHA-256 of "acquirerd key check 1"
+//	kbpk       TDES, AES      encrypt, derive   as of pin-out
 //
 // A key that only derives shows E(0) and the CMAC of zeros as the values of keys that are made to be read. They are no keys of anything: derivation data begin
 // with 01.
@@ -170,6 +172,30 @@
 // Two processes that change the same key in one token are not supported: the second finds the label taken and is refused, and destroys nothing of the other's; it uses the
 // other's version from its next generation on.
 //
+// # Key blocks, components and cryptograms
+//
+// Commands bring keys into the token (ceremony.go, receive.go), the daemon does not: ImportComponents from the components of custodians, ImportKeyBlock from a key block of
+// ANS X9.143 (TR-31), ImportCryptogram from what a zone master key enciphers. Each first makes the key as an object of the session, which shows its check value, and then in the
+// token: a key with another check value than the one that was told is never there. A key that only deciphers gets the proof of its check value into its CKA_ID on the way.
+// A key under a weaker one is refused (PCI PIN 10): TDES of 2 keys counts 80 bits, of 3 keys 112, AES and HMAC what they have.
+//
+//	version  protection key  keys of the block       MAC         read   written
+//	A, C     TDES            variants (XOR)          4 bytes     by ImportLegacyKeyBlock, the protection key in components   never
+//	B        TDES            derived by CMAC         8 bytes     yes    yes
+//	D        AES             derived by CMAC         16 bytes    yes    yes
+//
+// The two keys of a block are derived inside the token, always, by CKM_*_ECB_ENCRYPT_DATA. The key itself is opened inside the token where that can unwrap, XOR, cut and
+// concatenate (NSS; tried with throw-away keys at the beginning of each command), and else passes through locked memory (SoftHSM 2.6.1). Inside the token the parity and weak halves
+// of a TDES key are not seen. Usage, algorithm and mode have to be those of the use (blockUses in tr31.go): a block that permits less is refused, and one that permits
+// more gives no more than the use. The MAC is compared in constant time before anything of the key is looked at; what is wrong with a block that has no right MAC is not said.
+// Check values in it (KC, KP) are compared too.
+//
+// No key can be exported that is in the token: each is made not extractable. So ExportKey makes a key and its block in one step, and makes the token's key from that block. The key is
+// padded to the longest of its algorithm.
+//
+// What this cannot promise: a kbpk key may derive, and who is logged in may have a readable key derived from it, or encipher what would be derived. So who has the user PIN and a key
+// block can open it. The same holds for every standard token without CKA_DERIVE_TEMPLATE.
+//
 // # Keys for TLS
 //
 // Signer gives a private key of the token (ECDSA P-256, RSA) as a crypto.Signer. It is not in the configuration's keys and not checked when a generation
@@ -193,7 +219,7 @@
 // Workers, Queue, CallTimeout and Backoff of the Config. A worker opens up to 9 sessions. Nonces are random, so one key seals at most 2^32 times
 // (SP 800-38D, 8.3), PANs and what else of advices: at 100 a second, 16 months; give a new key before that, and keep the old one to open.
 // A process has one user of a module at a time (ErrInUse), because initialisation and login belong to the process; the key
-// functions for commands (List, Generate, GenerateSigner, ImportComponents, CertificateRequest, Reveal) are therefore refused beside an open HSM.
+// functions for commands (List, Generate, GenerateSigner, ImportComponents, ImportKeyBlock, ExportKey, Destroy, CertificateRequest, Reveal ...) are therefore refused beside an open HSM.
 //
 // # What it refuses to do
 //
