@@ -396,7 +396,7 @@ func (c *ceremony) createBase(n NewKey, r recipe, from source, kcv string) (pkcs
 	if err != nil {
 		return 0, err
 	}
-	second, err := from.variant(r.template(variantOf(n.Label), variantID(kcv, own), from.bytes))
+	second, err := from.variant(r.template(variantOf(n.Label), NewKey{Label: variantOf(n.Label), Use: BDK}.id(variantID(kcv, own)), from.bytes))
 	if err != nil {
 		return 0, err
 	}

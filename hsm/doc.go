@@ -65,7 +65,7 @@
 //
 // Half of an initial key of TDES-DUKPT is made with the BDK XOR C0C0C0C000000000 twice, and no object gives another one its value with some bits changed. So a
 // TDES bdk key is two objects that only encipher: LABEL, and LABEL/variant, made together from the clear value. The BDK itself never leaves the token; what a
-// dump of memory could show is one device, not all. The CKA_ID of the second says of which key it is the variant ("variant-of:KCV kcv:KCV"), against a mix-up and
+// dump of memory could show is one device, not all. The CKA_ID of the second says of which key it is the variant ("LABEL/variant ... variant-of:KCV kcv:KCV"), against a mix-up and
 // not against fraud.
 //
 // MACs and data keys are derived the same way; of these, only PIN blocks are served today.

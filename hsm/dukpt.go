@@ -132,7 +132,7 @@ const variantSuffix = "/variant"
 // variantOf is the label of the variant of a TDES BDK.
 func variantOf(label string) string { return label + variantSuffix }
 
-// variantID is its CKA_ID.
+// variantID ends its CKA_ID. Before it stands the label: in NSS's database a new key takes the place of the one that has its CKA_ID, without a word.
 func variantID(kcv, own string) string { return "variant-of:" + kcv + " kcv:" + own }
 
 // findBase completes a bdk key, or says what is wrong with it.
@@ -165,7 +165,7 @@ func (k *key) findBase(m module, s pkcs11.SessionHandle) (problem string, err er
 	if err != nil {
 		return "", err
 	}
-	if string(id) != variantID(strings.ToUpper(k.KCV), own) {
+	if !strings.HasSuffix(string(id), " "+variantID(strings.ToUpper(k.KCV), own)) {
 		return fmt.Sprintf("has a variant %q that was not made with it, by its CKA_ID", label), nil
 	}
 	k.bdk.variant, k.bdk.kcv = handles[0], own

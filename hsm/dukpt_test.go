@@ -116,7 +116,7 @@ func dukptFake(t *testing.T) (*fakeModule, Config) {
 	}
 	kcv := func(value []byte) string { return kcvText(fakeTDES(value, make([]byte, desBytes), true)) }
 	f.keys = append(f.keys, fakeKey{label: "bdk-aes", use: BDK, isAES: true, value: bytesOf(t, aesBDKValue)}, fakeKey{label: "bdk-tdes", use: BDK, value: tdes},
-		fakeKey{label: "bdk-tdes/variant", use: BDK, value: variant, not: map[uint]any{pkcs11.CKA_ID: variantID(kcv(tdes), kcv(variant))}})
+		fakeKey{label: "bdk-tdes/variant", use: BDK, value: variant, not: map[uint]any{pkcs11.CKA_ID: "bdk-tdes/variant " + variantID(kcv(tdes), kcv(variant))}})
 	cfg := f.config()
 	cfg.Keys = slices.DeleteFunc(cfg.Keys, func(k Key) bool { return strings.HasSuffix(k.Label, variantSuffix) })
 	return f, cfg

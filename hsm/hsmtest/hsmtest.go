@@ -194,7 +194,7 @@ func (k *Token) put(label string, use hsm.Use, algorithm hsm.Algorithm, value []
 					variant[i] ^= 0xC0
 				}
 			}
-			id := fmt.Sprintf("variant-of:%s kcv:%s", kcv(algorithm, value), kcv(algorithm, variant))
+			id := fmt.Sprintf("%s/variant variant-of:%s kcv:%s", label, kcv(algorithm, value), kcv(algorithm, variant))
 			must(k.t, create(m, s, label+"/variant", use, algorithm, variant, pkcs11.NewAttribute(pkcs11.CKA_ID, id)))
 		}
 		must(k.t, create(m, s, label, use, algorithm, value))
