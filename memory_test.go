@@ -73,8 +73,8 @@ func huntIn(t *testing.T, binary string, token simulator.StageToken, isResident 
 
 	enough := make(chan struct{})
 	var asking sync.WaitGroup
-	var answered [8]int
-	for i := range answered {
+	var approved [8]int
+	for i := range approved {
 		cards := simulator.TestCards()
 		asking.Go(func() {
 			for n := i; ; n++ {
@@ -87,11 +87,14 @@ func huntIn(t *testing.T, binary string, token simulator.StageToken, isResident 
 				if c.Effects != "" || c.PIN.IsZero() {
 					continue
 				}
-				if _, err := cast.Upstream.Do(t.Context(), simulator.Request{PAN: c.PAN, PIN: c.PIN, Amount: 1000}); err != nil {
+				entry, err := cast.Upstream.Do(t.Context(), simulator.Request{PAN: c.PAN, PIN: c.PIN, Amount: 1000})
+				if err != nil {
 					t.Error(err)
 					return
 				}
-				answered[i]++
+				if entry.ResponseCode == "00" { // its PIN was translated, and right
+					approved[i]++
+				}
 			}
 		})
 	}
@@ -113,7 +116,7 @@ func huntIn(t *testing.T, binary string, token simulator.StageToken, isResident 
 	close(enough)
 	asking.Wait()
 	total, canaries := 0, 0
-	for _, n := range answered {
+	for _, n := range approved {
 		total += n
 	}
 	for what, n := range found {
@@ -122,9 +125,9 @@ func huntIn(t *testing.T, binary string, token simulator.StageToken, isResident 
 			canaries += n
 		}
 	}
-	t.Logf("%d transactions, %d values were looked for", total, len(hunt.wanted))
+	t.Logf("%d approvals, %d values were looked for", total, len(hunt.wanted))
 	if canaries < readings || total < 100 || len(hunt.wanted) < 10 {
-		t.Errorf("the test looked at nothing: canaries were found %d times, %d transactions, %d values", canaries, total, len(hunt.wanted))
+		t.Errorf("the test looked at nothing: canaries were found %d times, %d approvals, %d values", canaries, total, len(hunt.wanted))
 	}
 }
 
