@@ -23,7 +23,7 @@ const (
 	KeyLoaded = "load"   // found and checked in a new generation, or refused
 	KeyUsed   = "use"    // for the first time on a day (UTC)
 	KeyChange = "change" // by a message of its other side
-	Probed    = "probe"  // Key is the operation, Result its way
+	Probed    = "probe"  // when a process opens the token first: Key is the operation, Result its way
 
 	// By commands.
 	KeyGenerated  = "generate"

@@ -128,7 +128,8 @@ func TestKeysChangeOnSoftHSM(t *testing.T) {
 		t.Errorf("version %d", got)
 	}
 	s := h.Statement()
-	if last := s.Operations[len(s.Operations)-1]; last.Name != "key change" || last.Way != hsm.Transient || s.Keys[1].Version != 4 {
+	i := slices.IndexFunc(s.Operations, func(o hsm.Operation) bool { return o.Name == "key change under tdes" })
+	if o := s.Operations[i]; !o.InUse || o.Way != hsm.Transient || s.Keys[1].Version != 4 {
 		t.Errorf("%+v", s)
 	}
 	stop()

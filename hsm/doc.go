@@ -9,7 +9,8 @@
 //   - fault: a return code that breaks the generation. The table is in fault.go; a code that is not in it is a fault.
 //   - probe: a check of one key's KCV when no call has succeeded for 5 s, and every 15 s beside calls that do.
 //   - KCV: key check value, 6 hexadecimal digits, not secret.
-//   - token-resident, transient: see Statement.
+//   - token-resident, transient: see "PIN translation" and Statement.
+//   - capability, method, trial: what the token is tried for when the process starts: see "What a token can do".
 //   - key block, its protection key (KBPK), component, custodian: see "Key blocks, components and cryptograms".
 //   - zone master key (ZMK): the key under which the other side of a zone sends new zone PIN keys.
 //   - version, successor, birth, mark, leftover, overlap: see "Key changes".
@@ -43,12 +44,42 @@
 // # PIN translation
 //
 // PIN blocks of ISO 9564-1 formats 0, 1 and 3 under TDES zone keys of double or triple length, and of format 4 under AES ones, each into each that PCI
-// PIN 3-3 allows (AllowedPair), of the same PAN, or of a surrogate PAN that a MAC binds to it (Surrogate). A pair that is not allowed is refused before any
-// call. It is transient: decipher, check, encipher, each twice for a block of format 4. Where the format stays the same, so does the clear block, with its random part; else a new one is drawn. The
+// PIN 3-3 allows (AllowedPair), of the same PAN, or of a surrogate PAN that a MAC binds to it (Surrogate). A pair that is not allowed is refused before any call. Where the format stays the same, so does the
+// clear block, with its random part; else a new one is drawn. A block that is not a well-formed one of its format and PAN is ErrPINBlock,
+// whatever the reason, and is never sent on.
+//
+// There are two ways, and the flags of the keys are the choice: those of the token-resident way unwrap (pin-in) and wrap (pin-out), those of the
+// transient way decipher and encipher. All PIN keys of a configuration go the same way; a mixture is refused at Open. A way is never taken in place of the other:
+// a pair of formats that the token cannot do the way of its keys is refused (CheckPINPair).
+//
+// Token-resident (resident.go): the block is unwrapped into a secret of the session, which XOR, extraction and concatenation change where the format
+// changes, and which is wrapped under the other key. All objects of a call are destroyed when it ends, however it ends. What this process sees:
+//
+//   - the control nibble and the length of the PIN, and the fill behind the digits, by pieces of whole bytes that are cut out of the secret and
+//     wrapped under the sight, a key of the generation that only wraps and deciphers. No piece holds a digit of a PIN. That is
+//     what tells garbage, and a block under another key, from a PIN block; and fill that is known can be XORed into another.
+//   - of a block that does not begin as its format does, nothing more than that byte; of one that does and is garbage, the bytes that would be fill.
+//   - of format 4, what stands between the two encipherments, which is enciphered still.
+//
+// It never sees a digit, and so does not know that each is one: more garbage passes than in the transient way (see translateInside). And it can do no more for an
+// auditor than PKCS#11 allows: the secret must be extractable to be wrapped, so who runs code with a login to the token can wrap it under a
+// key of his own. That the process cannot be made to do that is not shown by this way; that its memory holds no PIN is.
+//
+// Transient (formats.go): decipher, check, encipher, each twice for a block of format 4. The
 // clear block is in locked memory that no core dump holds and that is cleared before the call returns; the module writes it there and reads it
 // there (library.go), and what the module itself keeps of it is the module's. So this
-// way is for tests and demonstrations, and Statement says so. A deciphered block that is not a well-formed
-// block of its format and PAN is ErrPINBlock, whatever the reason.
+// way is for tests and demonstrations, and Statement says so.
+//
+// # What a token can do
+//
+// A token's list of mechanisms is what it says of itself. So when a process opens it for the first time, each capability of this package
+// (capabilities.go) is tried in each of its ways: with keys of known values that end with the session of the trial, against a known answer, and measured. A
+// wrong answer is none. It takes some tens of milliseconds, of a slow token a second and what is in use. A token that makes no key of a known value, or
+// has no session left, is not tried, and that is said; it serves as the flags of its keys say. One that fails meanwhile is not taken for one that cannot: a
+// key has to work afterwards, or the start is refused.
+//
+// The Statement has a line for each: of what is in use, which is what the configuration has keys for, the way that is gone; of the rest, the best way that the token
+// has. RequireTokenResident looks at the lines in use, in each generation.
 //
 // # DUKPT
 //
@@ -83,9 +114,10 @@
 // every mechanism, and is refused.)
 //
 //	use        key            flags             KCV: the first 3 bytes of
-//	pin-out    TDES 2, 3 key  encrypt           8 zero bytes enciphered (ANS X9.24-1)
-//	pin-in     TDES 2, 3 key  decrypt           the proof in its CKA_ID, or CKA_CHECK_VALUE; both are the same value
-//	           AES            as TDES           CMAC of zeros
+//	pin-out    TDES 2, 3 key  wrap or encrypt   8 zero bytes enciphered (ANS X9.24-1)
+//	           AES            wrap and encrypt, or encrypt: CMAC of zeros
+//	pin-in     TDES 2, 3 key  unwrap or decrypt the proof in its CKA_ID, or CKA_CHECK_VALUE; both are the same value
+//	           AES            unwrap and decrypt, or decrypt: as TDES, of the CMAC of zeros
 //	pan-seal   AES-256        encrypt           CMAC of zeros (X9.24-2)
 //	           AES-256        encrypt, decrypt  16 zero bytes under AES-GCM with a nonce of zeros: E(0...02)
 //	pan-token  AES-256        encrypt           CMAC of zeros

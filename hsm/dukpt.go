@@ -172,26 +172,6 @@ func (k *key) findBase(m module, s pkcs11.SessionHandle) (problem string, err er
 	return "", nil
 }
 
-// dukptOperations are those of the algorithms that bdk keys have.
-func (h *HSM) dukptOperations(g *generation) (list []Operation) {
-	of := map[Algorithm]Operation{
-		AES: {"DUKPT derivation, AES", TokenResident, "CKM_AES_ECB_ENCRYPT_DATA", "no key leaves the token; PIN blocks go the way of PIN translation"},
-		TDES: {"DUKPT derivation, TDES", Transient, "CKM_DES3_ECB encipher, create object",
-			"the keys of one device and one transaction pass through this process's memory, because X9.24-1 uses keys as data: for test, not for production (PCI PIN 1)"},
-	}
-	for _, k := range h.cfg.Keys {
-		if k.Use != BDK {
-			continue
-		}
-		algorithm := g.key(k.Label).recipe.algorithm
-		if operation, isNew := of[algorithm]; isNew {
-			list = append(list, operation)
-			delete(of, algorithm)
-		}
-	}
-	return list
-}
-
 // withPINKey lends the key under which a device has enciphered a PIN block: derived for this call, fit for the way that the other key goes, and
 // destroyed when do has returned. Errors: ErrKSN, and those of do.
 func (w *worker) withPINKey(bdk *key, c Card, way Way, do func(*key) error) error {

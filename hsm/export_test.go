@@ -1,9 +1,17 @@
 package hsm
 
-import "context"
+import (
+	"context"
+	"log/slog"
+)
 
-// A Library is what tests of the module's straight calls need of this package: hsmtest imports it, so they stand outside.
+// hsmtest imports this package, so tests on its tokens stand outside. What they need of the inside is here.
+
+// A Library is a module with straight calls.
 type Library = library
+
+// A Module is what an HSM uses of one.
+type Module = module
 
 // LoadModule is loadModule.
 var LoadModule = loadModule
@@ -12,3 +20,45 @@ var LoadModule = loadModule
 func (h *HSM) WholeMAC(ctx context.Context, key MACKey, data []byte) ([]byte, error) {
 	return h.wholeMAC(ctx, key, data)
 }
+
+// NewOn is New on a module that a test changes.
+func NewOn(cfg Config, change func(Module) Module) (*HSM, error) {
+	return newHSM(cfg, slog.New(slog.DiscardHandler), nil, func(path string) (module, error) {
+		m, err := loadModule(path, cfg.Arguments)
+		return change(m), err
+	})
+}
+
+// Objects counts what a session of the token sees.
+func (h *HSM) Objects(ctx context.Context) (n int, err error) {
+	err = h.once(ctx, func(w *worker) error {
+		if err := w.m.FindObjectsInit(w.session, nil); err != nil {
+			return err
+		}
+		defer func() { _ = w.m.FindObjectsFinal(w.session) }()
+		for {
+			more, _, err := w.m.FindObjects(w.session, 64)
+			if n += len(more); err != nil || len(more) == 0 {
+				return err
+			}
+		}
+	})
+	return n, err
+}
+
+// Labelled counts the keys of a label.
+func (h *HSM) Labelled(ctx context.Context, label string) (n int, err error) {
+	err = h.once(ctx, func(w *worker) error {
+		found, err := find(w.m, w.session, label)
+		n = len(found)
+		return err
+	})
+	return n, err
+}
+
+// Enciphered and Deciphered do in software what a terminal and a processor do.
+var (
+	Enciphered = enciphered
+	Deciphered = deciphered
+	TestPANs   = testPANs
+)

@@ -35,6 +35,7 @@ type module interface {
 	CloseSession(s pkcs11.SessionHandle) error
 	CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	CopyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error)
@@ -88,9 +89,11 @@ type generation struct {
 	description string
 	slot        uint
 	sessions    []pkcs11.SessionHandle              // by worker
+	sight       *key                                // see resident.go; nil if no PIN key is token-resident
 	keys        map[string]*atomic.Pointer[lineage] // by the label of the configuration; swapped by a key change
 
-	aloof aloof // what it does not hold open
+	aloof  aloof                // what it does not hold open
+	unable map[formatPair]error // pairs of formats that it does not translate, and why
 
 	mu     sync.Mutex
 	users  int   // workers in a call
@@ -249,6 +252,13 @@ func (h *HSM) fill(ctx context.Context, g *generation) error {
 		g.keys[label] = &atomic.Pointer[lineage]{}
 		g.keys[label].Store(l)
 	}
+	if err != nil {
+		return err
+	}
+	way, err := h.pinWay(g)
+	if err == nil && way == TokenResident {
+		g.sight, err = newSight(h.module, g.sessions[0])
+	}
 	return err
 }
 
@@ -332,6 +342,9 @@ func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
 			faults = append(faults, KeyFault{want.Label, problem})
 			continue
 		}
+		if err := l.current.takeInHand(h.module, s); err != nil {
+			return nil, fmt.Errorf("checking key %q: %w", want.Label, err)
+		}
 		keys[want.Label] = l
 	}
 	if faults = append(faults, h.findTwins(keys)...); len(faults) > 0 {
@@ -391,12 +404,10 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 		return nil, fmt.Sprintf("has KCV %s, and not %s", kcv, want.KCV), nil
 	}
 	k := &key{Key: want, recipe: r, handle: handles[0], aad: sealAAD(sealPurpose, want.Label), version: firstVersion}
-	if want.Use == PANToken && r.algorithm == AES {
-		zeros, err := r.onBlock(m, s, k.handle, make([]byte, aesBytes))
-		if err != nil {
+	if want.Use == PANToken {
+		if err := k.findSubkey(m, s); err != nil {
 			return nil, "", err
 		}
-		copy(k.subkey[:], cmacSubkey(zeros))
 	}
 	if want.Use == MACX919 {
 		if k.left, k.leftKCV, problem, err = findLeft(m, s, want.Label, k.handle); err != nil || problem != "" {
@@ -407,4 +418,41 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 		problem, err = k.findBase(m, s)
 	}
 	return k, problem, err
+}
+
+// takeInHand lets a key that was found be used by a copy that ends with the session. NSS's softoken, which is a database, reads and deciphers a key for
+// each call that begins an operation, wraps or unwraps with it: milliseconds, where it takes microseconds with a copy. Such a token does not know
+// CKA_COPYABLE, by which others forbid copies; all else of the copy is as it was, but that it has no label: nobody shall find it. A token that
+// makes no copy is used as it is. The session is one of the generation's.
+func (k *key) takeInHand(m module, s pkcs11.SessionHandle) error {
+	_, known, err := attribute(m, s, k.handle, pkcs11.CKA_COPYABLE)
+	if err != nil || known {
+		return err
+	}
+	for _, handle := range []*pkcs11.ObjectHandle{&k.handle, &k.left, &k.bdk.variant} {
+		if *handle == 0 {
+			continue
+		}
+		taken, err := m.CopyObject(s, *handle, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "")})
+		if c, isCode := classify(err); isCode && (c == classSession || c == classDevice) {
+			return fmt.Errorf("copying key for the session: %w", err)
+		}
+		if err != nil {
+			return nil
+		}
+		*handle = taken
+	}
+	return k.checkAgain(m, s)
+}
+
+// findSubkey sets the subkey of a pan-token key, which only one that enciphers has.
+func (k *key) findSubkey(m module, s pkcs11.SessionHandle) error {
+	if k.recipe.algorithm != AES {
+		return nil
+	}
+	zeros, err := k.recipe.onBlock(m, s, k.handle, make([]byte, aesBytes))
+	if err == nil {
+		copy(k.subkey[:], cmacSubkey(zeros))
+	}
+	return err
 }

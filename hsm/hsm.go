@@ -91,6 +91,7 @@ type HSM struct {
 	running  atomic.Bool                // Run was called
 	usedOn   usedDays
 	refusals refusals          // of key changes
+	probed   [][]finding       // by capability and way; set by the first build, and then read
 	newFill  func(Format) fill // of new PIN blocks: newFill
 	hung     atomic.Bool       // a call into the module was left behind: nobody may touch it any more
 	shutting sync.Once         // shut happens once
@@ -208,11 +209,11 @@ func (h *HSM) Open(ctx context.Context) error {
 	}
 	g, err := h.open(ctx)
 	if err != nil {
-		if h.memory != nil {
-			h.memory.free()
-			h.memory = nil
-		}
-		if !h.hung.Load() { // a call that hangs still uses the module
+		if !h.hung.Load() { // a call that hangs still uses the module, and the memory when it returns
+			if h.memory != nil {
+				h.memory.free()
+				h.memory = nil
+			}
 			release()
 		}
 		return fmt.Errorf("opening HSM: %w", err)
@@ -220,7 +221,9 @@ func (h *HSM) Open(ctx context.Context) error {
 	h.release = release
 	h.publish(g)
 	for _, o := range h.Statement().Operations {
-		h.log.Info("hsm operation", "operation", o.Name, "way", string(o.Way), "mechanism", o.Mechanism)
+		if o.InUse {
+			h.log.Info("hsm operation", "operation", o.Name, "way", string(o.Way), "mechanism", o.Mechanism, "micros", o.Micros)
+		}
 	}
 	return nil
 }
@@ -397,6 +400,7 @@ func (h *HSM) publish(g *generation) {
 	h.metrics.generation.Set(float64(g.number))
 	h.log.Info("hsm ready", "generation", g.number, "module", g.description, "token", h.cfg.Token, "keys", len(g.keys))
 	h.announceLineages(g)
+	h.metrics.tellWays(h.statement(g))
 	h.tellLoads(g)
 }
 
@@ -407,8 +411,19 @@ var errHung = fmt.Errorf("%w: a call into the PKCS#11 module hangs", ErrUnavaila
 func (h *HSM) attempt(ctx context.Context, number uint64) (*generation, error) {
 	var g *generation
 	err := h.await(ctx, func() (err error) {
-		if g, err = h.build(ctx, number); err == nil {
+		if g, err = h.build(ctx, number); err != nil {
+			return err
+		}
+		if err = h.probeToken(ctx, g); err == nil {
 			err = h.demandResident(g)
+		}
+		if err == nil {
+			var way Way
+			way, err = h.pinWay(g)
+			g.unable = h.findUnable(way)
+		}
+		if err != nil {
+			err = errors.Join(err, finalize(h.module))
 		}
 		return err
 	})

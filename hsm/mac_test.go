@@ -285,11 +285,11 @@ func TestTheStatementSaysHowMACsAreMade(t *testing.T) {
 	h := run(t, macToken(t, hsmtest.Standard(t)).Config())
 	var got []string
 	for _, o := range h.Statement().Operations {
-		if o.Name == "MAC" && o.Way == hsm.TokenResident {
+		if strings.HasPrefix(o.Name, "MAC ") && o.InUse && o.Way == hsm.TokenResident {
 			got = append(got, o.Mechanism)
 		}
 	}
-	if want := []string{"CKM_DES3_CBC, twice (X9.19)", "CKM_AES_CMAC", "CKM_SHA256_HMAC", "CKM_DES3_CMAC"}; !slices.Equal(got, want) {
+	if want := []string{"CKM_DES3_CBC, twice (X9.19)", "CKM_DES3_CMAC", "CKM_AES_CMAC", "CKM_SHA256_HMAC"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

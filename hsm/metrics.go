@@ -15,6 +15,7 @@ type metrics struct {
 	changes    map[string]prometheus.Counter // by result
 	version    map[string]prometheus.Gauge   // by the label of a key that may be changed
 	oldKey     map[string]prometheus.Counter // by the same, of pin-in keys
+	ways       *prometheus.GaugeVec          // by operation and way
 }
 
 // newMetrics registers the metrics of h. A nil Registerer keeps them unregistered.
@@ -35,7 +36,10 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 	oldKey := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "acquirerd_hsm_old_key_pin_blocks_total", Help: "PIN blocks that were still enciphered under the key before a change, by key.",
 	}, []string{"key"})
-	m := &metrics{errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{},
+	ways := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "acquirerd_hsm_operation_way", Help: "1 for the way that each operation in use takes, and that the token could take of each other one.",
+	}, []string{"operation", "way"})
+	m := &metrics{ways: ways, errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{},
 		changes: map[string]prometheus.Counter{}, version: map[string]prometheus.Gauge{}, oldKey: map[string]prometheus.Counter{}}
 	for _, r := range keyResults {
 		m.changes[r] = changes.WithLabelValues(r)
@@ -66,12 +70,20 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{faults, seconds, m.generation, ready, changes, version, oldKey} {
+	for _, c := range []prometheus.Collector{faults, seconds, m.generation, ready, changes, version, oldKey, ways} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("registering HSM metrics: %w", err)
 		}
 	}
 	return m, nil
+}
+
+// tellWays is of a generation that is in use from now on.
+func (m *metrics) tellWays(s Statement) {
+	m.ways.Reset()
+	for _, o := range s.Operations {
+		m.ways.WithLabelValues(o.Name, string(o.Way)).Set(1)
+	}
 }
 
 // count counts an error by its class.

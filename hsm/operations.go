@@ -35,6 +35,12 @@ func (w *worker) translate(t translation, from, to *key, out, in []byte) error {
 	if err := errors.Join(from.takes(t.from), to.takes(t.to)); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	if from.recipe.way != to.recipe.way {
+		return fmt.Errorf("%w: %w", ErrUnavailable, &KeyError{[]KeyFault{otherWay(to, from)}})
+	}
+	if from.recipe.way == TokenResident {
+		return w.translateInside(t, from, to, out, in)
+	}
 	return t.run(&w.mem.pin, out, in,
 		func(dst, src []byte) error { return w.ecb(from, true, src, dst) },
 		func(dst, src []byte) error { return w.ecb(to, false, src, dst) })
@@ -61,20 +67,23 @@ func encipher(m module, s pkcs11.SessionHandle, algorithm Algorithm, k pkcs11.Ob
 func (w *worker) sealUnder(k *key, aad, clearText []byte) (card.SealedPAN, error) {
 	nonce := make([]byte, nonceBytes)
 	_, _ = rand.Read(nonce) // never fails: see crypto/rand
-	var sealed []byte
-	var err error
-	if k.recipe.has(pkcs11.CKA_DECRYPT) {
-		sealed, err = sealByToken(w.m, w.session, k.handle, nonce, aad, clearText)
-	} else {
-		var s *sealer
-		if s, err = w.sealer(k); err == nil {
-			sealed, err = s.seal(nonce, aad, clearText)
-		}
-	}
+	sealed, err := w.sealWith(k, nonce, aad, clearText)
 	if err != nil {
 		return card.SealedPAN{}, err
 	}
 	return card.SealedPAN{KeyID: k.Label, Nonce: nonce, Ciphertext: sealed}, nil
+}
+
+// sealWith seals under a nonce that was never used with this key.
+func (w *worker) sealWith(k *key, nonce, aad, clearText []byte) ([]byte, error) {
+	if k.recipe.has(pkcs11.CKA_DECRYPT) {
+		return sealByToken(w.m, w.session, k.handle, nonce, aad, clearText)
+	}
+	s, err := w.sealer(k)
+	if err != nil {
+		return nil, err
+	}
+	return s.seal(nonce, aad, clearText)
 }
 
 // openUnder opens what sealUnder made. Its caller clears the result.

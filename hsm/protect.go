@@ -123,7 +123,8 @@ func (h *HSM) Protect(ctx context.Context, c Card) (Protected, error) {
 // under is the version of the key To that it took.
 //
 // With each of them as much more garbage passes: with one, twice as much, of format 0 once in 8 million; with the most (mostVersions), once in 1.6 million. Of
-// format 1, a block under the old key is taken for one under the new one once in 640.
+// format 1, a block under the old key is taken for one under the new one once in 640. In the token-resident way digits are not seen, and more passes:
+// see translateInside.
 func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte, under int, err error) {
 	now, from, to := time.Now(), w.gen.lineage(c.From), w.gen.key(c.To)
 	if c.Previous {
@@ -132,6 +133,9 @@ func (h *HSM) translate(w *worker, c Card, in []byte, pan string) (block []byte,
 			return nil, 0, ErrNoPreviousKey
 		}
 		to = former[0]
+	}
+	if err := w.gen.unable[formatPair{c.FromFormat.orDefault(), c.ToFormat.orDefault()}]; err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	h.used(from.current)
 	h.used(to)

@@ -602,11 +602,11 @@ func TestGenerateListImport(t *testing.T) {
 
 func TestStatementIsHonest(t *testing.T) {
 	s := run(t, hsmtest.Standard(t).Config()).Statement()
-	if len(s.Operations) != 4 || len(s.Keys) != 4 || !strings.Contains(s.Module, "SoftHSM") {
+	if len(s.Keys) != 4 || !strings.Contains(s.Module, "SoftHSM") {
 		t.Errorf("got %+v", s)
 	}
 	for _, o := range s.Operations {
-		if (o.Way == hsm.Transient) != (o.Name == "PIN translation") {
+		if o.InUse && (o.Way == hsm.Transient) != strings.HasPrefix(o.Name, "PIN translation") {
 			t.Errorf("%s is %s", o.Name, o.Way)
 		}
 	}

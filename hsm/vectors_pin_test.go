@@ -219,6 +219,10 @@ func translateBetweenZones(t *testing.T, on *vectorToken, v *vector) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	way := map[string]hsm.Way{"softhsm": hsm.Transient, "nss": hsm.TokenResident}[on.Module]
+	if o := operation(t, h, fmt.Sprintf("PIN translation %s to %s", from, to)); !o.InUse || o.Way != way {
+		t.Errorf("the way is %+v, want %s", o, way)
+	}
 	protected, err := h.Protect(t.Context(), hsm.Card{PAN: number, PINBlock: block, From: in.Label, FromFormat: from, To: out.Label, ToFormat: to})
 	if v.refused(t, err) {
 		return

@@ -80,11 +80,6 @@ func registerVectors(op string, needsToken bool, run vectorOp) {
 // awaitedVectors are operations whose family is not there yet, and its file.
 var awaitedVectors = map[string]string{}
 
-// awaitedOn are operations that are not there yet on a module, and what they wait for.
-var awaitedOn = map[string]string{
-	"nss zpk_translate": "the token-resident way of a PIN block",
-}
-
 // A vector is one of the file.
 type vector struct {
 	ID      string          `json:"id"`
@@ -174,9 +169,6 @@ func runVectors(t *testing.T, file []vector, on *vectorToken, tally *tally) {
 			defer func() { tally.add(t, place, &v) }()
 			if !known {
 				v.skip(t, awaitedVectors[v.Op]+" is not there yet")
-			}
-			if awaited := awaitedOn[place+" "+v.Op]; awaited != "" {
-				v.skip(t, awaited+" is not there yet")
 			}
 			op.run(t, on, &v)
 			for field := range v.Out {

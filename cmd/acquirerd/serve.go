@@ -290,6 +290,9 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 		return err
 	}
 	if err := d.vault.Open(ctx); err != nil {
+		if errors.Is(err, hsm.ErrTransient) {
+			err = fmt.Errorf("hsm.require_token_resident: %w", err)
+		}
 		return err
 	}
 	d.teardown.add("HSM module", nil, d.vault.Close)
@@ -297,21 +300,16 @@ func (d *daemon) openStores(ctx context.Context) (err error) {
 		return &configError{faults}
 	}
 	for _, operation := range d.vault.Statement().Operations {
-		if operation.Way != hsm.Transient {
-			continue
-		}
-		if c.HSM.RequireTokenResident {
-			return fmt.Errorf("hsm.require_token_resident: %s is %s on this token: %s", operation.Name, operation.Way, operation.Note)
-		}
-		if c.Environment == "production" {
+		if operation.InUse && operation.Way == hsm.Transient && c.Environment == "production" {
 			d.log.Warn("hsm operation is not token-resident", "operation", operation.Name, "note", operation.Note)
 		}
 	}
 	return nil
 }
 
-// misfits names the parties whose PIN blocks are not for the key that they have: only the token says of which algorithm that is. While the
-// HSM is not ready, nothing is known, and the HSM refuses such a block itself.
+// misfits names the parties whose PIN blocks are not for the key that they have, and those that the token cannot translate the way that the PIN
+// keys go: only the token says of which algorithm a key is, and what it can do. While the HSM is not ready, nothing is known, and the HSM refuses such
+// a block itself.
 func (d *daemon) misfits(c *Config) (list []fault) {
 	check := func(path, label string, format hsm.Format) {
 		if label == "" {
@@ -332,6 +330,14 @@ func (d *daemon) misfits(c *Config) (list []fault) {
 	}
 	for i, e := range c.Endpoints {
 		check(fmt.Sprintf("endpoints[%d]", i), e.PINKey, e.PINFormat)
+		for j, u := range c.Upstreams {
+			if !c.bringsPINs(&u, &e) {
+				continue
+			}
+			if err := d.vault.CheckPINPair(u.PINFormat, e.PINFormat); errors.Is(err, hsm.ErrPINFormat) {
+				list = append(list, fault{fmt.Sprintf("endpoints[%d].pin_format", i), fmt.Sprintf("does not go with upstreams[%d].pin_format: %v", j, err)})
+			}
+		}
 	}
 	return list
 }
@@ -584,7 +590,9 @@ func (d *daemon) announce(at addresses) {
 	}
 	statement := d.vault.Statement()
 	for _, operation := range statement.Operations {
-		ways[operation.Name] = string(operation.Way)
+		if operation.InUse {
+			ways[operation.Name] = string(operation.Way)
+		}
 	}
 	d.auditor.note(journal.AuditEvent{What: auditStart, Result: resultOK, Detail: "acquirerd " + version()})
 	d.log.Info("serving", "station", d.cfg.Station, "operations", at.operations, "upstreams", at.upstreams, "links", links,
@@ -674,7 +682,8 @@ func (t *teardown) atOnce(limit time.Duration) error {
 // forHSM is this config in the words of the room of the keys.
 func (c *HSMConfig) forHSM() hsm.Config {
 	cfg := hsm.Config{Module: c.Module, Arguments: c.ModuleArguments, Token: c.Token, PIN: c.pin(), Workers: c.Sessions, Queue: c.Queue, CallTimeout: c.CallTimeout,
-		Overlap: c.KeyOverlap, KeyChanges: c.KeyChanges, SealKey: c.SealKey, TokenKey: c.TokenKey}
+		Overlap: c.KeyOverlap, KeyChanges: c.KeyChanges, SealKey: c.SealKey, TokenKey: c.TokenKey,
+		RequireTokenResident: c.RequireTokenResident}
 	for _, key := range c.Keys {
 		cfg.Keys = append(cfg.Keys, hsm.Key{Label: key.Label, KCV: key.KCV, Use: key.Use, ZMK: key.ZMK})
 	}

@@ -127,7 +127,7 @@ func (*site) shows(t *testing.T, path string) {
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	audited := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, `{"audit":{"number":1,`) })
-	if audited != 2 || !strings.Contains(lines[audited], `"what":"load"`) {
+	if audited != 2 || !strings.Contains(lines[audited], `"what":"probe"`) {
 		t.Fatalf("audit rows from line %d on: %s", audited, text)
 	}
 	lines = lines[:audited]

@@ -358,16 +358,20 @@ func (f *faults) pinFormat(at, pinKey string, format hsm.Format, dialect string)
 	}
 }
 
+// bringsPINs reports whether a route brings PIN blocks of an upstream to an endpoint.
+func (c *Config) bringsPINs(u *UpstreamConfig, e *EndpointConfig) bool {
+	return u.pinsUnder() != "" && e.PINKey != "" && slices.ContainsFunc(c.Routes, func(r RouteConfig) bool {
+		return r.Endpoint == e.Name && (len(r.Upstreams) == 0 || slices.Contains(r.Upstreams, u.Name))
+	})
+}
+
 // validatePINFormats checks that each endpoint may have the PIN blocks in its own format that the routes bring it (PCI PIN 3-3).
 func (f *faults) validatePINFormats(c *Config) {
 	for i, e := range c.Endpoints {
 		var bringers []string
 		var why error
 		for j, u := range c.Upstreams {
-			routed := slices.ContainsFunc(c.Routes, func(r RouteConfig) bool {
-				return r.Endpoint == e.Name && (len(r.Upstreams) == 0 || slices.Contains(r.Upstreams, u.Name))
-			})
-			if !routed || u.pinsUnder() == "" || e.PINKey == "" || !u.PINFormat.IsKnown() || !e.PINFormat.IsKnown() {
+			if !c.bringsPINs(&u, &e) || !u.PINFormat.IsKnown() || !e.PINFormat.IsKnown() {
 				continue
 			}
 			if err := hsm.AllowedPair(u.PINFormat, e.PINFormat, hsm.SamePAN); err != nil {
