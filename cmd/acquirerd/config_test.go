@@ -161,18 +161,20 @@ func TestWarningsAreNoFaults(t *testing.T) {
 	f.fill(a, "acquirer", 29*24*time.Hour, a)
 	end := time.Now().Add(29 * 24 * time.Hour)
 	files := fmt.Sprintf("tls: { ca_file: %q, cert_file: %q, key_file: %q }", f.file("ca.pem"), f.file("ours.pem"), f.file("ours.key"))
+	production := []string{"environment: test", "environment: production", "sessions: 8", "sessions: 8\n  require_token_resident: true"}
 	for _, c := range []struct {
 		name   string
 		change []string
 		want   []string
 	}{
-		{"loopback", []string{"environment: test", "environment: production"}, nil},
+		{"loopback", production, nil},
+		{"PIN blocks that may leave the token", production[:2], []string{"hsm.require_token_resident: is false"}},
 		{"for test", []string{"127.0.0.1:9001", "10.0.0.1:9001"}, nil},
-		{"plain links and a plain door", []string{"environment: test", "environment: production", "127.0.0.1:9001", "10.0.0.1:9001", "127.0.0.1:8583", ":8583",
-			`"127.0.0.1:9002"`, `{ listen: "0.0.0.0:9002", allow: ["10.0.0.0/8"] }`}, []string{
+		{"plain links and a plain door", slices.Concat(production, []string{"127.0.0.1:9001", "10.0.0.1:9001", "127.0.0.1:8583", ":8583",
+			`"127.0.0.1:9002"`, `{ listen: "0.0.0.0:9002", allow: ["10.0.0.0/8"] }`}), []string{
 			"endpoints[0].links[0]: 10.0.0.1:9001 is plain TCP: card data should have tls", "endpoints[0].links[1]: listen 0.0.0.0:9002 is plain TCP: card data should have tls",
 			"upstreams[0].listen: :8583 is plain TCP: card data should have tls"}},
-		{"a certificate near its end", []string{"environment: test", "environment: production", "127.0.0.1:9001", "10.0.0.1:9001", "reply_timeout: 10s", "reply_timeout: 10s\n    " + files},
+		{"a certificate near its end", slices.Concat(production, []string{"127.0.0.1:9001", "10.0.0.1:9001", "reply_timeout: 10s", "reply_timeout: 10s\n    " + files}),
 			[]string{"endpoints[0].tls.cert_file: expires soon, on " + end.UTC().Format("2006-01-02")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -274,7 +276,7 @@ func TestFaultsAreNamedWithTheirKeys(t *testing.T) {
 		{"two allow-lists of one listener", []string{`links: ["127.0.0.1:9001", "127.0.0.1:9002"]`,
 			`links: [{ listen: "127.0.0.1:0", allow: ["127.0.0.0/8"] }, { listen: "127.0.0.1:0", allow: ["10.0.0.0/8"] }]`},
 			[]string{`endpoints[0].links[1].allow: is not that of links[0], which listens at the same "127.0.0.1:0"`}},
-		{"pauses that flood a processor", []string{"environment: test", "environment: production", "reply_timeout: 10s", "reply_timeout: 10s\n    backoff_min: 99ms\n    fail_back: 1ms"},
+		{"pauses that flood a processor", []string{"environment: test", "environment: production", "sessions: 8", "sessions: 8\n  require_token_resident: true", "reply_timeout: 10s", "reply_timeout: 10s\n    backoff_min: 99ms\n    fail_back: 1ms"},
 			[]string{"endpoints[0].backoff_min: 99ms is shorter than 100ms: it would be a flood of connections for the processor",
 				"endpoints[0].fail_back: 1ms is shorter than 100ms: it would be a flood of connections for the processor"}},
 		{"more on a link than on its endpoint", []string{"reply_timeout: 10s", "reply_timeout: 10s\n    link_in_flight: 257"}, []string{"endpoints[0].link_in_flight: 257 is more than in_flight (256)"}},

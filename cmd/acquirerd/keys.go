@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -322,7 +323,9 @@ func (c *cli) hsmCommands() *cobra.Command {
 	status := c.command("status", "Check every key of the config, and say what the HSM can promise", "acquirerd hsm status --config acquirerd.yaml",
 		cobra.NoArgs, c.hsmStatus)
 	status.Long = "Status opens the token as serve does, in a session of its own, checks every key of the config, and says for each operation\n" +
-		"whether clear PIN blocks and keys stay in the token (token-resident) or pass through the daemon's memory (transient)."
+		"whether clear PIN blocks and keys stay in the token (token-resident) or pass through the daemon's memory (transient): of what the\n" +
+		"keys of the config are for, what is done; of the rest, what the token can do. Each was tried with keys that end with the trial; the\n" +
+		"times are those of one such operation, with a key of the session."
 	return c.group("hsm", "Look at the HSM", "acquirerd hsm status", status)
 }
 
@@ -331,7 +334,9 @@ func (c *cli) hsmStatus(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	vault, err := hsm.New(cfg.HSM.forHSM(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	own := cfg.HSM.forHSM()
+	own.RequireTokenResident = false // it is to be seen why serve would refuse
+	vault, err := hsm.New(own, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
@@ -348,12 +353,22 @@ func (c *cli) hsmStatus(ctx context.Context, _ []string) error {
 	if _, err := fmt.Fprintf(c.out, "token   %s\nmodule  %s\n\n", statement.Token, statement.Module); err != nil {
 		return err
 	}
-	operations := c.table("OPERATION", "WAY", "MECHANISM", "NOTE")
+	operations := c.table("OPERATION", "IN USE", "WAY", "µs", "MECHANISM", "NOTE")
 	for _, o := range statement.Operations {
-		operations.row(o.Name, o.Way, o.Mechanism, o.Note)
+		used, micros := "-", "-"
+		if o.InUse {
+			used = "yes"
+		}
+		if o.Way != hsm.NotAvailable && o.Micros > 0 {
+			micros = fmt.Sprintf("%.1f", o.Micros)
+		}
+		operations.row(o.Name, used, o.Way, micros, cmp.Or(o.Mechanism, "-"), o.Note)
 	}
 	if err := operations.Flush(); err != nil {
 		return err
+	}
+	if transient := statement.Transient(); cfg.HSM.RequireTokenResident && len(transient) > 0 {
+		_, _ = fmt.Fprintf(c.out, "\nserve would refuse, by hsm.require_token_resident: %s\n", strings.Join(transient, ", "))
 	}
 	_, _ = fmt.Fprintln(c.out) // Flush tells
 	keys := c.table("KEY", "USE", "KCV", "VERSION")

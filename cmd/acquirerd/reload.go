@@ -556,6 +556,9 @@ func (c *Config) warnings(now time.Time) []fault {
 	var list []fault
 	warn := func(path, format string, args ...any) { list = append(list, fault{path, fmt.Sprintf(format, args...)}) }
 	if c.Environment == "production" {
+		if !c.HSM.RequireTokenResident {
+			warn("hsm.require_token_resident", "is false: where the token cannot do it inside, clear PIN blocks pass through the daemon's memory")
+		}
 		for i, u := range c.Upstreams {
 			if u.TLS == nil && !isLoopback(u.Listen) {
 				warn(fmt.Sprintf("upstreams[%d].listen", i), "%s is plain TCP: card data should have tls", u.Listen)
