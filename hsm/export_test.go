@@ -46,16 +46,6 @@ func (h *HSM) Objects(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// Labelled counts the keys of a label.
-func (h *HSM) Labelled(ctx context.Context, label string) (n int, err error) {
-	err = h.once(ctx, func(w *worker) error {
-		found, err := find(w.m, w.session, label)
-		n = len(found)
-		return err
-	})
-	return n, err
-}
-
 // Enciphered and Deciphered do in software what a terminal and a processor do.
 var (
 	Enciphered = enciphered

@@ -192,14 +192,6 @@ func (o *fakeOperation) mac(data []byte) ([]byte, error) {
 	return nil, pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID)
 }
 
-// CopyObject is refused, as for a key that is not CKA_COPYABLE.
-func (f *fakeModule) CopyObject(s pkcs11.SessionHandle, _ pkcs11.ObjectHandle, _ []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	if _, err := f.before("CopyObject", s); err != nil {
-		return 0, err
-	}
-	return 0, pkcs11.Error(0x1A) // CKR_ACTION_PROHIBITED
-}
-
 // GenerateKey makes a random key of the length that the template or the mechanism says.
 func (f *fakeModule) GenerateKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	if _, err := f.before("GenerateKey", s); err != nil {

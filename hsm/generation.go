@@ -35,7 +35,6 @@ type module interface {
 	CloseSession(s pkcs11.SessionHandle) error
 	CreateObject(s pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	UnwrapKey(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, under pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
-	CopyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Sign(s pkcs11.SessionHandle, data []byte) ([]byte, error)
@@ -342,9 +341,6 @@ func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
 			faults = append(faults, KeyFault{want.Label, problem})
 			continue
 		}
-		if err := l.current.takeInHand(h.module, s); err != nil {
-			return nil, fmt.Errorf("checking key %q: %w", want.Label, err)
-		}
 		keys[want.Label] = l
 	}
 	if faults = append(faults, h.findTwins(keys)...); len(faults) > 0 {
@@ -418,31 +414,6 @@ func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
 		problem, err = k.findBase(m, s)
 	}
 	return k, problem, err
-}
-
-// takeInHand lets a key that was found be used by a copy that ends with the session. NSS's softoken, which is a database, reads and deciphers a key for
-// each call that begins an operation, wraps or unwraps with it: milliseconds, where it takes microseconds with a copy. Such a token does not know
-// CKA_COPYABLE, by which others forbid copies; all else of the copy is as it was, but that it has no label: nobody shall find it. A token that
-// makes no copy is used as it is. The session is one of the generation's.
-func (k *key) takeInHand(m module, s pkcs11.SessionHandle) error {
-	_, known, err := attribute(m, s, k.handle, pkcs11.CKA_COPYABLE)
-	if err != nil || known {
-		return err
-	}
-	for _, handle := range []*pkcs11.ObjectHandle{&k.handle, &k.left, &k.bdk.variant} {
-		if *handle == 0 {
-			continue
-		}
-		taken, err := m.CopyObject(s, *handle, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "")})
-		if c, isCode := classify(err); isCode && (c == classSession || c == classDevice) {
-			return fmt.Errorf("copying key for the session: %w", err)
-		}
-		if err != nil {
-			return nil
-		}
-		*handle = taken
-	}
-	return k.checkAgain(m, s)
 }
 
 // findSubkey sets the subkey of a pan-token key, which only one that enciphers has.

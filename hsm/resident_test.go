@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -436,54 +435,6 @@ func TestOnlyATokenResidentHSMOpensWhereThatIsDemanded(t *testing.T) {
 	}
 	cfg.RequireTokenResident = false
 	run(t, cfg) // nothing of the refused start is left
-}
-
-// A watchedModule notes which objects are copies, and which key wraps last.
-type watchedModule struct {
-	hsm.Module
-	mu     sync.Mutex
-	copies map[pkcs11.ObjectHandle]bool
-	under  pkcs11.ObjectHandle
-}
-
-func (m *watchedModule) CopyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	made, err := m.Module.CopyObject(s, o, template)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.copies[made] = err == nil
-	return made, err
-}
-
-func (m *watchedModule) WrapTo(s pkcs11.SessionHandle, how uint, iv []byte, under, k pkcs11.ObjectHandle, out []byte) (int, error) {
-	m.mu.Lock()
-	m.under = under
-	m.mu.Unlock()
-	return m.Module.WrapTo(s, how, iv, under, k, out)
-}
-
-func TestATokenThatIsADatabaseIsUsedByCopies(t *testing.T) {
-	watched := &watchedModule{copies: map[pkcs11.ObjectHandle]bool{}}
-	cfg := hsmtest.StandardNSS(t).Config()
-	h := runOn(t, cfg, func(m hsm.Module) hsm.Module { watched.Module = m; return watched })
-	c := hsm.Card{PAN: pan(t, "4111111111111111"), PINBlock: hsmtest.EncipherPIN(hsmtest.UpstreamZPK, "4111111111111111", "1234"),
-		From: hsmtest.UpstreamKey, To: hsmtest.ProcessorKey}
-	if _, err := h.Protect(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	watched.mu.Lock()
-	defer watched.mu.Unlock()
-	if len(watched.copies) != len(cfg.Keys) || !watched.copies[watched.under] {
-		t.Errorf("%d copies of %d keys; the one that wrapped is a copy: %t", len(watched.copies), len(cfg.Keys), watched.copies[watched.under])
-	}
-	// Keys, their copies, the sight: a copy under the label of its key would make that one not unique in a key change.
-	if got, want := objects(t, h), 2*len(cfg.Keys)+1; got != want {
-		t.Errorf("%d objects, want %d", got, want)
-	}
-	for _, k := range cfg.Keys {
-		if n, err := h.Labelled(t.Context(), k.Label); n != 1 || err != nil {
-			t.Errorf("%d objects are %q: %v", n, k.Label, err)
-		}
-	}
 }
 
 // BenchmarkTokenResident is of a whole call with a PIN, one at a time, on NSS.
