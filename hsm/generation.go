@@ -91,8 +91,9 @@ type generation struct {
 	sight       *key                                // see resident.go; nil if no PIN key is token-resident
 	keys        map[string]*atomic.Pointer[lineage] // by the label of the configuration; swapped by a key change
 
-	aloof  aloof                // what it does not hold open
-	unable map[formatPair]error // pairs of formats that it does not translate, and why
+	aloof   aloof                // what it does not hold open
+	unable  map[formatPair]error // pairs of formats that it does not translate, and why
+	changes bool                 // keys may be changed in it, which takes a session
 
 	mu     sync.Mutex
 	users  int   // workers in a call
@@ -228,7 +229,7 @@ func (h *HSM) fill(ctx context.Context, g *generation) error {
 	if err != nil {
 		return err
 	}
-	g.slot = slot
+	g.slot, g.changes = slot, len(h.lines) > 0
 	if about, err := h.module.GetInfo(); err == nil {
 		g.description = fmt.Sprintf("%s %s %d.%d", about.ManufacturerID, about.LibraryDescription, about.LibraryVersion.Major, about.LibraryVersion.Minor)
 	}

@@ -108,7 +108,7 @@ func (w *worker) hold(k *key, decipher bool) (*held, error) {
 	if len(w.open) >= mostHeld {
 		w.releaseOldest()
 	}
-	s, err := w.m.OpenSession(w.gen.slot, pkcs11.CKF_SERIAL_SESSION)
+	s, err := w.openAside()
 	if errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) {
 		w.gen.aloof.sessions.Store(true)
 		return nil, nil
@@ -130,6 +130,24 @@ func (w *worker) hold(k *key, decipher bool) (*held, error) {
 		return nil, nil
 	}
 	return op, nil
+}
+
+// openAside opens a session for an operation that stays open. Where keys may be changed it does not take the last one: a change needs a session of its own, and
+// without one it would cost the payments their generation. So a second one is opened, which shows that it is there, and given back.
+func (w *worker) openAside() (pkcs11.SessionHandle, error) {
+	s, err := w.m.OpenSession(w.gen.slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil || !w.gen.changes {
+		return s, err
+	}
+	left, err := w.m.OpenSession(w.gen.slot, pkcs11.CKF_SERIAL_SESSION)
+	if err == nil {
+		err = w.m.CloseSession(left)
+	}
+	if err != nil {
+		_ = w.m.CloseSession(s) // it ends with the generation at the latest
+		return 0, err
+	}
+	return s, nil
 }
 
 // prove begins an operation and gives it a block of zeros.

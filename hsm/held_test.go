@@ -60,8 +60,17 @@ func (f *scriptedUpdates) OpenSession(slot, flags uint) (pkcs11.SessionHandle, e
 func (f *scriptedUpdates) CloseSession(s pkcs11.SessionHandle) error {
 	f.mu.Lock()
 	f.closed++
+	f.sessions++
 	f.mu.Unlock()
 	return f.fakeModule.CloseSession(s)
+}
+
+func (f *scriptedUpdates) Finalize() error {
+	f.mu.Lock()
+	f.sessions += f.opened - f.closed
+	f.closed = f.opened
+	f.mu.Unlock()
+	return f.fakeModule.Finalize()
 }
 
 // start opens and runs an HSM of one worker on the module.
@@ -69,6 +78,11 @@ func (f *scriptedUpdates) start(t *testing.T) *HSM {
 	t.Helper()
 	cfg := f.config()
 	cfg.Workers, cfg.CallTimeout = 1, time.Minute // some calls do very much
+	return f.startWith(t, cfg)
+}
+
+func (f *scriptedUpdates) startWith(t *testing.T, cfg Config) *HSM {
+	t.Helper()
 	h, err := newHSM(cfg, slog.New(slog.DiscardHandler), nil, func(string) (module, error) { return f, nil })
 	if err != nil {
 		t.Fatal(err)
@@ -375,5 +389,38 @@ func TestAnOperationIsOfAKeyAndNotOfItsHandle(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The configuration asks for a session for each worker and one for a key change: that many a token has. What is held open must not take the one of the change.
+func TestOperationsHeldOpenLeaveASessionForAKeyChange(t *testing.T) {
+	fake, cfg := changing(t)
+	f := &scriptedUpdates{fakeModule: fake}
+	cfg.Workers = 2
+	f.most, f.sessions = true, cfg.Workers+1
+	h := f.startWith(t, cfg)
+	both := make(chan struct{})
+	for range 2 { // both workers
+		go func() {
+			_ = h.call(context.Background(), protectPlain, func(w *worker) error {
+				both <- struct{}{}
+				block := make([]byte, desBytes)
+				return w.ecb(w.gen.key("out"), false, block, block)
+			})
+		}()
+	}
+	<-both
+	<-both
+	if got := translatedVector(t, h); got != vectorOut {
+		t.Fatalf("got %s", got)
+	}
+	if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
+		t.Error(err)
+	}
+	if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+		t.Error(err)
+	}
+	if got := h.Statement().Generation; got != 1 {
+		t.Errorf("generation %d: the change has cost the payments theirs", got)
 	}
 }
