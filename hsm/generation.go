@@ -94,6 +94,7 @@ type generation struct {
 	aloof   aloof                // what it does not hold open
 	unable  map[formatPair]error // pairs of formats that it does not translate, and why
 	changes bool                 // keys may be changed in it, which takes a session
+	gone    atomic.Uint64        // how many keys were destroyed in it
 
 	mu     sync.Mutex
 	users  int   // workers in a call

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"acquirerd/card"
@@ -423,4 +424,47 @@ func TestOperationsHeldOpenLeaveASessionForAKeyChange(t *testing.T) {
 	if got := h.Statement().Generation; got != 1 {
 		t.Errorf("generation %d: the change has cost the payments theirs", got)
 	}
+}
+
+// A key that was destroyed is in no open operation any more once its worker has served another call, whatever that is.
+func TestNothingStaysOpenOnAKeyThatWasDestroyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, cfg := changing(t)
+		f := &scriptedUpdates{fakeModule: fake}
+		cfg.Workers = 1
+		h := f.startWith(t, cfg)
+		if err := translated(t.Context(), t, h, firstIn, firstOut, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // over the overlap, and what a call gets to end with it
+			if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(defaultOverlap)
+		}
+		if got := f.labels("out"); len(got) != 1 {
+			t.Fatalf("the token has %q", got)
+		}
+		if err := translated(t.Context(), t, h, firstIn, zoneKey("new"), false); err != nil {
+			t.Fatal(err)
+		}
+		if left := f.openOnGone(); len(left) != 0 {
+			t.Errorf("operations are open on %q, which are destroyed", left)
+		}
+	})
+}
+
+// openOnGone are the labels of keys that are not in the token any more and on which an operation is open.
+func (f *fakeModule) openOnGone() (labels []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, o := range f.sessions {
+		if o.key != nil && !slices.ContainsFunc(f.keys, func(k fakeKey) bool { return !k.gone && k.label == o.key.label }) {
+			labels = append(labels, o.key.label)
+		}
+	}
+	return labels
 }

@@ -65,6 +65,7 @@ func (h *HSM) destroyDue(g *generation, s pkcs11.SessionHandle, label string) er
 			h.log.Info("hsm old key destroyed", "audit", true, "key", label, "version", k.version, "kcv", k.KCV, "adopted", !k.leftover)
 		}
 		g.keys[label].Store(g.lineage(label).without(k))
+		g.gone.Add(1)
 	}
 	return nil
 }

@@ -13,13 +13,21 @@ type worker struct {
 
 	open        map[heldKey]*held // operations held open, of gen: see held.go
 	turn        uint64
+	gone        uint64                          // keys of gen that were destroyed when it last looked
 	sealers     map[pkcs11.ObjectHandle]*sealer // of gen: see sealer.go
 	initialKeys initialKeys                     // of gen
 }
 
-// join makes a generation the worker's. What was open in an older one has ended with it.
+// join makes a generation the worker's, before each task. What was open in an older one has ended with it; what is open on a key that was destroyed
+// since ends now.
 func (w *worker) join(g *generation) {
+	gone := g.gone.Load()
+	if w.gen == g && w.gone == gone {
+		return
+	}
+	w.gone = gone
 	if w.gen == g {
+		w.releaseGone()
 		return
 	}
 	w.gen, w.session = g, g.sessions[w.index]
