@@ -88,17 +88,24 @@ func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, ch
 		}
 		return fmt.Errorf("changing key %q: %w", label, err)
 	}
+	times, told := 1, true
+	if c.repeated {
+		times, told = h.refusals.tell(label+" "+result, time.Now())
+	}
+	if !told {
+		return nil
+	}
 	h.tell(KeyChange, label, c.adopted.KCV, resultOK)
-	h.log.Info("hsm key changed", "audit", true, "key", label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
+	h.log.Info("hsm key changed", "audit", true, "times", times, "key", label, "result", result, "version", c.adopted.version, "kcv", c.adopted.KCV,
 		"zmk", c.key.ZMK, "previous_kcv", c.replaced, "overlap", h.cfg.Overlap)
 	return nil
 }
 
 // refusedInterval is the time after a refusal in which those of the same key for the same reason are only counted: who sends a change that
-// cannot be made again and again is one fault, and fills neither log nor audit trail.
+// cannot be made, or is made already, again and again is one fault, and fills neither log nor audit trail.
 const refusedInterval = time.Minute
 
-// refusals are the key changes that were refused, by key and result: both of closed sets.
+// refusals are the key changes that came to nothing, refused or repeated, by key and result: both of closed sets.
 type refusals struct {
 	mu    sync.Mutex
 	last  map[string]time.Time // guarded by mu

@@ -157,6 +157,34 @@ func TestRefusalsOfKeyChangesDoNotFillTheLog(t *testing.T) {
 	})
 }
 
+// Nor does a processor fill them that sends the key in use once more, as often as it may: audit rows stay for ever.
+func TestRepeatsOfAKeyChangeDoNotFillTheAuditTrail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		var log bytes.Buffer
+		var told []string
+		cfg.Audit = func(e Event) {
+			if e.What == KeyChange {
+				told = append(told, e.Key+" "+e.Result+" "+e.KCV)
+			}
+		}
+		h, stop := f.start(cfg, &log, nil)
+		change := changeTo("out", zoneKey("new"))
+		for range 150 {
+			if err := change.ask(t.Context(), h); err != nil {
+				t.Error(err)
+			}
+			<-time.After(time.Second)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if len(told) != 4 || strings.Count(log.String(), "hsm key changed") != 4 || strings.Count(log.String(), "times=60 ") != 2 {
+			t.Errorf("audited %q\n%s", told, log.String())
+		}
+	})
+}
+
 // After a ceremony the configuration pins a new key of version 1, under the label that is free since the old one was destroyed. Either it is
 // used, or the start is refused; it is not passed over for an older successor, and not destroyed.
 func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {
