@@ -31,7 +31,7 @@ const (
 	KeyExported   = "export"
 	KeyComponents = "components" // were made of a key that is not in the token
 	KeyShown      = "kcv"        // the check value of a key or of a component was asked for
-	KeyDestroyed  = "destroy"
+	KeyDestroyed  = "destroy"    // by the daemon, too: one that was replaced and whose overlap is over, or that a change made and did not finish
 )
 
 const resultOK = "ok"

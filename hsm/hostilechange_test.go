@@ -185,6 +185,32 @@ func TestRepeatsOfAKeyChangeDoNotFillTheAuditTrail(t *testing.T) {
 	})
 }
 
+// That the daemon has destroyed a key is in the audit trail, as that it was made (PCI PIN 24).
+func TestTheEndOfAKeyIsInTheAuditTrail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		var told []string
+		cfg.Audit = func(e Event) {
+			if e.What == KeyDestroyed {
+				told = append(told, e.Key+" "+e.KCV+" "+e.Result)
+			}
+		}
+		h, stop := f.start(cfg, io.Discard, nil)
+		for i := range 2 {
+			if err := changeTo("out", zoneKey(fmt.Sprint(i))).ask(t.Context(), h); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(2 * defaultOverlap)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if want := []string{"out " + cfg.Keys[1].KCV + " ok", "out#2 " + changeTo("out", zoneKey("0")).KCV + " ok"}; !slices.Equal(told, want) {
+			t.Errorf("audited %q, want %q", told, want)
+		}
+	})
+}
+
 // After a ceremony the configuration pins a new key of version 1, under the label that is free since the old one was destroyed. Either it is
 // used, or the start is refused; it is not passed over for an older successor, and not destroyed.
 func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {

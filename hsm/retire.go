@@ -63,6 +63,7 @@ func (h *HSM) destroyDue(g *generation, s pkcs11.SessionHandle, label string) er
 			return keepGeneration(fmt.Errorf("destroying key %q: %w", k.Label, err))
 		default:
 			h.log.Info("hsm old key destroyed", "audit", true, "key", label, "version", k.version, "kcv", k.KCV, "adopted", !k.leftover)
+			h.tell(KeyDestroyed, k.Label, k.KCV, resultOK)
 		}
 		g.keys[label].Store(g.lineage(label).without(k))
 		g.gone.Add(1)
