@@ -237,6 +237,14 @@ func (r *Reader) VerifyAudit(ctx context.Context, anchor *Anchor) (AuditRow, err
 	if err != nil {
 		return AuditRow{}, err
 	}
+	// Numbers begin at 1: a row before that would be listed with the others, and is of no chain.
+	before, err := rows(ctx, r.db, "reading audit rows", scanAudit, selectAudit+" WHERE number <= ? ORDER BY number LIMIT 1", last.Number)
+	if err != nil {
+		return AuditRow{}, err
+	}
+	if len(before) > 0 {
+		return AuditRow{}, &AuditFault{before[0].Number, "was not written here"}
+	}
 	for {
 		page, err := rows(ctx, r.db, "reading audit rows", scanAudit, selectAudit+" WHERE number > ? ORDER BY number LIMIT ?", last.Number, exportPage)
 		if err != nil {

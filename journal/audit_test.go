@@ -217,6 +217,7 @@ func TestVerifyNamesTheFirstRowThatIsNotAsItWasWritten(t *testing.T) {
 		"the end cut off":  {script: "DELETE FROM audit WHERE number > 100", anchor: anchor, want: "audit row 101 is missing"},
 		"all gone":         {script: "DELETE FROM audit", anchor: anchor, want: "audit row 1 is missing"},
 		"renumbered":       {script: "DELETE FROM audit WHERE number = 7; UPDATE audit SET number = -number WHERE number > 7; UPDATE audit SET number = -number - 1 WHERE number < 0", want: "audit row 7 is not as it was written"},
+		"one put before":   {script: "INSERT INTO audit SELECT -5, at, who, 'reveal', key_label, kcv, result, detail, previous, hash FROM audit WHERE number = 7", want: "audit row -5 was not written here"},
 		"another's origin": {script: "UPDATE journal SET created_at = created_at + 1", want: "audit row 1 does not follow the row before it"},
 	} {
 		t.Run(name, func(t *testing.T) {
