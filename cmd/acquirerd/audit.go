@@ -14,6 +14,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,6 +58,9 @@ type auditor struct {
 	dropped prometheus.Counter
 	written prometheus.Counter
 	alarmed atomic.Int64 // Unix seconds of the last alarm
+
+	mu   sync.RWMutex
+	over bool // nobody takes events any more; guarded by mu
 }
 
 // A told is an event, or a mark: done is closed when all before it are on record.
@@ -78,13 +82,19 @@ func newAuditor(trail auditTrail, who string, log *slog.Logger, reg prometheus.R
 	return a, nil
 }
 
-// note takes an event without waiting. One that finds no room is counted and alarmed.
+// note takes an event without waiting. One that finds no room, or comes after the end of Run, is counted and alarmed.
 func (a *auditor) note(e journal.AuditEvent) {
 	if e.At.IsZero() {
 		e.At = time.Now()
 	}
 	if e.Who == "" {
 		e.Who = a.who
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if a.over {
+		a.drop(e, errors.New("the trail has ended"))
+		return
 	}
 	select {
 	case a.events <- told{AuditEvent: e}:
@@ -123,11 +133,19 @@ func (a *auditor) Run(ctx context.Context) error {
 		case t := <-a.events:
 			a.record(ctx, t)
 		case <-ctx.Done():
-			if len(a.events) == 0 {
+			if a.isOver() {
 				return nil
 			}
 		}
 	}
+}
+
+// isOver ends the trail, unless events wait.
+func (a *auditor) isOver() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = len(a.events) == 0
+	return a.over
 }
 
 func (a *auditor) record(ctx context.Context, t told) {

@@ -350,6 +350,29 @@ func TestWhatTheJournalRefusesIsCounted(t *testing.T) {
 	})
 }
 
+// What is told after the end of the trail, by a part that ends later, is on no record: it is counted as any other.
+func TestAnEventAfterTheEndOfTheTrailIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept, registry := &trail{}, prometheus.NewRegistry()
+		log := &bytes.Buffer{}
+		a, err := newAuditor(kept, "acq01", slog.New(slog.NewJSONHandler(log, nil)), registry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		a.note(journal.AuditEvent{What: "load", Key: "zpk-pos"})
+		stop()
+		if err := a.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		a.note(journal.AuditEvent{What: "destroy", Key: "zpk-pos"})
+		if got := value(t, registry, "acquirerd_audit_dropped_total"); got != 1 || kept.count() != 1 || !strings.Contains(log.String(), `"what":"destroy"`) {
+			t.Errorf("%v dropped, %d on record; %s", got, kept.count(), log)
+		}
+		a.flush(t.Context()) // and nobody waits for ever
+	})
+}
+
 func TestAFlushWaitsForWhatWasNotedBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &trail{took: time.Second}
