@@ -48,3 +48,15 @@ func TestAReloadRefusesASecondProcessorOfAKeyThatCanChange(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
+
+// Serve refuses two keys of one use and one check value, whatever the use but those for PANs; config check says so before.
+func TestTwoZoneMasterKeysOfOneCheckValueAreRefused(t *testing.T) {
+	code, faults := checked(t, changed(t, `use: pin-out }`, "use: pin-out, zmk: zmk-1 }\n    - { label: zmk-1, kcv: \"6F7081\", use: zmk }\n    - { label: zmk-2, kcv: \"6f7081\", use: zmk }"))
+	if code == 0 || !strings.Contains(faults, ".kcv: ") {
+		t.Errorf("got exit %d\n%s", code, faults)
+	}
+	code, faults = checked(t, changed(t, `use: pin-out }`, "use: pin-out }\n    - { label: seal-2, kcv: \"6F7081\", use: pan-seal }\n    - { label: seal-3, kcv: \"6F7081\", use: pan-seal }"))
+	if code != 0 {
+		t.Errorf("keys for PANs: got exit %d\n%s", code, faults)
+	}
+}

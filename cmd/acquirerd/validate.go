@@ -157,7 +157,7 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	if c.KeyOverlap > mostOverlap {
 		f.add("hsm.key_overlap", "is longer than %v", mostOverlap)
 	}
-	labels, zones := map[string]string{}, map[string]string{}
+	labels, zones, others := map[string]string{}, map[string]string{}, map[hsm.Use]map[string]string{}
 	for i, key := range c.Keys {
 		at := fmt.Sprintf("hsm.keys[%d]", i)
 		f.label(at+".label", key.Label)
@@ -168,8 +168,15 @@ func (f *faults) validateHSM(c *HSMConfig) {
 		if !slices.Contains(hsm.Uses, key.Use) {
 			f.add(at+".use", "%q is not one of %s", string(key.Use), oneOf(hsm.Uses))
 		}
-		if key.Use == hsm.PINIn || key.Use == hsm.PINOut || key.Use == hsm.BDK { // each zone has a key of its own (PCI PIN 17)
+		switch key.Use {
+		case hsm.PINIn, hsm.PINOut, hsm.BDK: // each zone has a key of its own (PCI PIN 17)
 			f.unique(at+".kcv", strings.ToUpper(key.KCV), zones)
+		case hsm.PANSeal, hsm.PANToken: // of no zone
+		default:
+			if others[key.Use] == nil {
+				others[key.Use] = map[string]string{}
+			}
+			f.unique(at+".kcv", strings.ToUpper(key.KCV), others[key.Use])
 		}
 		if key.Use != hsm.PINIn && key.Use != hsm.PINOut && key.ZMK != "" {
 			f.add(at+".zmk", "only a %s or %s key can be changed", hsm.PINIn, hsm.PINOut)
