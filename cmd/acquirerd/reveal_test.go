@@ -331,6 +331,26 @@ func TestASecretIsAskedForWithoutAnEcho(t *testing.T) {
 	}
 }
 
+// What was typed and not taken is not left to the shell, which would show it and take it for a command.
+func TestNothingOfASecretIsLeftInTheTerminal(t *testing.T) {
+	v := newTerminal(t)
+	p := &prompt{asked: func() {
+		if _, err := v.keys.WriteString(strings.Repeat("x", mostSecret) + "secret\r"); err != nil {
+			t.Error(err)
+		}
+	}}
+	if got, err := (&cli{in: v.File, err: p}).readSecret(t.Context(), "PIN: "); err == nil || got != nil {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if _, err := v.keys.WriteString("ls\r"); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 2*mostSecret)
+	if n, err := v.Read(line); err != nil || string(line[:n]) != "ls\n" {
+		t.Errorf("the next one reads %q, %v", line[:n], err)
+	}
+}
+
 func TestAPromptEndsWithItsCommand(t *testing.T) {
 	v := newTerminal(t)
 	ctx, cancel := context.WithCancel(t.Context())

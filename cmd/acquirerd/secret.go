@@ -60,7 +60,8 @@ func (c *cli) readSilently(ctx context.Context, fd int, prompt string, line []by
 		return 0, fmt.Errorf("asking for a secret: %w", err)
 	}
 	defer func() {
-		if restored := unix.IoctlSetTermios(fd, unix.TCSETS, before); restored != nil {
+		// TCSETSF discards what was typed and not taken, because the line was too long or ctx has ended: the shell would show it.
+		if restored := unix.IoctlSetTermios(fd, unix.TCSETSF, before); restored != nil {
 			err = errors.Join(err, fmt.Errorf("restoring the terminal: %w", restored))
 		}
 		_, _ = fmt.Fprintln(c.err) // the person's own line end was not shown
