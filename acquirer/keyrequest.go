@@ -39,8 +39,8 @@ var (
 const keyWait = 30 * time.Second
 
 // RotateKey asks an endpoint's processor for a new zone key, on a link in service, and waits until the HSM has taken what the processor sends: in
-// its answer or in a key change of its own, as its dialect says. It waits until ctx ends, and no longer than keyWait. At most one is asked for at a
-// time of each processor.
+// its answer or in a key change of its own, as its dialect says. It waits until ctx ends, and no longer than keyWait; where the answer brings the key, it
+// waits for the answer whatever becomes of ctx. At most one is asked for at a time of each processor.
 //
 // Nothing but the request is ours: a key that comes late, or comes again, is taken as any key change is. So a crash leaves nothing behind.
 func (s *Switch) RotateKey(ctx context.Context, endpoint string) (KeyRotation, error) {
@@ -93,6 +93,10 @@ func (s *Switch) rotateKey(ctx context.Context, endpoint string) (KeyRotation, e
 		return KeyRotation{}, ErrKeyPending
 	}
 	defer forget() // it is waited for before it is asked for: it may come before the answer
+	inAnswer := e.Codec.Dialect().NetworkManagement.KeyData.InAnswer
+	if inAnswer { // the processor enciphers under the key once it has answered: who asks may go, and the answer must not find nobody
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, keyWait)
 	defer cancel()
 
@@ -107,7 +111,7 @@ func (s *Switch) rotateKey(ctx context.Context, endpoint string) (KeyRotation, e
 	if !e.Codec.Accepts(answer) {
 		return KeyRotation{}, fmt.Errorf("%w: it answers %s", ErrKeyDeclined, answer.Get(messages.ResponseCode))
 	}
-	if e.Codec.Dialect().NetworkManagement.KeyData.InAnswer {
+	if inAnswer {
 		if err := s.takeAnswered(ctx, e, answer); err != nil {
 			return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyNotTaken, err)
 		}

@@ -196,6 +196,36 @@ func TestOneKeyIsAskedForAtATime(t *testing.T) {
 	})
 }
 
+// Where the answer brings the key, the processor enciphers under it from then on: who asked may have gone meanwhile, and the key is taken.
+func TestAKeyInTheAnswerIsTakenAfterWhoAskedHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		keys := &keyring{t: t}
+		w.keys = keys
+		dialect, err := inAnswer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.dialect = dialect
+		w.bank.askedKey = func() (*messages.Message, error) {
+			select {
+			case <-time.After(5 * time.Second):
+				return answered("00", newKey+"012345"), nil
+			case <-w.bank.askedWith.Done():
+				return nil, conn.ErrTimeout
+			}
+		}
+		w.start()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, _ = w.desk.RotateKey(ctx, "bank")
+		if keys.inUse() != "zpk-bank "+newKey {
+			t.Errorf("in use is %s, and the bank has another", keys.inUse())
+		}
+		w.stop()
+	})
+}
+
 // A PIN that no key helps has a key asked for, and the transactions after it go through under that.
 func TestAKeyIsAskedForByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

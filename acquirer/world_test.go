@@ -44,6 +44,7 @@ type bank struct {
 	answer     func(req *messages.Message) (code string, err error) // of a request, after it is in the ledger
 	reversal   func(req *messages.Message) (code string, err error)
 	askedKey   func() (*messages.Message, error) // nil: it has none to give
+	askedWith  context.Context                   // of the last request for a key
 }
 
 func newBank(t testing.TB) *bank {
@@ -57,10 +58,11 @@ func (b *bank) InService() bool {
 	return !b.down
 }
 
-func (b *bank) RequestKey(context.Context) (*messages.Message, error) {
+func (b *bank) RequestKey(ctx context.Context) (*messages.Message, error) {
 	if b.askedKey == nil || !b.InService() {
 		return nil, fmt.Errorf("no link in service: %w", conn.ErrNotSent)
 	}
+	b.askedWith = ctx
 	return b.askedKey()
 }
 
