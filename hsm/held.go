@@ -16,7 +16,8 @@ import (
 // A token may hold blocks back until an operation ends, or have no sessions left: then each call begins and ends an operation, which is always right.
 
 const (
-	mostHeld    = 8      // operations that a worker holds open; the one that was used longest ago makes room
+	mostHeld    = 8      // operations that a worker holds open
+	idleTurns   = 1000   // of its worker, after which an operation that was not used makes room for another: sooner, and they would close each other
 	mostUpdates = 50_000 // of one operation: SoftHSM 2.6.1 keeps 8 bytes for each call of C_DecryptUpdate
 )
 
@@ -105,8 +106,8 @@ func (w *worker) hold(k *key, decipher bool) (*held, error) {
 		w.release(which)
 	}
 	w.releaseGone()
-	if len(w.open) >= mostHeld {
-		w.releaseOldest()
+	if len(w.open) >= mostHeld && !w.releaseIdle() {
+		return nil, nil
 	}
 	s, err := w.openAside()
 	if errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) {
@@ -193,15 +194,21 @@ func (w *worker) releaseGone() {
 	}
 }
 
-func (w *worker) releaseOldest() {
+// releaseIdle makes room by ending the operation that was used longest ago, if that was long ago.
+func (w *worker) releaseIdle() bool {
+	w.turn++ // a call without an operation is a turn, too
 	var oldest heldKey
-	turn := w.turn + 1
+	turn := w.turn
 	for which, op := range w.open {
 		if op.turn < turn {
 			oldest, turn = which, op.turn
 		}
 	}
+	if w.turn-turn < idleTurns {
+		return false
+	}
 	w.release(oldest)
+	return true
 }
 
 // ecbOnce is a whole operation.

@@ -266,6 +266,63 @@ func TestAWorkerHoldsAFewOperationsOpen(t *testing.T) {
 	}
 }
 
+// A worker that serves more keys than it can hold open, in turns, keeps what it has: to open for each call what the next one closes costs more than whole
+// operations. What is used no more makes room in the end.
+func TestMoreKeysThanCanBeHeldDoNotCloseEachOthersOperations(t *testing.T) {
+	f := &scriptedUpdates{fakeModule: newFake(t)}
+	h := f.start(t)
+	err := h.call(t.Context(), protectPlain, func(w *worker) error {
+		out := w.gen.key("out")
+		lineages := w.gen.keys["out"]
+		var all []*key
+		for i := range mostHeld + 2 {
+			k := *out
+			k.Label, k.version = successorLabel("out", i+2), i+2
+			o, err := f.CreateSecret(w.session, inSession(out.recipe.template("", "", 16)), fakeValue(i))
+			if err != nil {
+				return err
+			}
+			k.handle = o
+			all = append(all, &k)
+		}
+		lineages.Store(&lineage{current: out, former: all})
+		ask := func(i int) error {
+			block := make([]byte, desBytes)
+			if err := w.ecb(all[i], false, block, block); err != nil {
+				return err
+			}
+			if !bytes.Equal(block, fakeTDES(fakeValue(i), make([]byte, desBytes), true)) {
+				t.Errorf("key %d: got % X", i, block)
+			}
+			return nil
+		}
+		before := f.opened
+		for range 20 {
+			for i := range all {
+				if err := ask(i); err != nil {
+					return err
+				}
+			}
+		}
+		if n := f.opened - before; n != mostHeld {
+			t.Errorf("%d sessions were opened for %d operations", n, mostHeld)
+		}
+		last := len(all) - 1
+		for range idleTurns {
+			if err := ask(last); err != nil {
+				return err
+			}
+		}
+		if w.open[heldKey{all[last].handle, all[last].Label, false}] == nil || len(w.open) != mostHeld {
+			t.Error("the one key that is used is not held open")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func fakeValue(i int) []byte {
 	return bytes.Repeat([]byte{byte(i), 0x31, byte(2 * i), 0x7F}, 4)
 }
