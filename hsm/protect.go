@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"acquirerd/card"
@@ -231,22 +233,59 @@ func (h *HSM) checkSealed(sealed card.SealedPAN) error {
 // SealRest seals the sensitive part of an advice, at least one byte. Error: ErrUnavailable. The caller may clear rest as soon as it
 // returns.
 func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error) {
-	held := bytes.Clone(rest) // after a timeout the task may still run when the caller clears his
+	held := newHeldCopy(rest)
+	defer held.end()
 	var out card.SealedRest
 	err := h.call(ctx, sealRest, func(w *worker) error {
-		k := w.gen.key(h.cfg.SealKey)
-		sealed, err := w.sealUnder(k, sealAAD(restPurpose, k.Label), held)
-		if err != nil {
-			return fmt.Errorf("sealing the rest of an advice: %w", err) // held stays: the call is tried again in the next generation
-		}
-		clear(held)
-		out = card.SealedRest(sealed)
-		return nil
+		return held.use(func(rest []byte) error {
+			k := w.gen.key(h.cfg.SealKey)
+			sealed, err := w.sealUnder(k, sealAAD(restPurpose, k.Label), rest)
+			if err != nil {
+				return fmt.Errorf("sealing the rest of an advice: %w", err)
+			}
+			out = card.SealedRest(sealed)
+			return nil
+		})
 	})
 	if err != nil {
 		return card.SealedRest{}, err
 	}
 	return out, nil
+}
+
+// A heldCopy is a call's own copy of what is sensitive, because a task may still run after a timeout, when the caller clears his. It is cleared when the
+// call has ended and no task of it runs: not before, because a task may be tried again in the next generation.
+type heldCopy struct {
+	running sync.Mutex // held by the task: nobody waits for it
+	over    atomic.Bool
+	secret  []byte // guarded by running
+}
+
+func newHeldCopy(of []byte) *heldCopy { return &heldCopy{secret: bytes.Clone(of)} }
+
+// use is of a task.
+func (c *heldCopy) use(do func(secret []byte) error) error {
+	if !c.running.TryLock() {
+		return errDown // the call has ended
+	}
+	err := errDown
+	if !c.over.Load() {
+		err = do(c.secret)
+	}
+	c.running.Unlock()
+	if c.over.Load() { // the call has ended meanwhile, and has left it to us
+		c.end()
+	}
+	return err
+}
+
+// end is of the call.
+func (c *heldCopy) end() {
+	c.over.Store(true)
+	if c.running.TryLock() {
+		clear(c.secret)
+		c.running.Unlock()
+	}
 }
 
 // OpenRest opens what SealRest made. Errors: ErrUnavailable, ErrSealedPAN. Its caller clears the result.

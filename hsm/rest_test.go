@@ -2,9 +2,12 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,4 +165,85 @@ func TestErrorsOfARestHoldNothingOfIt(t *testing.T) {
 			t.Error("the log quotes")
 		}
 	})
+}
+
+// A copyist is a module that keeps hold of what it was given to seal, and fails as it is told.
+type copyist struct {
+	*fakeModule
+	copies sync.Mutex
+	fails  error
+	given  [][]byte
+}
+
+func (c *copyist) EncryptTo(s pkcs11.SessionHandle, in, out []byte) (int, error) {
+	c.copies.Lock()
+	defer c.copies.Unlock()
+	c.given = append(c.given, in)
+	if c.fails != nil && len(in) == len(testRest) { // not of a check
+		return 0, c.fails
+	}
+	return c.fakeModule.EncryptTo(s, in, out)
+}
+
+// The task's own copy of what is to be sealed is cleared however the call ends.
+func TestARestThatIsNotSealedIsCleared(t *testing.T) {
+	for name, test := range map[string]struct {
+		fails error
+		late  bool // its caller has gone when the module answers
+	}{
+		"it is sealed":                        {},
+		"the module refuses it":               {fails: pkcs11.Error(pkcs11.CKR_DATA_INVALID)},
+		"the module fails, and fails again":   {fails: pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)},
+		"nobody waits any more":               {late: true},
+		"nobody waits any more for a fault":   {late: true, fails: pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)},
+		"nobody waits any more for a refusal": {late: true, fails: pkcs11.Error(pkcs11.CKR_DATA_INVALID)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &copyist{fakeModule: newFake(t)}
+				cfg := f.config()
+				h, err := newHSM(cfg, slog.New(slog.DiscardHandler), nil, func(string) (module, error) { return f, nil })
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := h.Open(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				ctx, stop := context.WithCancel(context.Background())
+				done := make(chan error, 1)
+				go func() { done <- h.Run(ctx) }()
+				f.copies.Lock()
+				f.fails = test.fails
+				f.copies.Unlock()
+				f.set(func() {
+					f.script = func(op string, _ pkcs11.SessionHandle) error {
+						if op == "EncryptInit" && test.late {
+							<-time.After(cfg.CallTimeout + cfg.CallTimeout/2)
+						}
+						return nil
+					}
+				})
+				if _, err := h.SealRest(t.Context(), []byte(testRest)); (err == nil) != (test.fails == nil && !test.late) {
+					t.Errorf("got %v", err)
+				}
+				<-time.After(time.Minute)
+				stop()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				found := 0
+				for _, given := range f.given {
+					if len(given) == len(testRest) {
+						found++
+						if bytes.ContainsFunc(given, func(r rune) bool { return r != 0 }) {
+							t.Errorf("%q is left", given)
+						}
+					}
+				}
+				if found == 0 {
+					t.Error("the module was given nothing")
+				}
+			})
+		})
+	}
 }
