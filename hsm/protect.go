@@ -253,7 +253,7 @@ func (h *HSM) SealRest(ctx context.Context, rest []byte) (card.SealedRest, error
 	return out, nil
 }
 
-// A heldCopy is a call's own copy of what is sensitive, because a task may still run after a timeout, when the caller clears his. It is cleared when the
+// A heldCopy is a call's own copy of what is sensitive, because a task may still run after a timeout, when the caller clears his, or has gone. It is cleared when the
 // call has ended and no task of it runs: not before, because a task may be tried again in the next generation.
 type heldCopy struct {
 	running sync.Mutex // held by the task: nobody waits for it
@@ -294,17 +294,21 @@ func (h *HSM) OpenRest(ctx context.Context, rest card.SealedRest) ([]byte, error
 	if err := h.checkSealed(sealed); err != nil {
 		return nil, err
 	}
-	var out []byte
+	held := newHeldCopy(nil)
+	defer held.end()
 	err := h.call(ctx, openRest, func(w *worker) error {
-		opened, err := w.openUnder(w.gen.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
-		if err != nil && !errors.Is(err, ErrSealedPAN) {
-			return fmt.Errorf("opening the rest of an advice: %w", err)
-		}
-		out = opened
-		return err
+		return held.use(func([]byte) (err error) {
+			held.secret, err = w.openUnder(w.gen.key(sealed.KeyID), sealAAD(restPurpose, sealed.KeyID), sealed)
+			if err != nil && !errors.Is(err, ErrSealedPAN) {
+				return fmt.Errorf("opening the rest of an advice: %w", err)
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return nil, err
 	}
+	out := held.secret
+	held.secret = nil // the caller's
 	return out, nil
 }

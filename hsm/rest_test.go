@@ -247,3 +247,47 @@ func TestARestThatIsNotSealedIsCleared(t *testing.T) {
 		})
 	}
 }
+
+// Nor is what a task opens left for a caller who has gone.
+func TestARestThatIsOpenedForNobodyIsCleared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		cfg := f.config()
+		h, stop := f.start(cfg, io.Discard, nil)
+		sealed, err := h.SealRest(t.Context(), []byte(testRest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() {
+			f.clear = nil
+			f.script = func(op string, _ pkcs11.SessionHandle) error {
+				if op == "Decrypt" {
+					<-time.After(cfg.CallTimeout + cfg.CallTimeout/2)
+				}
+				return nil
+			}
+		})
+		if _, err := h.OpenRest(t.Context(), sealed); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+		<-time.After(2 * cfg.CallTimeout)
+		f.set(func() {
+			opened := 0
+			for _, text := range f.clear {
+				if len(text) == len(testRest) {
+					opened++
+					if bytes.ContainsFunc(text, func(r rune) bool { return r != 0 }) {
+						t.Errorf("%q is left", text)
+					}
+				}
+			}
+			if opened == 0 {
+				t.Error("nothing was opened")
+			}
+			f.script = nil
+		})
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
