@@ -200,8 +200,17 @@ func TestTheEndOfAKeyIsInTheAuditTrail(t *testing.T) {
 			if err := changeTo("out", zoneKey(fmt.Sprint(i))).ask(t.Context(), h); err != nil {
 				t.Fatal(err)
 			}
+			if err := translated(t.Context(), t, h, firstIn, zoneKey(fmt.Sprint(i)), false); err != nil {
+				t.Fatal(err)
+			}
 			<-time.After(2 * defaultOverlap)
 		}
+		h.usedOn.days.Range(func(label, _ any) bool {
+			if len(f.labels(label.(string))) == 0 { //nolint:forcetypeassert // see usedDays
+				t.Errorf("the use of %s is remembered", label)
+			}
+			return true
+		})
 		if err := stop(); err != nil {
 			t.Error(err)
 		}

@@ -64,6 +64,7 @@ func (h *HSM) destroyDue(g *generation, s pkcs11.SessionHandle, label string) er
 		default:
 			h.log.Info("hsm old key destroyed", "audit", true, "key", label, "version", k.version, "kcv", k.KCV, "adopted", !k.leftover)
 			h.tell(KeyDestroyed, k.Label, k.KCV, resultOK)
+			h.usedOn.days.Delete(k.Label)
 		}
 		g.keys[label].Store(g.lineage(label).without(k))
 		g.gone.Add(1)
