@@ -366,3 +366,50 @@ func strikeAgain(t *testing.T, f *fault, behaviour string) {
 	w.check(untold...)
 	w.stop()
 }
+
+// What the upstream says of its request while the second is under way waits for that: a repeat is given its answer, and a reversal undoes it and not the first.
+func TestARepeatAndAReversalComeWhileThePINIsAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := newSyncingWorld(t, 3, 2)
+		read, requests := w.bank.answer, 0
+		w.bank.answer = func(m *messages.Message) (string, error) {
+			if requests++; requests == 2 {
+				<-time.After(5 * time.Second)
+			}
+			return read(m)
+		}
+		w.start()
+		req := named(w.request())
+		reversal := reversalOf(req, "0420")
+		reversal.Key = ""
+		var codes [3]string
+		var all sync.WaitGroup
+		all.Go(func() { result, _ := w.ask(req, delivered); codes[0] = codeOf(result.Answer) })
+		all.Go(func() {
+			<-time.After(time.Second)
+			result, err := w.desk.Authorize(t.Context(), w.desk.Admit(again(req)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			codes[1] = codeOf(result.Answer)
+			w.desk.Delivered(result)
+		})
+		all.Go(func() {
+			<-time.After(2 * time.Second)
+			answer, _ := w.serve(duty{serve: reverse}, reversal)
+			codes[2] = codeOf(answer)
+		})
+		all.Wait()
+		if codes != [3]string{"00", "00", "00"} || requests != 2 {
+			t.Errorf("answered %v; the bank was asked %d times", codes, requests)
+		}
+		w.rest()
+		if rows := w.rows(); len(rows) != 2 || rows[0].Owed != "" || rows[1].Owed != journal.StateAcknowledged {
+			t.Errorf("reversed %+v", rows)
+		}
+		delete(w.told, req.Message.Get(messages.STAN)) // it knows that it has reversed it
+		w.check()
+		w.stop()
+	})
+}
