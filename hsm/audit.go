@@ -51,11 +51,15 @@ func (h *HSM) tellLoads(g *generation) {
 	}
 }
 
-// tellRefused is of keys that kept a generation from being used.
+// tellRefused is of keys that kept a generation from being used. A token is looked at again every few seconds until somebody mends it: of each key
+// that is told once in refusedInterval.
 func (h *HSM) tellRefused(err error) {
 	var faulty *KeyError
 	if errors.As(err, &faulty) {
 		for _, f := range faulty.Faults {
+			if _, told := h.refusals.tell(f.Label+" "+KeyLoaded, time.Now()); !told {
+				continue
+			}
 			h.tell(KeyLoaded, f.Label, "", f.Problem)
 		}
 	}

@@ -105,7 +105,7 @@ func (h *HSM) ChangeKey(ctx context.Context, label string, cryptogram []byte, ch
 // cannot be made, or is made already, again and again is one fault, and fills neither log nor audit trail.
 const refusedInterval = time.Minute
 
-// refusals are the key changes that came to nothing, refused or repeated, by key and result: both of closed sets.
+// refusals are the key changes that came to nothing, refused or repeated, by key and result, and the keys that were refused: all of closed sets.
 type refusals struct {
 	mu    sync.Mutex
 	last  map[string]time.Time // guarded by mu

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,6 +182,50 @@ func TestRepeatsOfAKeyChangeDoNotFillTheAuditTrail(t *testing.T) {
 		}
 		if len(told) != 4 || strings.Count(log.String(), "hsm key changed") != 4 || strings.Count(log.String(), "times=60 ") != 2 {
 			t.Errorf("audited %q\n%s", told, log.String())
+		}
+	})
+}
+
+// Nor does a token that came back with another key, and is looked at every few seconds until somebody mends it. What was wrong is told at once, and that it is
+// mended.
+func TestAKeyThatStaysWrongDoesNotFillTheAuditTrail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, cfg := changing(t)
+		var mu sync.Mutex
+		var told []string
+		cfg.Audit = func(e Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if e.What == KeyLoaded && e.Key == "out" {
+				told = append(told, e.Result)
+			}
+		}
+		h, stop := f.start(cfg, io.Discard, nil)
+		right := f.keys[1].value
+		put := func(value []byte) {
+			f.set(func() {
+				f.keys = slices.Clone(f.keys)
+				f.keys[1].value = value
+			})
+		}
+		put(zoneKey("another"))
+		f.loseSessions()
+		<-time.After(10 * time.Minute)
+		put(right)
+		<-time.After(time.Minute)
+		if err := errors.Join(h.Ready(), stop()); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		wrong := 0
+		for _, result := range told {
+			if result != resultOK {
+				wrong++
+			}
+		}
+		if wrong < 10 || wrong > 12 || told[0] != resultOK || told[1] == resultOK || told[len(told)-1] != resultOK {
+			t.Errorf("told %d times that it is wrong: %q", wrong, told)
 		}
 	})
 }
