@@ -26,6 +26,7 @@ const (
 var (
 	errUnchecked     = errors.New("it could not be checked in time")
 	errUncheckedFull = errors.New("too many messages wait to be checked")
+	errCameBack      = fmt.Errorf("%w: it is one of ours that came back", messages.ErrMAC)
 )
 
 // frame encodes a message of ours with its MAC, if it carries one. The HSM has as long as that, or until ctx ends.
@@ -64,6 +65,9 @@ func (s *session) check(m *messages.Message, fault error) {
 		}
 		if before != nil {
 			<-before
+		}
+		if err == nil && e.cameBack(m) {
+			err = errCameBack
 		}
 		if err != nil {
 			e.disbelieve(s, m, err)
@@ -110,9 +114,33 @@ func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
 		e.metrics.answers[outcome].Inc()
 		return
 	}
+	if e.cameBack(m) {
+		return
+	}
 	unproven := s.demand(m)
 	unproven.Fault = fault
 	e.tell(unproven)
+}
+
+// cameBack reports whether a request is one of ours that somebody has sent back, as it went or changed, and that may not be answered whatever is
+// said: one key makes the MACs of both directions, so that our answer would be proven as the processor's, to decline what that has approved, or to
+// acknowledge a reversal that it never had. A match key that is in the table is enough: the processor's own messages have numbers of its own,
+// and one that has the same by chance is sent again. Of the dialogue, whose numbers are small on both sides, it must be the very message.
+func (e *Endpoint) cameBack(m *messages.Message) bool {
+	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !e.codec.HasMAC(m.MTI.Answer()) {
+		return false
+	}
+	key, ok := e.codec.Key(m)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.pending.exchanges[key]
+	switch {
+	case !ok || x == nil:
+		return false
+	case !x.management:
+		return true
+	}
+	return x.state == waiting && x.request.Reveal(messages.MAC) == m.Reveal(messages.MAC) && x.request.Reveal(messages.MAC2) == m.Reveal(messages.MAC2)
 }
 
 // mistrust counts a message with a wrong MAC, and suspends the link if it was one too many.

@@ -567,3 +567,97 @@ func TestARejectHeaderProvesNothing(t *testing.T) {
 		})
 	}
 }
+
+// reflect makes the host a mirror, as somebody between the two could be who has no key: it sends each of our transactions back as it came, and
+// what we say to that as the answer to it. The processor has none of it.
+func reflect(h *host, part func(m *messages.Message) *messages.Message) {
+	mirror := func(l *hostLink, m *messages.Message) {
+		frame, err := h.codec.EncodeFrame(part(m))
+		if err != nil {
+			h.t.Error(err)
+		}
+		l.write(frame)
+	}
+	h.script(func(h *host) { h.handle = mirror })
+}
+
+// One key makes the MACs of both directions: what we have sent is proven by it when it comes back, and so is the answer that we would give. Such an
+// answer would decline what the processor has approved, or acknowledge a reversal that it never had.
+func TestWhatComesBackIsNotAnswered(t *testing.T) {
+	bareOf := func(m *messages.Message) *messages.Message {
+		m = m.Clone()
+		m.Delete(messages.MAC)
+		m.Delete(messages.MAC2)
+		return m
+	}
+	oddOf := func(m *messages.Message) *messages.Message {
+		m = m.Clone()
+		m.MTI = m.MTI.Repeat()
+		return m
+	}
+	for name, part := range map[string]func(m *messages.Message) *messages.Message{
+		"as it is": (*messages.Message).Clone, "without its MAC": bareOf, "as a repeat with a MAC that is not its": oddOf,
+	} {
+		for _, mti := range []messages.MTI{"0100", "0200", "0420", "0421", "0120"} {
+			withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+				reflect(h, part)
+				a := r.exchange(requestOf(mti, 1))
+				synctest.Wait()
+				r.mu.Lock()
+				heard := slices.Clone(r.inbox)
+				r.mu.Unlock()
+				for _, m := range heard { // as the switch does
+					if err := m.Reply(context.Background(), messages.NewAnswer(m.Message, "00")); err != nil {
+						t.Error(err)
+					}
+				}
+				synctest.Wait()
+				for _, l := range h.open() {
+					l.mu.Lock()
+					received := slices.Clone(l.received)
+					l.mu.Unlock()
+					for _, m := range received {
+						if m.MTI.IsAnswer() {
+							l.send(m)
+						}
+					}
+				}
+				if a.want(t, ErrTimeout); a.answer != nil {
+					t.Errorf("%s %s: our own answer is believed: %v", mti, name, a.answer)
+				}
+				if len(heard) > 0 {
+					t.Errorf("%s %s: told %d", mti, name, len(heard))
+				}
+				if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 1 {
+					t.Errorf("%s %s: %v failures", mti, name, got)
+				}
+			})
+		}
+	}
+}
+
+func TestASignOnThatComesBackIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, "iso87-ascii")
+		h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast, MTIs: []string{"0800", "0810"}}
+		h.key = &softKey{}
+		h.manage = func(l *hostLink, m *messages.Message) {
+			frame, err := h.codec.EncodeFrame(m)
+			if err != nil {
+				t.Error(err)
+			}
+			l.write(frame)
+		}
+		cfg := config(h)
+		cfg.MAC, cfg.Links = &softKey{}, cfg.Links[:1]
+		r := start(t, cfg, h)
+		defer r.end()
+		synctest.Wait()
+		if got := h.open()[0].seen(); len(got) != 1 {
+			t.Errorf("it was told %v", got)
+		}
+		if r.InService() {
+			t.Error("in service")
+		}
+	})
+}
