@@ -220,7 +220,7 @@ func (s *Switch) serve(ctx context.Context, d *demand) served {
 	case demandRequest:
 	}
 	err := errors.New("it is not served")
-	if !d.MTI.IsRequest() || !d.recognisable() {
+	if !d.refusable() {
 		return served{result: demandRefused, err: err}
 	}
 	return served{result: demandRefused, err: err, answer: messages.NewAnswer(d.Message, answers.Unsupported)}
@@ -234,7 +234,7 @@ func (d *demand) unproven() served {
 	if !errors.Is(d.Fault, messages.ErrMAC) && formatOf(d.endpoint, d.Unasked) == nil {
 		out.result, code = demandFailed, d.endpoint.Codec.Dialect().Answers.Malfunction
 	}
-	if d.MTI.IsRequest() && d.recognisable() {
+	if d.refusable() {
 		out.answer = messages.NewAnswer(d.Message, code)
 	}
 	return out
@@ -243,6 +243,16 @@ func (d *demand) unproven() served {
 // recognisable reports whether the processor would find its demand by the answer.
 func (d *demand) recognisable() bool {
 	return d.Has(messages.STAN) && (d.Has(messages.TransmissionTime) || d.Has(messages.LocalTime))
+}
+
+// refusable reports whether a demand may be answered with a code that refuses it. A request of money, which a processor has no reason to make of
+// us, is not where the answer would carry a MAC: by the numbers of a request of ours, which can be guessed, the refusal would be proven as
+// the processor's to us, and decline what that has approved.
+func (d *demand) refusable() bool {
+	if !d.MTI.IsRequest() || !d.recognisable() {
+		return false
+	}
+	return d.MTI.IsAdvice() || d.MTI.Class() == messages.Network || !d.endpoint.Codec.HasMAC(d.MTI.Answer())
 }
 
 // malformed refuses a demand that does not keep the format. But a processor that tells of a reversal has made it, whatever it lacks: what could
@@ -267,7 +277,7 @@ func (s *Switch) malformed(ctx context.Context, d *demand, fault *messages.Forma
 // malformed refuses a demand. Where the processor would not recognise the answer, it is given none.
 func (d *demand) malformed(fault *messages.FormatError) served {
 	out := served{result: demandRefused, err: fault}
-	if d.MTI.IsRequest() && d.recognisable() {
+	if d.refusable() {
 		out.answer = messages.NewFormatError(d.Message, d.endpoint.Codec.Dialect().Answers.FormatError, fault.Element)
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 
 	"acquirerd/conn"
 	"acquirerd/messages"
+	"acquirerd/specs"
 )
 
 // What a processor demands changes nothing if its message authentication code is wrong, missing or not to be checked: no key, no day, no record.
@@ -79,4 +80,31 @@ func TestKnownIsWhatARefusalWouldBeBelievedOf(t *testing.T) {
 			t.Error("a reversal is known by no key")
 		}
 	})
+}
+
+// Where messages carry MACs, one key makes those of both sides: a refusal of ours of what somebody has asked by the numbers of our next request would
+// be proven to us as the processor's, and decline what that has approved.
+func TestARequestOfMoneyIsNotRefusedWithAMAC(t *testing.T) {
+	for _, mac := range []specs.MAC{{}, {Place: specs.MACLast}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			dialect := *w.dialect.Dialect()
+			dialect.MAC = mac
+			w.dialect = messages.NewCodec(&dialect)
+			w.start()
+			for _, mti := range []messages.MTI{"0100", "0200", "0400"} {
+				headless := told(mti, "000001")
+				headless.Delete(messages.Amount)
+				for name, msg := range map[string]conn.Unasked{
+					"proven": {Message: told(mti, "000001")}, "not proven": {Message: told(mti, "000001"), Fault: fmt.Errorf("%w: %w", conn.ErrMAC, messages.ErrMAC)},
+					"without a form": {Message: headless, Fault: &messages.FormatError{Element: messages.Amount, Rule: "is missing"}},
+				} {
+					if got := codeOf(w.demandAs(msg)); (got == "none") != (mac.Place == specs.MACLast) {
+						t.Errorf("MAC %q: %s, %s: answered %s", mac.Place, mti, name, got)
+					}
+				}
+			}
+			w.stop()
+		})
+	}
 }
