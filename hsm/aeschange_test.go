@@ -64,6 +64,7 @@ func TestKeysOfBothAlgorithmsChangeUnderZoneMasterKeysOfBoth(t *testing.T) {
 	putAES(t, token, "zmk-aes-128", hsm.ZMK, shortZMK)
 	token.Put("tdes", hsm.PINOut, hsmtest.ZoneKey("tdes", 16))
 	token.Put("triple", hsm.PINOut, hsmtest.ZoneKey("triple", 24))
+	token.Put("mac", hsm.MACX919, hsmtest.ZoneKey("mac", 16))
 	putAES(t, token, "aes", hsm.PINOut, bytesOf("aes", 16))
 	putAES(t, token, "aes-in", hsm.PINIn, bytesOf("aes in", 16))
 	putAES(t, token, "aes-128", hsm.PINOut, bytesOf("aes 128", 16))
@@ -105,6 +106,7 @@ func TestKeysOfBothAlgorithmsChangeUnderZoneMasterKeysOfBoth(t *testing.T) {
 		{"aes", aesZMK, bytesOf("aes 5", 32), func([]byte) string { return "012345" }, "another check value"},
 		{"aes", shortZMK, bytesOf("aes 6", 32), aesKCV, "another check value"}, // under another key, which AES does not tell by parity
 		{"tdes", aesZMK, hsmtest.ZoneKey("tdes 2", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, ""},
+		{"tdes", aesZMK, hsmtest.ZoneKey("mac", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, `"mac" has the same check value`}, // of another purpose
 		{"tdes", shortZMK, hsmtest.ZoneKey("tdes 3", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, "odd parity"},
 	} {
 		before := status(c.label)
@@ -140,4 +142,30 @@ func TestTwoZonesWithOneKeyRefuseTheStart(t *testing.T) {
 	if !errors.Is(err, hsm.ErrKeyCheck) || !strings.Contains(err.Error(), `"zpk-other" has KCV`) || !strings.Contains(err.Error(), "each zone has a key of its own") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A key of two purposes refuses the start: X9.19 of one block is that block enciphered, and so a PIN block, if the key is a PIN key, too.
+func TestAKeyOfTwoPurposesRefusesTheStart(t *testing.T) {
+	for _, use := range []hsm.Use{hsm.MACX919, hsm.ZMK} {
+		token := hsmtest.Standard(t)
+		token.Put("twin", use, hsmtest.ProcessorZPK)
+		h, err := hsm.New(token.Config(), slog.New(slog.DiscardHandler), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = h.Open(t.Context())
+		if !errors.Is(err, hsm.ErrKeyCheck) || !strings.Contains(err.Error(), `"twin" has KCV`) || !strings.Contains(err.Error(), "a key has one purpose") {
+			t.Errorf("%s: got %v", use, err)
+		}
+	}
+	token := hsmtest.Standard(t)
+	token.Put("same", hsm.PINIn, hsmtest.ProcessorZPK) // of both directions
+	h, err := hsm.New(token.Config(), slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Open(t.Context()); err != nil {
+		t.Error(err)
+	}
+	_ = h.Close()
 }

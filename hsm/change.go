@@ -409,11 +409,11 @@ func (h *HSM) refusedByToken(err error) error {
 // it back. Three bytes of KCV are the same by chance once in 16 million; the other side will send another key.
 func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 	for _, k := range h.cfg.Keys {
-		if k.Use != PINIn && k.Use != PINOut {
+		if k.Use == PANSeal || k.Use == PANToken {
 			continue
 		}
 		now := g.key(k.Label)
-		if k.Label != label && sameKCV(kcv, now.KCV) {
+		if k.Label != label && sameKCV(kcv, now.KCV) { // also of another use: a key has one purpose
 			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own", k.Label)
 		}
 		if now.hasReplaced(kcv) {

@@ -351,29 +351,39 @@ func (h *HSM) findKeys(s pkcs11.SessionHandle) (map[string]*lineage, error) {
 	return keys, nil
 }
 
-// findTwins finds keys of one use that have one check value, whatever the configuration pins: after a key change it is not the one there. Each zone has
-// a key of its own (PCI PIN 17). Those for PANs are of no zone.
+// findTwins finds keys that have one check value, whatever the configuration pins: after a key change it is not the one there. Each zone has a key of
+// its own, and each key one purpose (PCI PIN 17, 19): under a PIN key that also made MACs, the MAC of one block would be a PIN block of
+// anybody's choice. Only a PIN key of both directions is one. Those for PANs are of no zone.
 func (h *HSM) findTwins(keys map[string]*lineage) (faults []KeyFault) {
 	type value struct {
-		use       Use
 		algorithm Algorithm
 		kcv       string
 	}
-	seen := map[value]string{}
+	seen := map[value][]Key{}
+next:
 	for _, k := range h.cfg.Keys {
 		l := keys[k.Label]
 		if l == nil || k.Use == PANSeal || k.Use == PANToken {
 			continue
 		}
-		v := value{k.Use, l.current.recipe.algorithm, strings.ToUpper(l.current.KCV)}
-		if first, twice := seen[v]; twice {
-			faults = append(faults, KeyFault{k.Label, fmt.Sprintf("has KCV %s as %q has: each zone has a key of its own", v.kcv, first)})
-			continue
+		v := value{l.current.recipe.algorithm, strings.ToUpper(l.current.KCV)}
+		for _, other := range seen[v] {
+			switch {
+			case other.Use == k.Use:
+				faults = append(faults, KeyFault{k.Label, fmt.Sprintf("has KCV %s as %q has: each zone has a key of its own", v.kcv, other.Label)})
+				continue next
+			case isOfPIN(other.Use) && isOfPIN(k.Use):
+			default:
+				faults = append(faults, KeyFault{k.Label, fmt.Sprintf("has KCV %s as %q of use %s has: a key has one purpose", v.kcv, other.Label, other.Use)})
+				continue next
+			}
 		}
-		seen[v] = k.Label
+		seen[v] = append(seen[v], k)
 	}
 	return faults
 }
+
+func isOfPIN(u Use) bool { return u == PINIn || u == PINOut }
 
 // findKey returns the key, or what is wrong with it.
 func findKey(m module, s pkcs11.SessionHandle, want Key) (*key, string, error) {
