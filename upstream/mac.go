@@ -134,6 +134,11 @@ func (s *session) handleChecked(a arrival, answering *sync.WaitGroup) error {
 	if err := <-a.proven; err != nil {
 		return s.disbelieve(a.request, err)
 	}
+	if a.fault != nil && s.mayBeKnown(a.request) {
+		s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kindSilent).Inc()
+		a.request.Clear()
+		return nil
+	}
 	return s.handle(a.request, a.fault, a.at, answering)
 }
 
@@ -162,6 +167,16 @@ func (s *session) disbelieve(m *messages.Message, why error) error {
 		}
 	}
 	return s.mistrust(time.Now())
+}
+
+// mayBeKnown reports whether what cannot be read, and so is not proven to be the upstream's, has the numbers of what is in flight or on record. Its
+// refusal would have a MAC, and be believed of what may have been approved.
+func (s *session) mayBeKnown(m *messages.Message) bool {
+	codec := s.door.upstream.Codec
+	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !codec.HasMAC(m.MTI) {
+		return false
+	}
+	return s.door.desk.Known(s.ctx, acquirer.Request{Upstream: s.door.upstream, Message: m, Key: s.keyOf(m)})
 }
 
 // keyOf is the key by which the switch would know a request or an advice again; "" for everything else.

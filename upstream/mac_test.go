@@ -191,6 +191,35 @@ func TestAWrongMACIsAnsweredByTheDialectsCode(t *testing.T) {
 	})
 }
 
+// What cannot be read has no MAC that could be checked. By the numbers of what is known it may be a copy that somebody has spoiled, so as to have a
+// refusal that is proven: the upstream would believe it of what is being approved.
+func TestASpoiledCopyOfWhatIsKnownIsNotRefused(t *testing.T) {
+	withMACs(t, nil, nil, func(t *testing.T, h *hall, _ *macKey) {
+		h.desk.known = h.codec.Identity(request(1))
+		c := h.connect()
+		for stan := 1; stan <= 2; stan++ {
+			frame, err := h.codec.EncodeFrame(request(stan))
+			if err != nil {
+				t.Fatal(err)
+			}
+			frame[len(frame)-1] = 0xFF // of DE 49, behind all by which it is known
+			c.raw(frame)
+		}
+		c.proven(request(3))
+		got := c.answer()
+		if got.Get(messages.STAN) == "000001" {
+			t.Fatalf("refused: %v", got)
+		}
+		if got.Get(messages.STAN) != "000002" || got.Get(messages.ResponseCode) != "30" {
+			t.Errorf("what is not known: got %v", got)
+		}
+		if got := c.answer(); got.Get(messages.STAN) != "000003" {
+			t.Errorf("got %v", got)
+		}
+		_ = c.Close()
+	})
+}
+
 func TestTooManyWrongMACsEndTheirConnection(t *testing.T) {
 	withMACs(t, nil, nil, func(t *testing.T, h *hall, _ *macKey) {
 		c, other := h.connect(), h.connect()
