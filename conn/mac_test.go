@@ -661,3 +661,24 @@ func TestASignOnThatComesBackIsNone(t *testing.T) {
 		}
 	})
 }
+
+// An endpoint keeps its dialect, so that it is that one's MAC that the new configuration needs a key for: a file that says of the same version that
+// messages carry none does not have answers believed without.
+func TestAReloadTakesNoKeyAway(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, k *softKey) {
+		without := config(h)
+		dialect := *h.codec.Dialect()
+		dialect.MAC = specs.MAC{}
+		without.Codec = messages.NewCodec(&dialect)
+		if err := r.Reconfigure(without); err == nil || !strings.Contains(err.Error(), "mac_key: missing") {
+			t.Errorf("got %v", err)
+		}
+		bare(h)
+		r.exchange(request(1)).want(t, ErrMAC)
+		with := config(h)
+		with.MAC = k
+		if err := r.Reconfigure(with); err != nil {
+			t.Error(err)
+		}
+	})
+}

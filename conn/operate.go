@@ -138,16 +138,19 @@ var (
 //
 // Name and dialect cannot change. Dialects are told apart by name and version: the present one stays in use.
 func (e *Endpoint) Reconfigure(cfg Config) error {
-	err := cfg.check()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	old := e.config()
+	present, other := old.Codec.Dialect(), cfg.Codec
+	if other != nil {
+		cfg.Codec = old.Codec // whatever the other one says: it is checked what will be in use
+	}
+	err := cfg.check()
 	if err == nil {
-		present, other := old.Codec.Dialect(), cfg.Codec.Dialect()
 		switch {
 		case cfg.Name != old.Name:
 			err = errOtherName
-		case present.Name != other.Name || present.Version != other.Version:
+		case present.Name != other.Dialect().Name || present.Version != other.Dialect().Version:
 			err = errOtherDialect
 		case e.draining:
 			err = errDraining
@@ -156,7 +159,6 @@ func (e *Endpoint) Reconfigure(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("configuring endpoint %q: %w", old.Name, err)
 	}
-	cfg.Codec = old.Codec
 
 	removed := slices.Clone(e.links)
 	var links, added []*link
