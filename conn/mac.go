@@ -11,7 +11,7 @@ import (
 
 // Message authentication codes (MACs) of a processor whose dialect wants them. The key is in an HSM, which can be slow or gone, and is never
 // waited for by what reads a link: each message that was read is checked beside the others, a few at a time. Before that nothing is made of it.
-// Requests are handed on in the order in which they came; an answer finds its request whenever it is through, so that none waits for another. Each check has a deadline; who has no answer by then has none.
+// Requests but for echoes are handed on in the order in which they came; an answer finds its request whenever it is through, so that none waits for another. Each check has a deadline; who has no answer by then has none.
 //
 // What is not proven to be the processor's is not heard: an answer ends the wait for it as one whose fate is unknown, whatever it says; a late one is
 // dropped; a request is told to the callback of Run with ErrMAC as its fault, to be refused. Messages with a wrong code, enough of them in a
@@ -52,7 +52,7 @@ func (s *session) check(m *messages.Message, fault error) {
 	}
 	var before <-chan struct{}
 	through := func() {}
-	if m == nil || !m.MTI.IsAnswer() {
+	if m == nil || !m.MTI.IsAnswer() && (fault != nil || e.codec.Demanded(m) != messages.Echo) {
 		done := make(chan struct{})
 		before, through, s.checked = s.checked, func() { close(done) }, done
 	}

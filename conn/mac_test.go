@@ -682,3 +682,18 @@ func TestAReloadTakesNoKeyAway(t *testing.T) {
 		}
 	})
 }
+
+// An echo is of the link, and changes nothing: it waits for no check of a request that came before it, or the processor would close the link for a
+// slow HSM of ours.
+func TestAnEchoWaitsForNoCheck(t *testing.T) {
+	withMACs(t, nil, func(c *Config) { c.Links = c.Links[:1] }, func(_ *rig, h *host, k *softKey) {
+		k.change(func(k *softKey) { k.slow = func([]byte) bool { return true } })
+		l := h.open()[0]
+		l.send(requestOf(messages.AuthorizationAdvice, 1))
+		l.send(management("301", "0102030405", "000779"))
+		synctest.Wait()
+		if got := l.seen(); len(got) != 2 || got[1] != "0810/301" {
+			t.Errorf("it was told %v", got)
+		}
+	})
+}
