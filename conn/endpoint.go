@@ -48,6 +48,7 @@ type Endpoint struct {
 
 	mu        sync.Mutex
 	pending   pending              // guarded by mu
+	sent      sentMemory           // guarded by mu
 	links     []*link              // in the order of the configuration; guarded by mu, as what is in them is where it says so
 	departing []*link              // not in the configuration any more, and have a connection; guarded by mu
 	relieved  chan struct{}        // while they carry on, until one of the configuration is in service: closed then; guarded by mu
@@ -244,6 +245,9 @@ func (e *Endpoint) begin(x *exchange, now time.Time) (*session, error) {
 	x.session = s
 	if err := e.pending.add(x, now); err != nil {
 		return nil, err
+	}
+	if (x.request.MTI.IsAdvice() || x.request.MTI.Class() == messages.Reversal) && carriesMAC(x.request) {
+		e.sent.enter(x.key, macOf(x.request))
 	}
 	return s, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"time"
 
 	"acquirerd/messages"
@@ -66,7 +67,7 @@ func (s *session) check(m *messages.Message, fault error) {
 		if before != nil {
 			<-before
 		}
-		if err == nil && e.cameBack(m) {
+		if err == nil && (fault == nil && e.isOurs(m) || fault != nil && e.hasNumbersOfOurs(m)) {
 			err = errCameBack
 		}
 		if err != nil {
@@ -114,7 +115,7 @@ func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
 		e.metrics.answers[outcome].Inc()
 		return
 	}
-	if e.cameBack(m) {
+	if errors.Is(why, errCameBack) || e.hasNumbersOfOurs(m) {
 		return
 	}
 	unproven := s.demand(m)
@@ -122,25 +123,76 @@ func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
 	e.tell(unproven)
 }
 
-// cameBack reports whether a request is one of ours that somebody has sent back, as it went or changed, and that may not be answered whatever is
-// said: one key makes the MACs of both directions, so that our answer would be proven as the processor's, to decline what that has approved, or to
-// acknowledge a reversal that it never had. A match key that is in the table is enough: the processor's own messages have numbers of its own,
-// and one that has the same by chance is sent again. Of the dialogue, whose numbers are small on both sides, it must be the very message.
-func (e *Endpoint) cameBack(m *messages.Message) bool {
-	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !e.codec.HasMAC(m.MTI.Answer()) {
+// One key makes the MACs of both directions: a request of ours that somebody sends back is proven by it, and so would our answer be, to decline what
+// the processor has approved, or to acknowledge a reversal that it never had. So it is not answered, whatever would be said.
+
+// isOurs reports whether a proven request is one of ours that came back: to the byte, for whoever sends it has no key to change it. One that waits for
+// its answer is in the table. A reversal or an advice may be sent again much later, and an answer of now be kept for that.
+func (e *Endpoint) isOurs(m *messages.Message) bool {
+	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !carriesMAC(m) {
 		return false
 	}
 	key, ok := e.codec.Key(m)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := e.pending.exchanges[key]
-	switch {
-	case !ok || x == nil:
+	return ok && (x != nil && x.state == waiting && macOf(x.request) == macOf(m) || e.sent.has(key, macOf(m)))
+}
+
+// hasNumbersOfOurs reports whether a request that is not proven has the match key of one of ours, and would be answered with a MAC.
+func (e *Endpoint) hasNumbersOfOurs(m *messages.Message) bool {
+	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !e.codec.HasMAC(m.MTI.Answer()) {
 		return false
-	case !x.management:
-		return true
 	}
-	return x.state == waiting && x.request.Reveal(messages.MAC) == m.Reveal(messages.MAC) && x.request.Reveal(messages.MAC2) == m.Reveal(messages.MAC2)
+	key, ok := e.codec.Key(m)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return ok && e.pending.exchanges[key] != nil
+}
+
+func carriesMAC(m *messages.Message) bool { return m.Has(messages.MAC) || m.Has(messages.MAC2) }
+
+func macOf(m *messages.Message) string { return m.Reveal(messages.MAC) + m.Reveal(messages.MAC2) }
+
+// mostSent is how many reversals and advices are known again when they come back: more than are owed in a bad hour, in 2 MB.
+const mostSent = 1 << 16
+
+// A sentMemory are the reversals and advices that went out with a MAC, the last ones of this process. Guarded by Endpoint.mu.
+type sentMemory struct {
+	seed  maphash.Seed
+	known map[uint64]struct{}
+	order []uint64 // a ring
+	next  int
+}
+
+func (s *sentMemory) name(key messages.Key, mac string) uint64 {
+	return maphash.String(s.seed, string(key)+"|"+mac)
+}
+
+func (s *sentMemory) enter(key messages.Key, mac string) {
+	if s.known == nil {
+		s.seed, s.known = maphash.MakeSeed(), map[uint64]struct{}{}
+	}
+	name := s.name(key, mac)
+	if _, again := s.known[name]; again {
+		return
+	}
+	s.known[name] = struct{}{}
+	if len(s.order) < mostSent {
+		s.order = append(s.order, name)
+		return
+	}
+	delete(s.known, s.order[s.next])
+	s.order[s.next] = name
+	s.next = (s.next + 1) % mostSent
+}
+
+func (s *sentMemory) has(key messages.Key, mac string) bool {
+	if s.known == nil {
+		return false
+	}
+	_, has := s.known[s.name(key, mac)]
+	return has
 }
 
 // mistrust counts a message with a wrong MAC, and suspends the link if it was one too many.

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -633,6 +634,55 @@ func TestWhatComesBackIsNotAnswered(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A reversal is sent again for as long as it is owed, and somebody could keep for that the answer that we give to an earlier sending of it, when that is
+// not waited for any more.
+func TestAReversalThatComesBackMuchLaterIsNotAnswered(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		silent(h)
+		r.exchange(requestOf("0421", 1)).want(t, ErrTimeout)
+		l, m := last(h, "000001")
+		pass(time.Hour)
+		l.send(m)
+		synctest.Wait()
+		if got := r.unaskedMTIs(); len(got) != 0 {
+			t.Errorf("told %v", got)
+		}
+	})
+}
+
+// A processor may name what it has reversed by the numbers of our request, and so by those of our reversal.
+func TestAReversalOfTheProcessorsWithNumbersOfOursIsHeard(t *testing.T) {
+	withMACs(t, nil, nil, func(r *rig, h *host, _ *softKey) {
+		silent(h)
+		a := r.exchange(requestOf("0420", 1))
+		synctest.Wait()
+		l, m := last(h, "000001")
+		its := m.Clone()
+		its.Set(messages.ResponseCode, "68")
+		l.send(its)
+		synctest.Wait()
+		if got := r.unaskedMTIs(); !slices.Equal(got, []string{"0420/000001"}) || !a.running() {
+			t.Errorf("told %v", got)
+		}
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 0 {
+			t.Errorf("%v failures", got)
+		}
+		l.answer(m, "00")
+		a.want(t, nil)
+	})
+}
+
+func TestTheMemoryOfWhatWasSentIsBounded(t *testing.T) {
+	var s sentMemory
+	for i := range mostSent + 10 {
+		s.enter(messages.Key(strconv.Itoa(i)), "mac")
+		s.enter(messages.Key(strconv.Itoa(i)), "mac") // once
+	}
+	if len(s.known) != mostSent || len(s.order) != mostSent || s.has("9", "mac") || !s.has("10", "mac") || s.has("10", "other") {
+		t.Errorf("%d, %d", len(s.known), len(s.order))
 	}
 }
 
