@@ -44,11 +44,11 @@ func compare(b *testing.B, title string, n int, ways []*way) {
 			w.n += n / rounds
 		}
 	}
-	fmt.Printf("\n%s\n%-58s %12s %10s %10s %9s\n", title, "way", "a second", "µs", "µs CPU", "CPU")
+	fmt.Printf("\n%s\n%-66s %12s %10s %10s %9s\n", title, "way", "a second", "µs", "µs CPU", "CPU")
 	for _, w := range ways {
 		each := w.took.Seconds() / float64(w.n)
 		cpu := func(w *way) float64 { return w.cpu.Seconds() / float64(w.n) }
-		fmt.Printf("%-58s %12.0f %10.2f %10.2f %8.0f%%\n", w.name, 1/each, each*1e6, cpu(w)*1e6, 100*cpu(ways[0])/cpu(w))
+		fmt.Printf("%-66s %12.0f %10.2f %10.2f %8.0f%%\n", w.name, 1/each, each*1e6, cpu(w)*1e6, 100*cpu(ways[0])/cpu(w))
 	}
 }
 
@@ -121,6 +121,28 @@ func BenchmarkHSM(b *testing.B) {
 		{name: "the module's own floor: two open operations, one block each", do: pins.Floor},
 		{name: "as a worker does it: open operations, check of the block", do: pins.Held},
 		{name: "single shots: begin and end an operation, twice", do: pins.Single},
+	})
+	inside := hsmtest.StandardNSS(b)
+	resident, err := hsm.New(inside.Config(), slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := resident.Open(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := resident.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	ways, err := resident.BenchResident(hsmtest.UpstreamZPK, hsmtest.ProcessorZPK, block, pan)
+	if err != nil {
+		b.Fatal(err)
+	}
+	compare(b, "PIN translation, TDES format 0, token-resident (NSS), one thread", n/4, []*way{
+		{name: "the module's own floor: the calls of this way and nothing else", do: ways.Floor},
+		{name: "as a worker does it: unwrap, look at what surrounds the PIN, wrap", do: ways.Resident},
+		{name: "unwrap, wrap, destroy: a block that is garbage goes on as one", do: ways.Bare},
 	})
 	compare(b, "seal and token of a PAN (SoftHSM)", n, []*way{
 		{name: "as a worker does it, one thread", do: pins.Protect},

@@ -100,3 +100,77 @@ func must(err error) {
 		panic(err)
 	}
 }
+
+// ResidentWays are those of a translation inside the token, under keys of the session with the values of the zones: a token in a box has its own
+// at hand, and NSS deciphers one of its database for each call.
+type ResidentWays struct {
+	Bare, Floor, Resident func(n int)
+}
+
+// BenchResident makes them for an open HSM. The PIN has four digits.
+func (h *HSM) BenchResident(zpkIn, zpkOut []byte, block card.PINBlock, pan card.PAN) (ResidentWays, error) {
+	g := h.gen.Load()
+	memory, err := lockMemory(1)
+	if err != nil {
+		return ResidentWays{}, err
+	}
+	s, err := h.module.OpenSession(g.slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return ResidentWays{}, err
+	}
+	w := &worker{m: h.module, gen: g, session: s, mem: memory.scratch(0), open: map[heldKey]*held{}, sealers: map[pkcs11.ObjectHandle]*sealer{}}
+	zone := func(use Use, value []byte) *key {
+		r := recipes[use][0]
+		o, err := h.module.CreateSecret(s, inSession(r.template("", "", len(value))), value)
+		must(err)
+		return &key{Key: Key{Label: "bench " + string(use), Use: use}, recipe: r, handle: o}
+	}
+	in, out := zone(PINIn, zpkIn), zone(PINOut, zpkOut)
+	var enciphered [desBytes]byte
+	copy(enciphered[:], block.Reveal())
+	digits := pan.Reveal()
+	t, answer, seen := translation{ISO0, ISO0, digits, digits, h.newFill}, make([]byte, desBytes), make([]byte, aesBytes)
+	aside, err := h.module.OpenSession(g.slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return ResidentWays{}, err
+	}
+	must(h.module.DecryptInit(aside, mechanism(pkcs11.CKM_AES_ECB), g.sight.handle))
+	object := func(o pkcs11.ObjectHandle, err error) pkcs11.ObjectHandle { must(err); return o }
+	unwrap := func() pkcs11.ObjectHandle {
+		return object(h.module.Unwrap(s, pkcs11.CKM_DES3_ECB, nil, in.handle, enciphered[:], pinPieces[desBytes]))
+	}
+	wrap := func(o pkcs11.ObjectHandle) {
+		_, err := h.module.WrapTo(s, pkcs11.CKM_DES3_ECB, nil, out.handle, o, answer)
+		must(err)
+	}
+	return ResidentWays{
+		Bare: func(n int) {
+			for range n {
+				o := unwrap()
+				wrap(o)
+				must(h.module.DestroyObject(s, o))
+			}
+		},
+		Floor: func(n int) {
+			const fill = 5 // bytes behind four digits
+			for range n {
+				o := unwrap()
+				for _, piece := range []struct{ bit, bytes uint }{{0, 1}, {8 * (desBytes - fill), fill}} {
+					p := object(h.module.DeriveNumber(s, pkcs11.CKM_EXTRACT_KEY_FROM_KEY, piece.bit, o, pinPieces[piece.bytes]))
+					_, err := h.module.WrapTo(s, pkcs11.CKM_AES_ECB, nil, g.sight.handle, p, seen)
+					must(err)
+					_, err = h.module.DecryptUpdate(aside, seen, seen)
+					must(err)
+					must(h.module.DestroyObject(s, p))
+				}
+				wrap(o)
+				must(h.module.DestroyObject(s, o))
+			}
+		},
+		Resident: func(n int) {
+			for range n {
+				must(w.translateInside(t, in, out, answer, enciphered[:]))
+			}
+		},
+	}, nil
+}
