@@ -137,6 +137,9 @@ func (n NewKey) refuse() error {
 	if n.Label == "" {
 		return errors.New("a key needs a label")
 	}
+	if slices.ContainsFunc(parts, func(part string) bool { return strings.HasSuffix(n.Label, part) }) {
+		return fmt.Errorf("a label that ends in %s is that of a part of a key", strings.Join(parts, " or "))
+	}
 	return nil
 }
 
@@ -411,20 +414,65 @@ func (c *ceremony) createBase(n NewKey, r recipe, from source, kcv string) (pkcs
 // parts are the labels' endings of objects that belong to a key and go with it.
 var parts = []string{leftSuffix, variantSuffix}
 
-// destroyWhole destroys a key with its parts.
-func (c *ceremony) destroyWhole(label string, k pkcs11.ObjectHandle) error {
-	for _, part := range parts {
-		handles, err := find(c.m, c.s, label+part)
-		if err != nil {
-			return err
+// partsOf finds the objects that belong to a key, whose label it is given with. It goes by what their CKA_IDs say: a key of one object has none, and what happens to be
+// called as its part would be is a key of its own.
+func partsOf(m module, s pkcs11.SessionHandle, label string, k pkcs11.ObjectHandle) (all []pkcs11.ObjectHandle, err error) {
+	id, _, err := attribute(m, s, k, pkcs11.CKA_ID)
+	if err != nil {
+		return nil, err
+	}
+	if leftKCV.Match(id) {
+		if all, err = find(m, s, label+leftSuffix); err != nil {
+			return nil, err
 		}
-		for _, handle := range handles {
-			if err := c.m.DestroyObject(c.s, handle); err != nil {
-				return err
+	}
+	variants, err := find(m, s, variantOf(label))
+	if err != nil {
+		return nil, err
+	}
+	for _, variant := range variants {
+		if id, _, err = attribute(m, s, variant, pkcs11.CKA_ID); err != nil {
+			return nil, err
+		}
+		if variantOfKCV.Match(id) {
+			all = append(all, variant)
+		}
+	}
+	return all, nil
+}
+
+// isPart reports whether an object is a part of a key that is in the token. What a crash has left without its key is not.
+func isPart(m module, s pkcs11.SessionHandle, label string, o pkcs11.ObjectHandle) (bool, error) {
+	for _, part := range parts {
+		base, ends := strings.CutSuffix(label, part)
+		if !ends || base == "" {
+			continue
+		}
+		handles, err := find(m, s, base)
+		if err != nil {
+			return false, err
+		}
+		for _, k := range handles {
+			if all, err := partsOf(m, s, base, k); err != nil || slices.Contains(all, o) {
+				return err == nil, err
 			}
 		}
 	}
-	return c.m.DestroyObject(c.s, k)
+	return false, nil
+}
+
+// destroyWhole destroys a key with its parts.
+func (c *ceremony) destroyWhole(label string, k pkcs11.ObjectHandle) error {
+	all, err := partsOf(c.m, c.s, label, k)
+	if err != nil {
+		return err
+	}
+	for _, o := range append(all, k) {
+		if err := c.m.DestroyObject(c.s, o); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // GenerateSigner makes a random key pair inside the token, for a Signer. It refuses a label that exists (ErrKeyExists).

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -134,6 +135,9 @@ func variantOf(label string) string { return label + variantSuffix }
 
 // variantID ends its CKA_ID. Before it stands the label: in NSS's database a new key takes the place of the one that has its CKA_ID, without a word.
 func variantID(kcv, own string) string { return "variant-of:" + kcv + " kcv:" + own }
+
+// variantOfKCV is in the CKA_ID of a variant, and of no other key.
+var variantOfKCV = regexp.MustCompile(`(?:^| )variant-of:[0-9A-F]{6} `)
 
 // findBase completes a bdk key, or says what is wrong with it.
 func (k *key) findBase(m module, s pkcs11.SessionHandle) (problem string, err error) {

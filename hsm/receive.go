@@ -495,7 +495,8 @@ func (c *ceremony) underZMK(zmk pkcs11.ObjectHandle, under recipe, algorithm Alg
 	return from, nil
 }
 
-// Destroy destroys the one secret key of a label if its check value is kcv, and says what it was. It looks whether it is gone. Errors: ErrKeyCheck, ErrOtherKCV.
+// Destroy destroys the one secret key of a label if its check value is kcv, and says what it was. It looks whether it is gone. The part of a key goes with that; one that is left
+// without its key goes by its own label. Errors: ErrKeyCheck, ErrOtherKCV.
 func Destroy(cfg Config, label, kcv string) (about KeyInfo, err error) {
 	err = withCeremony(cfg, func(c *ceremony) error {
 		handles, err := find(c.m, c.s, label)
@@ -508,8 +509,11 @@ func Destroy(cfg Config, label, kcv string) (about KeyInfo, err error) {
 		if about, err = describe(c.m, c.s, handles[0]); err != nil {
 			return err
 		}
+		part, err := isPart(c.m, c.s, label, handles[0])
 		switch {
-		case slices.ContainsFunc(parts, func(part string) bool { return strings.HasSuffix(label, part) }):
+		case err != nil:
+			return err
+		case part:
 			return &KeyError{[]KeyFault{{label, "is a part of a key, and goes with it"}}}
 		case about.KCV == "":
 			return &KeyError{[]KeyFault{{label, "shows no check value by which it could be confirmed"}}}
