@@ -28,6 +28,10 @@ const (
 )
 
 func main() {
+	if err := forbidDumps(); err != nil { // of every command: people type PINs and components of keys into some
+		fmt.Fprintf(os.Stderr, "acquirerd: %v\n", err)
+		os.Exit(exitFault)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

@@ -31,7 +31,8 @@ func TestCommandOfAnotherProcess(t *testing.T) {
 	if json.Unmarshal([]byte(os.Getenv(argumentsOf)), &args) != nil {
 		t.Skip("runs only for other tests")
 	}
-	os.Exit(run(context.Background(), args, os.Stdout, os.Stderr))
+	os.Args = append([]string{"acquirerd"}, args...)
+	main()
 }
 
 // process runs a command as a process of its own.

@@ -55,6 +55,9 @@ func (c *cli) readSilently(ctx context.Context, fd int, prompt string, line []by
 	silent.Lflag &^= unix.ECHO
 	silent.Lflag |= unix.ICANON | unix.ISIG // a whole line at once, and an interrupt is a signal
 	silent.Iflag |= unix.ICRNL
+	// No key stops or quits: a stopped command would go on at a terminal to which its shell has given the echo back, and a quit leaves it without one.
+	const disabled = 0 // _POSIX_VDISABLE of Linux
+	silent.Cc[unix.VSUSP], silent.Cc[unix.VQUIT] = disabled, disabled
 	// TCSETSF also discards what was typed before: it was echoed, and meant for something else.
 	if err := unix.IoctlSetTermios(fd, unix.TCSETSF, &silent); err != nil {
 		return 0, fmt.Errorf("asking for a secret: %w", err)

