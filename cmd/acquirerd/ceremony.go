@@ -231,10 +231,11 @@ func (c *cli) typedComponents(ctx context.Context, cfg hsm.Config, algorithm hsm
 }
 
 func (c *cli) typedComponent(ctx context.Context, cfg hsm.Config, algorithm hsm.Algorithm, which string) (b brought, err error) {
-	memory, free, err := hsm.Lock(mostSecret)
+	locked, free, err := hsm.Lock(2 * mostSecret)
 	if err != nil {
 		return b, err
 	}
+	memory, kcv := locked[:mostSecret], locked[mostSecret:] // people type a component where its check value is asked for
 	defer func() {
 		if err != nil {
 			free()
@@ -257,11 +258,19 @@ func (c *cli) typedComponent(ctx context.Context, cfg hsm.Config, algorithm hsm.
 			_, _ = fmt.Fprintf(c.err, "that is not hexadecimal digits\n")
 			continue
 		}
-		kcv := make([]byte, mostSecret)
 		if n, err = c.readSecretInto(ctx, "its check value: ", kcv); err != nil {
 			return b, err
 		}
-		b.KCV = string(bytes.TrimSpace(kcv[:n]))
+		typed := bytes.TrimSpace(kcv[:n])
+		isKCV := sixHex.Match(typed)
+		if isKCV {
+			b.KCV = string(typed)
+		}
+		clear(kcv)
+		if !isKCV {
+			_, _ = fmt.Fprintf(c.err, "that is not six hexadecimal digits\n")
+			continue
+		}
 		found, err := hsm.ComponentKCV(cfg, algorithm, b.Value)
 		switch {
 		case errors.Is(err, hsm.ErrComponents):

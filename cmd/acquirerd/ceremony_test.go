@@ -261,6 +261,10 @@ func TestCustodiansTypeTheirComponents(t *testing.T) {
 	}
 
 	load[5] = "zmk-b"
+	typing = newTypists(t, componentA, componentA, componentA, kcvB, componentA, kcvB)
+	if _, err := typing.command(load...); err == nil || !strings.Contains(typing.prompts.String(), "not six hexadecimal digits") {
+		t.Errorf("a component in the place of its check value: %v\n%s", err, &typing.prompts)
+	}
 	typing = newTypists(t, componentA, kcvB, componentA, kcvB, componentA, kcvB)
 	if _, err := typing.command(load...); err == nil || !strings.Contains(err.Error(), "was typed wrongly 3 times") {
 		t.Errorf("got %v", err)
