@@ -7,9 +7,11 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 )
@@ -462,6 +464,81 @@ func (c *ceremony) leftOf(whole pkcs11.ObjectHandle, at uint) creator {
 		}
 		return left, nil
 	}
+}
+
+// unfitInside is unfit of a key that only the token sees, in a key of the session in which it begins at a byte. What its parts are shows in what they encipher zeros to,
+// each as a key of its own; parity, which the cipher does not look at, does not.
+func (c *ceremony) unfitInside(algorithm Algorithm, whole pkcs11.ObjectHandle, at uint, length int) (problem string, err error) {
+	if algorithm != TDES {
+		return c.zerosInside(algorithm, whole, at, length)
+	}
+	part, parts := "half", "halves"
+	if length == tdes3Bytes {
+		part, parts = "third", "thirds"
+	}
+	var shown []byte // by the parts
+	for i := uint(0); i < uint(length); i += desBytes {
+		out, err := c.shownInside(TDES, c.leftOf(whole, at+i), secret(pkcs11.CKK_DES2, 0, []uint{pkcs11.CKA_ENCRYPT}, tdesPIN))
+		if err != nil {
+			return "", err
+		}
+		shown = append(shown, out...)
+	}
+	if equalParts(shown) {
+		return "has equal " + parts + ": it is shorter than it looks", nil
+	}
+	for i := 0; i < len(shown); i += desBytes {
+		if slices.Contains(weakDESZeros, binary.BigEndian.Uint64(shown[i:])) {
+			return "has a weak " + part, nil
+		}
+	}
+	return "", nil
+}
+
+// weakDESZeros is a block of zeros enciphered by each of weakDES, and zerosAES by a key of zeros, by its length in bytes.
+var (
+	weakDESZeros = []uint64{
+		0x8CA64DE9C1B123A7, 0xCAAAAF4DEAF1DBAE, 0x2F5D20EA397B4786, 0x94AEA8BD97D84ED9,
+		0x19A64049322A0C8A, 0x16513D6A4D72D81D, 0xCFBD01E80FA6AC56, 0x9C9532E62998F50A,
+		0x01DB63B42A6B7260, 0x1F1755E5CA62219D, 0xA53799F0E1390CAA, 0xDE5334466A9A67D0,
+		0x4BD200B286A22E7A, 0x31B913F4751B6F21, 0x71B0A4DCDADFD267, 0x093DB6A28A31412A,
+	}
+	zerosAES = map[int]string{16: "66E94BD4EF8A2C3B884CFA59CA342B2E", 32: "DC95C078A2408989AD48A21492842087"}
+)
+
+// zerosInside is unfitInside of an algorithm whose keys may be anything but zeros.
+func (c *ceremony) zerosInside(algorithm Algorithm, whole pkcs11.ObjectHandle, at uint, length int) (problem string, err error) {
+	create := func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+		return c.m.DeriveNumber(c.s, pkcs11.CKM_EXTRACT_KEY_FROM_KEY, 8*at, whole, template)
+	}
+	if algorithm == AES {
+		got, err := c.shownInside(AES, create, secret(pkcs11.CKK_AES, length, []uint{pkcs11.CKA_ENCRYPT}, aesPIN))
+		if err != nil {
+			return "", err
+		}
+		if strings.EqualFold(hex.EncodeToString(got), zerosAES[length]) {
+			return "is all zeros", nil
+		}
+		return "", nil
+	}
+	got, err := c.shownInside(HMAC, create, secret(pkcs11.CKK_GENERIC_SECRET, length, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKM_SHA256_HMAC}))
+	if err == nil && subtle.ConstantTimeCompare(got, hmacOf(make([]byte, length), kcvPurpose)) == 1 {
+		problem = "is all zeros"
+	}
+	return problem, err
+}
+
+// shownInside makes a key of the session, and returns what it makes of zeros, or as an HMAC key of a text.
+func (c *ceremony) shownInside(algorithm Algorithm, create creator, template []*pkcs11.Attribute) (out []byte, err error) {
+	k, err := create(template)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the parts of a key: %w", err)
+	}
+	defer c.temporary(k, &err)
+	if algorithm == HMAC {
+		return sign(c.m, c.s, k, []byte(kcvPurpose))
+	}
+	return encipher(c.m, c.s, algorithm, k, make([]byte, algorithm.block()))
 }
 
 // maskOf is variantMask for a double-length key that begins at a byte.

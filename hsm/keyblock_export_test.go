@@ -210,3 +210,12 @@ func (c *ceremony) ImportSession(kbpk []byte, text string, n NewKey) (about KeyI
 	}
 	return about, err
 }
+
+// WeakDES are the weak keys of DES that are known here, with what each enciphers zeros to.
+func WeakDES() map[[8]byte]uint64 {
+	all := map[[8]byte]uint64{}
+	for i, weak := range weakDES {
+		all[weak] = weakDESZeros[i]
+	}
+	return all
+}

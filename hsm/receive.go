@@ -61,7 +61,7 @@ func Lock(bytes int) (memory []byte, free func(), err error) {
 // ImportKeyBlock makes a key from a key block of version B or D (ANS X9.143) under the kbpk key of that label. The block has to be for a key of the use, with all that the use
 // does. Its MAC is compared before anything of it is believed; the check values that it may carry are compared too.
 //
-// Where the token can unwrap the block and cut the key out of it, the key never leaves the token; parity and weak halves of a TDES key are then not seen. Else it passes
+// Where the token can unwrap the block and cut the key out of it, the key never leaves the token; the parity of a TDES key is then not seen. Else it passes
 // through locked memory.
 //
 // Errors: ErrKeyBlock, ErrOtherKCV, ErrWeakerKey, ErrKeyLength, ErrKeyExists, ErrKeyCheck of the protection key.
@@ -266,6 +266,14 @@ func (c *ceremony) open(p protection, b *keyBlock) (source, error) {
 		if err != nil {
 			return source{}, err
 		}
+		problem, err := c.unfitInside(algorithm, r.payload, lengthBytes, r.bytes)
+		if err == nil && problem != "" {
+			err = refuseBlock("its key %s", problem)
+		}
+		if err != nil {
+			c.temporary(r.payload, &err)
+			return source{}, err
+		}
 		return source{
 			bytes: r.bytes,
 			create: func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
@@ -456,6 +464,9 @@ func (c *ceremony) underZMK(zmk pkcs11.ObjectHandle, under recipe, algorithm Alg
 		how = chained(under.algorithm, make([]byte, under.algorithm.block()))
 	}
 	if under.way == TokenResident {
+		if err := c.fitUnderZMK(how, zmk, algorithm, cryptogram); err != nil {
+			return source{}, err
+		}
 		return source{
 			bytes: length,
 			create: func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
@@ -493,6 +504,20 @@ func (c *ceremony) underZMK(zmk pkcs11.ObjectHandle, under recipe, algorithm Alg
 	from := c.clearSource(value)
 	from.end = func(*error) { clear(c.mem) }
 	return from, nil
+}
+
+// fitUnderZMK refuses a cryptogram of a key that must not be used, inside the token.
+func (c *ceremony) fitUnderZMK(how []*pkcs11.Mechanism, zmk pkcs11.ObjectHandle, algorithm Algorithm, cryptogram []byte) (err error) {
+	whole, err := c.m.UnwrapKey(c.s, how, zmk, cryptogram, inside(len(cryptogram)))
+	if err != nil {
+		return err
+	}
+	defer c.temporary(whole, &err)
+	problem, err := c.unfitInside(algorithm, whole, 0, len(cryptogram))
+	if err == nil && problem != "" {
+		err = fmt.Errorf("%w: the key %s", ErrCryptogram, problem)
+	}
+	return err
 }
 
 // Destroy destroys the one secret key of a label if its check value is kcv, and says what it was. It looks whether it is gone. The part of a key goes with that; one that is left
