@@ -161,6 +161,7 @@ func Generate(cfg Config, n NewKey) (about KeyInfo, err error) {
 }
 
 func (c *ceremony) generate(n NewKey) (about KeyInfo, err error) {
+	defer c.wholeOrNothing(&about, &err)
 	r, length, err := c.recipeOf(n, 0)
 	if err != nil {
 		return KeyInfo{}, err
@@ -251,6 +252,7 @@ func (c *ceremony) random(algorithm Algorithm, length int) (source, error) {
 	if !c.resident {
 		value := c.mem[lengthBytes : lengthBytes+length]
 		if err := c.randomValue(algorithm, value); err != nil {
+			clear(value)
 			return source{}, err
 		}
 		from := c.clearSource(value)
@@ -413,6 +415,27 @@ func (c *ceremony) createBase(n NewKey, r recipe, from source, kcv string) (pkcs
 
 // parts are the labels' endings of objects that belong to a key and go with it.
 var parts = []string{leftSuffix, variantSuffix}
+
+// wholeOrNothing destroys a key that was made if something beside it went wrong afterwards: who is told of an error looks for no key. It is deferred before all else.
+func (c *ceremony) wholeOrNothing(about *KeyInfo, err *error) {
+	if *err == nil || about.Label == "" {
+		return
+	}
+	handles, also := find(c.m, c.s, about.Label)
+	for _, k := range handles {
+		also = errors.Join(also, c.destroyWhole(about.Label, k))
+	}
+	*about, *err = KeyInfo{}, errors.Join(*err, also)
+}
+
+// orNone is wholeOrNothing of one object that was made.
+func (c *ceremony) orNone(made *pkcs11.ObjectHandle, err *error) {
+	if *err == nil || *made == 0 {
+		return
+	}
+	*err = errors.Join(*err, c.m.DestroyObject(c.s, *made))
+	*made = 0
+}
 
 // partsOf finds the objects that belong to a key, whose label it is given with. It goes by what their CKA_IDs say: a key of one object has none, and what happens to be
 // called as its part would be is a key of its own.

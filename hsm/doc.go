@@ -217,8 +217,8 @@
 //	D        AES             derived by CMAC         16 bytes    yes    yes
 //
 // The two keys of a block are derived inside the token, always, by CKM_*_ECB_ENCRYPT_DATA. The key itself is opened inside the token where that can unwrap, XOR, cut and
-// concatenate (NSS; tried with throw-away keys at the beginning of each command), and else passes through locked memory (SoftHSM 2.6.1). Inside the token the parity and weak halves
-// of a TDES key are not seen. Usage, algorithm and mode have to be those of the use (blockUses in tr31.go): a block that permits less is refused, and one that permits
+// concatenate (NSS; tried with throw-away keys at the beginning of each command), and else passes through locked memory (SoftHSM 2.6.1). Inside the token the parity
+// of a TDES key is not seen; equal and weak parts are, by what they encipher zeros to. Usage, algorithm and mode have to be those of the use (blockUses in tr31.go): a block that permits less is refused, and one that permits
 // more gives no more than the use. The MAC is compared in constant time before anything of the key is looked at; what is wrong with a block that has no right MAC is not said.
 // Check values in it (KC, KP) are compared too.
 //

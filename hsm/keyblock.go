@@ -454,6 +454,7 @@ func (c *ceremony) cut(r residentKey, template []*pkcs11.Attribute) (pkcs11.Obje
 // leftOf makes KL || KL, the second object of a mac-x919 key, of a key of the session in which KL begins at a byte.
 func (c *ceremony) leftOf(whole pkcs11.ObjectHandle, at uint) creator {
 	return func(template []*pkcs11.Attribute) (left pkcs11.ObjectHandle, err error) {
+		defer c.orNone(&left, &err)
 		half, err := c.m.DeriveNumber(c.s, pkcs11.CKM_EXTRACT_KEY_FROM_KEY, 8*at, whole, inside(desBytes))
 		if err != nil {
 			return 0, fmt.Errorf("cutting a key into halves: %w", err)
@@ -549,6 +550,7 @@ func maskOf(at uint) []byte {
 // variantFrom makes the variant of a TDES bdk key, of a key of the session in which it begins at a byte.
 func (c *ceremony) variantFrom(whole pkcs11.ObjectHandle, at uint) creator {
 	return func(template []*pkcs11.Attribute) (variant pkcs11.ObjectHandle, err error) {
+		defer c.orNone(&variant, &err)
 		mask := maskOf(at)
 		changed, err := c.m.DeriveString(c.s, pkcs11.CKM_XOR_BASE_AND_DATA, mask, whole, inside(len(mask)))
 		if err != nil {

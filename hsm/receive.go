@@ -144,6 +144,7 @@ func importBlock(cfg Config, n NewKey, text []byte, derived bool, protect func(*
 }
 
 func (c *ceremony) importBlock(n NewKey, b *keyBlock, protect func(*ceremony, *keyBlock) (protection, blockKey, error)) (about KeyInfo, err error) {
+	defer c.wholeOrNothing(&about, &err)
 	if err := refuseTaken(c.m, c.s, n.Label); err != nil {
 		return KeyInfo{}, err
 	}
@@ -430,6 +431,7 @@ var ErrCryptogram = errors.New("cryptogram refused")
 var zoneUses = []Use{PINIn, PINOut, MACX919, MACCMAC}
 
 func (c *ceremony) importCryptogram(n NewKey, cryptogram []byte, zmk string, cbc bool) (about KeyInfo, err error) {
+	defer c.wholeOrNothing(&about, &err)
 	handle, under, err := c.only(zmk, ZMK)
 	if err != nil {
 		return KeyInfo{}, err
@@ -473,6 +475,7 @@ func (c *ceremony) underZMK(zmk pkcs11.ObjectHandle, under recipe, algorithm Alg
 				return c.m.UnwrapKey(c.s, how, zmk, cryptogram, withLength(template, algorithm, length))
 			},
 			left: func(template []*pkcs11.Attribute) (left pkcs11.ObjectHandle, err error) {
+				defer c.orNone(&left, &err)
 				whole, err := c.m.UnwrapKey(c.s, how, zmk, cryptogram, inside(length))
 				if err != nil {
 					return 0, err
