@@ -186,6 +186,11 @@ func (c *ceremony) recipeOf(n NewKey, length int) (recipe, int, error) {
 	if err := refuseTaken(c.m, c.s, n.Label); err != nil {
 		return recipe{}, 0, err
 	}
+	return c.kindOf(n, length)
+}
+
+// kindOf is recipeOf of a key that has no label yet.
+func (c *ceremony) kindOf(n NewKey, length int) (recipe, int, error) {
 	r, err := recipeFor(c.m, c.slot, n.Use, n.Algorithm)
 	if err != nil {
 		return recipe{}, 0, err
@@ -787,7 +792,7 @@ var componentLengths = map[Algorithm][]int{TDES: tdesLengths, AES: aesLengths, H
 // MakeComponents has the token make 2 or 3 components of a new key, and gives each to hand with its check value, one after the other, in locked memory that is
 // cleared afterwards. It returns the check value that the key will have. No key is made: that is for who has all components, see ImportComponents.
 func MakeComponents(cfg Config, n NewKey, count int, hand func(number int, component []byte, kcv string) error) (kcv string, err error) {
-	n.Label = "none"
+	n.Label = "none" // it has none yet, and refuse demands one
 	if err = n.refuse(); err == nil && (count < fewestComponents || count > mostComponents) {
 		err = fmt.Errorf("%w: %d of them, not %d or %d", ErrComponents, count, fewestComponents, mostComponents)
 	}
@@ -805,7 +810,7 @@ func MakeComponents(cfg Config, n NewKey, count int, hand func(number int, compo
 }
 
 func (c *ceremony) makeComponents(n NewKey, count int, hand func(int, []byte, string) error) (string, error) {
-	r, length, err := c.recipeOf(n, 0)
+	r, length, err := c.kindOf(n, 0)
 	if err != nil {
 		return "", err
 	}

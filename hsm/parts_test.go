@@ -75,3 +75,12 @@ func TestAPartWithoutItsKeyIsDestroyed(t *testing.T) {
 		}
 	})
 }
+
+// Components are of no label yet, so that no key is in their way.
+func TestComponentsAreMadeBesideEveryKey(t *testing.T) {
+	token := hsmtest.New(t)
+	token.Put("none", hsm.PINIn, hsmtest.ZoneKey("none", 16))
+	if kcv, err := hsm.MakeComponents(token.Config(), hsm.NewKey{Use: hsm.ZMK}, 2, func(int, []byte, string) error { return nil }); err != nil || len(kcv) != 6 {
+		t.Errorf("got %q, %v", kcv, err)
+	}
+}
