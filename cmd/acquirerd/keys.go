@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -192,7 +193,11 @@ func (n newKey) checkKind() error {
 	return nil
 }
 
-// audited does something with a key and puts it on record, whatever came of it. An error of the record is one of the command: what was done is done then.
+// recordTimeout bounds the record of what was done with a key.
+const recordTimeout = 10 * time.Second
+
+// audited does something with a key and puts it on record, whatever came of it. An error of the record is one of the command: what was done is done then. An interrupt does not
+// reach the record: it would be a way to do something without one.
 func (c *cli) audited(ctx context.Context, e hsm.Event, do func() (hsm.KeyInfo, error)) (hsm.KeyInfo, error) {
 	key, err := do()
 	e.Result = "ok"
@@ -202,6 +207,8 @@ func (c *cli) audited(ctx context.Context, e hsm.Event, do func() (hsm.KeyInfo, 
 	if err != nil {
 		e.Result = oneLine(err)
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
 	return key, errors.Join(err, c.audit(ctx, e))
 }
 
