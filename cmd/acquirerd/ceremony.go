@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -642,8 +643,46 @@ func (c *cli) keysInventory(ctx context.Context, _ []string) error {
 }
 
 // inConfig reports whether the config names a key, or the one that this is a version of.
-func inConfig(config *Config, label string) bool {
-	return slices.ContainsFunc(config.HSM.Keys, func(k KeyConfig) bool { return k.Label == label || k.Label == hsm.FirstVersion(label) })
+func inConfig(config *Config, label string) bool { return named(keyLabels(config), label) }
+
+// keyLabels are those of hsm.keys.
+func keyLabels(config *Config) (labels []string) {
+	for _, k := range config.HSM.Keys {
+		labels = append(labels, k.Label)
+	}
+	return labels
+}
+
+func named(labels []string, label string) bool {
+	return slices.Contains(labels, label) || slices.Contains(labels, hsm.FirstVersion(label))
+}
+
+// refuseInUse refuses a key that the config names, or that a running daemon was started with: a file that does not name it any more says nothing of a
+// daemon that has not been started again since, and that stops serving within seconds of the key's end. A daemon that does not say is taken for one that uses it.
+func (c *cli) refuseInUse(ctx context.Context, config *Config, label string) error {
+	if inConfig(config, label) {
+		return fmt.Errorf("key %s is in the config: a daemon that uses it would stop serving (--force-in-use destroys it all the same)", label)
+	}
+	cfg, err := c.loadParts("station", "journal")
+	var faulty *configError
+	if errors.As(err, &faulty) {
+		return nil // a config for ceremonies alone: no daemon was started with it
+	}
+	if err != nil {
+		return err
+	}
+	daemon := newRemote(cfg)
+	if !daemon.listens(ctx) {
+		return nil
+	}
+	var served servedKeys
+	if err := daemon.ask(ctx, http.MethodGet, "/keys", &served); err != nil {
+		return fmt.Errorf("asking which keys the daemon uses: %w", err)
+	}
+	if named(served.Labels, label) {
+		return fmt.Errorf("key %s is not in the config any more, but the running daemon uses it: restart it first (--force-in-use destroys the key all the same)", label)
+	}
+	return nil
 }
 
 // sealedRows counts what the journal has under each seal key.
@@ -668,8 +707,10 @@ func (c *cli) keysDestroy(ctx context.Context, label, kcv string, inUse bool, un
 		return err
 	}
 	key, err := c.audited(ctx, hsm.Event{What: hsm.KeyDestroyed, Key: label, KCV: strings.ToUpper(kcv)}, func() (hsm.KeyInfo, error) {
-		if inConfig(config, label) && !inUse {
-			return hsm.KeyInfo{}, fmt.Errorf("key %s is in the config: a daemon that uses it would stop serving (--force-in-use destroys it all the same)", label)
+		if !inUse {
+			if err := c.refuseInUse(ctx, config, label); err != nil {
+				return hsm.KeyInfo{}, err
+			}
 		}
 		key, err := keyOf(cfg, label)
 		if err != nil {

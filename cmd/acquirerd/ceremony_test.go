@@ -108,6 +108,36 @@ func TestACeremonyFromComponentsToTheEndOfTheKey(t *testing.T) {
 	}
 }
 
+// A file that does not name the key any more is not what the daemon was started with.
+func TestAKeyOfTheRunningDaemonIsNotDestroyed(t *testing.T) {
+	site := newSite(t)
+	key := site.token.Put("spare", hsm.ZMK, hsmtest.ZoneKey("spare", 16))
+	site.create()
+	daemon := site.start()
+	text, err := os.ReadFile(daemon.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := slices.DeleteFunc(strings.SplitAfter(string(text), "\n"), func(line string) bool { return strings.Contains(line, "label: spare,") })
+	if err := os.WriteFile(daemon.config, []byte(strings.Join(lines, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	destroy := []string{"keys", "destroy", "--config", daemon.config, "--label", "spare", "--kcv", key.KCV}
+	if got := command(t, destroy...); got.code != 1 || !strings.Contains(got.err, "the running daemon uses it: restart it first") || strings.Count(got.err, "\n") != 1 {
+		t.Errorf("beside the daemon: got %+v", got)
+	}
+	if row := has(auditRows(t, daemon.config), "destroy", "spare", "the running daemon uses it"); row == nil {
+		t.Error("the refusal is not on record")
+	}
+	daemon.stop()
+	if code := daemon.exit(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	if got := command(t, destroy...); got.code != 0 || !strings.Contains(got.out, "destroyed spare") {
+		t.Errorf("when it has ended: got %+v", got)
+	}
+}
+
 func TestWhatCustodiansBringIsRefused(t *testing.T) {
 	site := newSite(t)
 	site.create()

@@ -125,6 +125,7 @@ func (d *daemon) control() http.Handler {
 	mux.HandleFunc("POST /journal/reseal", d.controlReseal)
 	mux.HandleFunc("GET /journal/reseal", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.resealer.Progress()) })
 	mux.HandleFunc("POST /keys/rotate/{endpoint}", d.controlRotate)
+	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, servedKeys{keyLabels(d.cfg)}) })
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.links()) })
 	for name, do := range map[string]func(links, int) error{"drain": links.Drain, "resume": links.Resume, "cut": links.Cut} {
 		mux.HandleFunc("POST /links/{endpoint}/{link}/"+name, func(w http.ResponseWriter, r *http.Request) { d.controlLink(w, r, name, do) })
@@ -234,6 +235,11 @@ type refusal struct {
 type faultLine struct {
 	Path    string `json:"path"`
 	Problem string `json:"problem"`
+}
+
+// servedKeys are the labels of hsm.keys with which the daemon was started: no reload changes them.
+type servedKeys struct {
+	Labels []string `json:"labels"`
 }
 
 type reloadResult struct {

@@ -140,12 +140,12 @@ func (c *cli) keysDestroyCommand() *cobra.Command {
 	command := c.command("destroy", "Destroy a secret key in the token, for ever",
 		"acquirerd keys destroy --label zpk-pos-old --kcv 08D7B4", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return c.keysDestroy(ctx, label, kcv, inUse, unreadable) })
-	command.Long = "Destroy destroys the key of a label if it has that check value. A key that the config names is refused: a daemon that uses it stops serving,\n" +
-		"and starts no more. So is one under which the journal has PANs or rests of advices, which nobody can read then: journal reseal puts\n" +
-		"them under the present seal key first."
+	command.Long = "Destroy destroys the key of a label if it has that check value. A key that the config names, or with which the running daemon was\n" +
+		"started, is refused: a daemon that uses it stops serving, and starts no more. So is one under which the journal has PANs or rests of\n" +
+		"advices, which nobody can read then: journal reseal puts them under the present seal key first."
 	command.Flags().StringVar(&label, "label", "", "label of the key")
 	command.Flags().StringVar(&kcv, "kcv", "", "its check value, six hexadecimal digits")
-	command.Flags().BoolVar(&inUse, "force-in-use", false, "also a key that the config names")
+	command.Flags().BoolVar(&inUse, "force-in-use", false, "also a key that the config names or the running daemon uses")
 	command.Flags().Int64Var(&unreadable, "unreadable", 0, "so many rows of the journal may become unreadable")
 	return command
 }
