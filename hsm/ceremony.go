@@ -137,8 +137,19 @@ func (n NewKey) refuse() error {
 	if n.Label == "" {
 		return errors.New("a key needs a label")
 	}
-	if slices.ContainsFunc(parts, func(part string) bool { return strings.HasSuffix(n.Label, part) }) {
-		return fmt.Errorf("a label that ends in %s is that of a part of a key", strings.Join(parts, " or "))
+	return refuseReserved(n.Label)
+}
+
+// refuseReserved refuses a label that says of its key what it is not: a version of another one, which a key change would take away as left over, or
+// a part of one, which is never destroyed by itself.
+func refuseReserved(label string) error {
+	for _, part := range parts {
+		if strings.HasSuffix(label, part) {
+			return fmt.Errorf("labels that end in %q are those of parts of keys", part)
+		}
+	}
+	if base := FirstVersion(label); base != label {
+		return fmt.Errorf("the label is that of a version of key %q after a key change", base)
 	}
 	return nil
 }
@@ -701,7 +712,7 @@ func wellFormedComponents(components []Component) error {
 	zeros := make([]byte, length)
 	for i, c := range components {
 		if len(c.Value) != length || length == 0 {
-			return fmt.Errorf("%w: component %d has %d bytes, not %d", ErrComponents, i+1, len(c.Value), length)
+			return fmt.Errorf("%w: component %d has %d bytes, and component 1 has %d", ErrComponents, i+1, len(c.Value), length)
 		}
 		if subtle.ConstantTimeCompare(c.Value, zeros) == 1 {
 			return fmt.Errorf("%w: component %d is all zeros", ErrComponents, i+1)
@@ -724,7 +735,7 @@ func (c *ceremony) combine(algorithm Algorithm, components []Component, value []
 		if found, err := c.componentKCV(algorithm, component.Value); err != nil {
 			return err
 		} else if !sameKCV(found, component.KCV) {
-			return fmt.Errorf("%w: component %d has the check value %s, not %s", ErrComponents, i+1, found, component.KCV)
+			return fmt.Errorf("%w: component %d has the check value %s as a key for %s, not %s", ErrComponents, i+1, found, algorithm, component.KCV)
 		}
 	}
 	return combine(algorithm, components, value)

@@ -26,7 +26,7 @@ var (
 	// ErrSealedPAN: a sealed PAN, or the sealed rest of an advice, is damaged, was sealed under another key, or its key is not in the configuration.
 	ErrSealedPAN = errors.New("sealed PAN cannot be opened")
 	// ErrKeyCheck: at least one key is missing, is not what its use demands, or has another KCV. See KeyError.
-	ErrKeyCheck = errors.New("keys in the token are not those of the configuration")
+	ErrKeyCheck = errors.New("keys in the token are not as they have to be")
 	// ErrTransient: an operation in use would let a clear PIN block or key pass through this process, and the configuration forbids that.
 	ErrTransient = errors.New("an operation would not be token-resident")
 	// ErrPINRejected: the token refused the user PIN. It is not offered again before it changes.

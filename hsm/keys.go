@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"crypto/subtle"
 	"encoding/binary"
 	"encoding/hex"
@@ -149,15 +150,21 @@ var recipes = map[Use][]recipe{
 // macFlags are those of a key whose MACs the token makes by itself. That it may also verify tells it from a pan-token key.
 var macFlags = []uint{pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY}
 
+// DefaultAlgorithm is that of a new key of a use where nobody says another; "" of what is no use.
+func DefaultAlgorithm(use Use) Algorithm {
+	if of := recipes[use]; len(of) > 0 {
+		return of[0].algorithm
+	}
+	return ""
+}
+
 // recipeFor returns the recipe of a new key. Without an algorithm it is the use's first.
 func recipeFor(m module, slot uint, use Use, algorithm Algorithm) (recipe, error) {
 	of, known := recipes[use]
 	if !known {
 		return recipe{}, fmt.Errorf("%q is not a use: %v are", use, Uses)
 	}
-	if algorithm == "" {
-		algorithm = of[0].algorithm
-	}
+	algorithm = cmp.Or(algorithm, DefaultAlgorithm(use))
 	for _, r := range of {
 		if r.algorithm == algorithm && r.possible(m, slot) {
 			return r, nil

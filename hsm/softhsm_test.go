@@ -536,6 +536,36 @@ func TestTokensOfOneTestLiveSideBySide(t *testing.T) {
 	}
 }
 
+// The label of a part or of a version is not that of a key of its own: the one could never be destroyed, and a key change would take the other away.
+func TestLabelsOfPartsAndVersionsAreRefused(t *testing.T) {
+	token := hsmtest.New(t)
+	for _, label := range []string{"mac/left", "bdk/variant", "zpk#2"} {
+		if _, err := hsm.Generate(token.Config(), hsm.NewKey{Label: label, Use: hsm.PANSeal}); err == nil || !strings.Contains(err.Error(), "label") {
+			t.Errorf("%s: got %v", label, err)
+		}
+	}
+	if got := labels(t, token); len(got) > 0 {
+		t.Errorf("refused labels left keys: %q", got)
+	}
+	for _, label := range []string{"left", "mac/left/1", "zpk#1", "zpk#b"} {
+		if _, err := hsm.Generate(token.Config(), hsm.NewKey{Label: label, Use: hsm.PANSeal}); err != nil {
+			t.Errorf("%s: got %v", label, err)
+		}
+	}
+}
+
+func TestTheDefaultAlgorithmIsThatOfANewKey(t *testing.T) {
+	token := hsmtest.New(t)
+	for _, use := range hsm.Uses {
+		if about, err := hsm.Generate(token.Config(), hsm.NewKey{Label: string(use), Use: use}); err != nil || about.Algorithm != hsm.DefaultAlgorithm(use) {
+			t.Errorf("%s: got %+v, %v; want %s", use, about, err, hsm.DefaultAlgorithm(use))
+		}
+	}
+	if got := hsm.DefaultAlgorithm("none"); got != "" {
+		t.Errorf("of no use: got %s", got)
+	}
+}
+
 func TestGenerateListImport(t *testing.T) {
 	token := hsmtest.New(t)
 	cfg := token.Config()

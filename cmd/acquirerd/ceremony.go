@@ -313,6 +313,8 @@ func (b bringing) check(n newKey) error {
 		return usagef("--kbpk is missing")
 	case b.legacy && b.kbpk != "":
 		return usagef("a block of version A or C takes no --kbpk in the token, but its components")
+	case b.legacy && b.kbpkKCV == "":
+		return usagef("--kbpk-kcv is missing: six hexadecimal digits")
 	case b.legacy && !sixHex.MatchString(b.kbpkKCV):
 		return usagef("--kbpk-kcv is not six hexadecimal digits")
 	case byComponents && (b.cryptogram != "" || b.keyBlock != "" && !b.legacy):

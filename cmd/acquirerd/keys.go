@@ -40,8 +40,24 @@ func newKeyFlags(command *cobra.Command, label, use, algorithm *string, bits *in
 		command.Flags().StringVar(label, "label", "", "label of the new key: 1 to 64 printable ASCII characters without spaces")
 	}
 	command.Flags().StringVar(use, "use", "", "what it is for: "+oneOf(hsm.Uses))
-	command.Flags().StringVar(algorithm, "algorithm", "", "tdes, aes or hmac, as its use allows; the use's own if it is not given")
-	command.Flags().IntVar(bits, "bits", 0, "length, parity included: 128 or 192 of tdes, 128 or 256 of aes; the use's own if it is not given")
+	command.Flags().StringVar(algorithm, "algorithm", "", "tdes, aes or hmac, as its use allows; without it "+defaultAlgorithms())
+	command.Flags().IntVar(bits, "bits", 0, "length, parity included: 128 or 192 of tdes, 128 or 256 of aes; without it that of what comes, or 128 of tdes and 256 of aes")
+}
+
+// defaultAlgorithms says which algorithm the new key of each use has where nobody says another: a component that is taken for one of another algorithm has
+// another check value, and that is all that its custodian sees.
+func defaultAlgorithms() string {
+	var parts []string
+	for _, algorithm := range hsm.Algorithms {
+		var uses []string
+		for _, use := range hsm.Uses {
+			if hsm.DefaultAlgorithm(use) == algorithm {
+				uses = append(uses, string(use))
+			}
+		}
+		parts = append(parts, fmt.Sprintf("%s for %s", algorithm, strings.Join(uses, ", ")))
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (c *cli) keysGenerateCommand() *cobra.Command {
@@ -126,7 +142,8 @@ func (c *cli) keysKCVCommand() *cobra.Command {
 		"acquirerd keys kcv --label zpk-pos\nacquirerd keys kcv --component zmk-a.component --algorithm tdes", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error { return c.keysKCV(ctx, label, file, algorithm) })
 	command.Long = "Kcv has the token compute a check value. Of a component it is the one that it would have as a key of the algorithm: of tdes the first three\n" +
-		"bytes of zeros enciphered, of aes those of the CMAC of a block of zeros."
+		"bytes of zeros enciphered, of aes those of the CMAC of a block of zeros, of hmac those of HMAC-SHA-256 of \"acquirerd key check 1\", because no\n" +
+		"standard has one. Of a key that was changed by a message it is that of the label's first version: hsm status has the one that is in use."
 	command.Flags().StringVar(&label, "label", "", "label of the key")
 	command.Flags().StringVar(&file, "component", "", "file with one component, in hexadecimal digits")
 	command.Flags().StringVar(&algorithm, "algorithm", "tdes", "of the component's key: tdes, aes or hmac")
