@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -15,7 +16,7 @@ type metrics struct {
 	changes    map[string]prometheus.Counter // by result
 	version    map[string]prometheus.Gauge   // by the label of a key that may be changed
 	oldKey     map[string]prometheus.Counter // by the same, of pin-in keys
-	ways       *prometheus.GaugeVec          // by operation and way
+	ways       *prometheus.GaugeVec          // by operation, way and whether it is in use: TDES-DUKPT is transient on every token, and no reason for an alarm where nobody has it
 }
 
 // newMetrics registers the metrics of h. A nil Registerer keeps them unregistered.
@@ -37,8 +38,8 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 		Name: "acquirerd_hsm_old_key_pin_blocks_total", Help: "PIN blocks that were still enciphered under the key before a change, by key.",
 	}, []string{"key"})
 	ways := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "acquirerd_hsm_operation_way", Help: "1 for the way that each operation in use takes, and that the token could take of each other one.",
-	}, []string{"operation", "way"})
+		Name: "acquirerd_hsm_operation_way", Help: "1 for the way that each operation takes for which the config has keys (in_use), and that the token could take of each other one.",
+	}, []string{"operation", "way", "in_use"})
 	m := &metrics{ways: ways, errors: map[class]prometheus.Counter{}, seconds: map[string]prometheus.Observer{},
 		changes: map[string]prometheus.Counter{}, version: map[string]prometheus.Gauge{}, oldKey: map[string]prometheus.Counter{}}
 	for _, r := range keyResults {
@@ -82,7 +83,7 @@ func newMetrics(reg prometheus.Registerer, h *HSM) (*metrics, error) {
 func (m *metrics) tellWays(s Statement) {
 	m.ways.Reset()
 	for _, o := range s.Operations {
-		m.ways.WithLabelValues(o.Name, string(o.Way)).Set(1)
+		m.ways.WithLabelValues(o.Name, string(o.Way), strconv.FormatBool(o.InUse)).Set(1)
 	}
 }
 

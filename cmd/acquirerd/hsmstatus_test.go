@@ -109,8 +109,14 @@ func TestADaemonServesTokenResidentOnNSS(t *testing.T) {
 	if got := daemon.dial().ask(authorization("000001", testPIN)).Get(messages.ResponseCode); got != "00" || pins.Load() != 1 {
 		t.Errorf("answered %q, %d PINs arrived", got, pins.Load())
 	}
-	if _, metrics := daemon.get("/metrics"); !strings.Contains(metrics, `acquirerd_hsm_operation_way{operation="PIN translation iso-0 to iso-0",way="token-resident"} 1`) {
-		t.Error("the metric does not say so")
+	_, metrics := daemon.get("/metrics")
+	for _, want := range []string{
+		`acquirerd_hsm_operation_way{in_use="true",operation="PIN translation iso-0 to iso-0",way="token-resident"} 1`,
+		`acquirerd_hsm_operation_way{in_use="false",operation="DUKPT derivation, TDES",way="transient"} 1`,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s", want)
+		}
 	}
 	line := daemon.log.await(t, "serving", nil)
 	if ways, _ := line["hsm_operations"].(map[string]any); ways["PIN translation iso-0 to iso-0"] != "token-resident" {
