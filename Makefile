@@ -8,7 +8,7 @@ LINT     := go tool -modfile=.ci/tools.mod golangci-lint
 .PHONY: help deps build test check demo chaos sim drain mutants fuzz bench bench-hsm clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what is missing: a C compiler, SoftHSM, NSS, Node.js and the peers of the interoperability test
 	@.ci/install
