@@ -589,6 +589,8 @@ func keyOf(cfg hsm.Config, label string) (hsm.KeyInfo, error) {
 	switch {
 	case len(keys) != 1:
 		return hsm.KeyInfo{}, fmt.Errorf("the token has %d keys with the label %s", len(keys), label)
+	case keys[0].Use == hsm.TLSKey:
+		return hsm.KeyInfo{}, fmt.Errorf("key %s is a key pair for TLS: only secret keys have a check value", label)
 	case keys[0].KCV == "":
 		return hsm.KeyInfo{}, fmt.Errorf("key %s shows no check value: it is not as any use demands", label)
 	}

@@ -330,6 +330,9 @@ func TestAKeyForTLSIsMadeAndACertificateRequested(t *testing.T) {
 	if got := command(t, "keys", "list", "--config", path); got.code != 0 || !strings.Contains(got.out, "tls-rsa-2048") {
 		t.Errorf("got %+v", got)
 	}
+	if got := command(t, "keys", "kcv", "--config", path, "--label", "tls-rsa-2048"); got.code != 1 || !strings.Contains(got.err, "is a key pair for TLS") {
+		t.Errorf("its check value: got %+v", got)
+	}
 	if got := command(t, "keys", "csr", "--config", path, "--label", hsmtest.UpstreamKey, "--name", "a"); got.code != 1 || !strings.Contains(got.err, "0 private and 0 public keys") {
 		t.Errorf("got %+v", got)
 	}

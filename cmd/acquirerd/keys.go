@@ -159,7 +159,7 @@ func (c *cli) keysDestroyCommand() *cobra.Command {
 		func(ctx context.Context, _ []string) error { return c.keysDestroy(ctx, label, kcv, inUse, unreadable) })
 	command.Long = "Destroy destroys the key of a label if it has that check value. A key that the config names, or with which the running daemon was\n" +
 		"started, is refused: a daemon that uses it stops serving, and starts no more. So is one under which the journal has PANs or rests of\n" +
-		"advices, which nobody can read then: journal reseal puts them under the present seal key first."
+		"advices, which nobody can read then: journal reseal puts them under the present seal key first. A key pair for TLS ends by the token's own tools."
 	command.Flags().StringVar(&label, "label", "", "label of the key")
 	command.Flags().StringVar(&kcv, "kcv", "", "its check value, six hexadecimal digits")
 	command.Flags().BoolVar(&inUse, "force-in-use", false, "also a key that the config names or the running daemon uses")
