@@ -54,6 +54,11 @@ func ParseAESKey(text []byte) (*Key, error) {
 	if _, err := hex.Decode(value, text); err != nil || len(value) != 16 && len(value) != 32 {
 		return nil, ErrAESKey
 	}
+	return newAESKey(value)
+}
+
+// newAESKey makes a key of 16 or 32 bytes, which it does not keep.
+func newAESKey(value []byte) (*Key, error) {
 	block, err := aes.NewCipher(value)
 	if err != nil {
 		return nil, fmt.Errorf("making cipher: %w", err)
@@ -137,20 +142,31 @@ type Zone struct {
 // WriteZone makes a random key with odd parity and writes DIR/NAME.key, DIR/NAME.component-1 and DIR/NAME.component-2, each 32
 // hexadecimal digits and a line end, a component its check value in a second line, and DIR/NAME.kcv, the key's check value. They are readable by the owner
 // alone. It overwrites nothing.
-func WriteZone(dir, name string) (Zone, error) {
+func WriteZone(dir, name string) (Zone, error) { return writeZone(dir, name, keyBytes, newKey) }
+
+// aesKeyBytes is the length of the AES keys that WriteAESZone makes.
+const aesKeyBytes = 32
+
+// WriteAESZone is WriteZone of an AES key of 256 bits: for PIN blocks of format 4, AES-DUKPT and CMAC.
+func WriteAESZone(dir, name string) (Zone, error) {
+	return writeZone(dir, name, aesKeyBytes, newAESKey)
+}
+
+// writeZone writes the files of a key that known makes of its value, and may set the parity of.
+func writeZone(dir, name string, length int, known func([]byte) (*Key, error)) (Zone, error) {
 	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
 		return Zone{}, fmt.Errorf("writing keys: %q is not a zone's name", name)
 	}
 	for {
-		value, first := make([]byte, keyBytes), make([]byte, keyBytes)
+		value, first := make([]byte, length), make([]byte, length)
 		_, _ = rand.Read(value) // never fails
 		_, _ = rand.Read(first)
-		key, err := newKey(value) // sets the parity
-		second := make([]byte, keyBytes)
+		key, err := known(value) // sets the parity
+		second := make([]byte, length)
 		subtle.XORBytes(second, value, first)
 		kcvs := [2]string{}
 		for i, component := range [][]byte{first, second} {
-			part, failed := newKey(bytes.Clone(component))
+			part, failed := known(bytes.Clone(component))
 			if err = errors.Join(err, failed); failed == nil {
 				kcvs[i] = part.KCV()
 			}

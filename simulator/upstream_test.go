@@ -532,6 +532,38 @@ func TestAPINBlockIsTheStandards(t *testing.T) {
 	}
 }
 
+func TestAnAESZoneIsAKeyAndItsComponents(t *testing.T) {
+	zone, err := simulator.WriteAESZone(t.TempDir(), "kiosk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := simulator.ReadKeyFile(zone.KeyFile, simulator.ISO4)
+	if err != nil || k.KCV() != zone.KCV {
+		t.Fatalf("key %v, %v, want %s", k, err, zone.KCV)
+	}
+	var sum [32]byte
+	for _, path := range zone.Components {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var part []byte
+		var kcv string
+		if _, err := fmt.Sscanf(string(text), "%X\nkcv %6s\n", &part, &kcv); err != nil || len(part) != len(sum) {
+			t.Fatalf("%s: %d bytes, %v", path, len(part), err)
+		}
+		if key, err := simulator.ParseAESKey(fmt.Appendf(nil, "%X", part)); err != nil || key.KCV() != kcv {
+			t.Errorf("%s: the check value is not that of the component", path)
+		}
+		for i := range sum {
+			sum[i] ^= part[i]
+		}
+	}
+	if key, err := simulator.ParseAESKey(fmt.Appendf(nil, "%X", sum)); err != nil || key.KCV() != zone.KCV {
+		t.Error("the components do not make the key")
+	}
+}
+
 func TestAZoneIsAKeyAndItsComponents(t *testing.T) {
 	dir := t.TempDir()
 	zone, err := simulator.WriteZone(dir, "pos-switch")

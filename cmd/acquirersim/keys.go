@@ -14,20 +14,22 @@ import (
 func (c *cli) keysCommand() *cobra.Command {
 	var dir string
 	var zones []string
-	command := c.command("keys", "Make throw-away zone PIN keys",
-		"Keys makes a random double-length TDES key for each zone and writes it three times: ZONE.key, in clear for the simulator, and\n"+
-			"ZONE.component-1 and ZONE.component-2, whose XOR it is, for acquirerd keys import. It writes the check value to ZONE.kcv, prints it too, and\n"+
-			"overwrites nothing.",
+	var aes bool
+	command := c.command("keys", "Make throw-away keys",
+		"Keys makes a random double-length TDES key for each zone, or with --aes an AES key of 256 bits, and writes it three times: ZONE.key,\n"+
+			"in clear for the simulator, and ZONE.component-1 and ZONE.component-2, whose XOR it is, for acquirerd keys import. It writes the check value\n"+
+			"to ZONE.kcv, prints it too, and overwrites nothing.",
 		"acquirersim keys --out keys --zone pos-switch --zone processor-a\n"+
 			"acquirerd keys import --label zpk-pos --use pin-in --kcv $(cat keys/pos-switch.kcv) --component keys/pos-switch.component-1 --custodian alice \\\n"+
 			"  --component keys/pos-switch.component-2 --custodian bob",
-		func(context.Context) error { return c.keys(dir, zones) })
+		func(context.Context) error { return c.keys(dir, zones, aes) })
 	command.Flags().StringVar(&dir, "out", "", "folder for the files; it is made if it is not there")
 	command.Flags().StringArrayVar(&zones, "zone", []string{"pos-switch", "processor-a"}, "name of a zone; may be given several times")
+	command.Flags().BoolVar(&aes, "aes", false, "AES keys of 256 bits: for PIN blocks of format 4, AES-DUKPT and CMAC")
 	return command
 }
 
-func (c *cli) keys(dir string, names []string) error {
+func (c *cli) keys(dir string, names []string, aes bool) error {
 	if dir == "" {
 		return usagef("--out is missing")
 	}
@@ -35,8 +37,12 @@ func (c *cli) keys(dir string, names []string) error {
 		return fmt.Errorf("writing keys: %w", err)
 	}
 	zones := []simulator.Zone{}
+	write := simulator.WriteZone
+	if aes {
+		write = simulator.WriteAESZone
+	}
 	for _, name := range names {
-		zone, err := simulator.WriteZone(dir, name)
+		zone, err := write(dir, name)
 		if err != nil {
 			return err
 		}
