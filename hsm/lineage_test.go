@@ -56,6 +56,10 @@ func TestRecordsOfSuccessors(t *testing.T) {
 			t.Errorf("%q is taken for a mark", bad)
 		}
 	}
+	spaced := birth{"zpk of a b#3", "08D7B4", made, "00112233aabbccdd", ""}
+	if got, ok := parseBirth(spaced.label, spaced.text()); got != spaced || !ok {
+		t.Errorf("of a label with spaces: read %+v, %t", got, ok)
+	}
 	k := &key{Key: Key{Label: strings.Repeat("k", 64), KCV: "aaaaaa"}}
 	for range 2 * mostReplaced {
 		k = &key{Key: Key{Label: k.Label, KCV: "08d7b4"}, replaced: k.history()}

@@ -68,12 +68,13 @@ func parseBirth(label, text string) (birth, bool) {
 	if found := proofText.FindString(text); strings.HasPrefix(found, " ") {
 		text, proof = strings.TrimSuffix(text, found), found[1:]
 	}
-	words := strings.Split(text, " ")
-	if len(words) != 4 || words[0] != label || !sixHex.MatchString(words[1]) || !birthNonce.MatchString(words[3]) {
+	rest, ok := strings.CutPrefix(text, label+" ") // a label may have spaces
+	words := strings.Split(rest, " ")
+	if !ok || len(words) != 3 || !sixHex.MatchString(words[0]) || !birthNonce.MatchString(words[2]) {
 		return birth{}, false
 	}
-	made, err := time.Parse(time.RFC3339, words[2])
-	return birth{label, words[1], made, words[3], proof}, err == nil
+	made, err := time.Parse(time.RFC3339, words[1])
+	return birth{label, words[0], made, words[2], proof}, err == nil
 }
 
 // A mark is what the value of a mark's object tells: that the successor of this birth was adopted, and what was before it.
