@@ -81,6 +81,11 @@ func listKeys(m module, s pkcs11.SessionHandle) (keys []KeyInfo, err error) {
 			return nil, err
 		}
 		for _, k := range handles {
+			if marks, err := isMark(m, s, k); err != nil {
+				return nil, err
+			} else if marks {
+				continue
+			}
 			about, err := of.describe(m, s, k)
 			if err != nil {
 				return nil, err
@@ -941,22 +946,25 @@ func refuseTaken(m module, s pkcs11.SessionHandle, label string) error {
 	if err := refuseExisting(m, s, label); err != nil {
 		return err
 	}
-	handles, err := findClass(m, s, pkcs11.CKO_DATA, "")
-	if err != nil {
-		return err
-	}
-	for _, handle := range handles {
-		value, _, err := attribute(m, s, handle, pkcs11.CKA_LABEL)
+	for _, class := range markClasses {
+		handles, err := findClass(m, s, class, "")
 		if err != nil {
 			return err
 		}
-		if base, _, ok := successorOf(string(value)); !ok || base != label {
-			continue
-		}
-		if _, ok, err := readMark(m, s, string(value), handle); err != nil {
-			return err
-		} else if ok {
-			return fmt.Errorf("%w: it was replaced by %q, and a new key needs a new label", ErrKeyExists, value)
+		for _, handle := range handles {
+			value, _, err := attribute(m, s, handle, pkcs11.CKA_LABEL)
+			if err != nil {
+				return err
+			}
+			successor, isMark := markedBy(class, string(value))
+			if base, _, _ := successorOf(successor); !isMark || base != label {
+				continue
+			}
+			if _, ok, err := readMark(m, s, class, successor, handle); err != nil {
+				return err
+			} else if ok {
+				return fmt.Errorf("%w: it was replaced by %q, and a new key needs a new label", ErrKeyExists, successor)
+			}
 		}
 	}
 	return nil

@@ -456,7 +456,7 @@ func (h *HSM) make(s pkcs11.SessionHandle, c *change, b birth, before *key, crea
 	if err != nil {
 		return nil, keepGeneration(err)
 	}
-	if _, err := h.module.CreateObject(s, mark{birth: b.text(), replaced: replaced}.template(b.label)); err != nil {
+	if _, _, err := (mark{birth: b.text(), replaced: replaced}).create(h.module, s, b.label, lasting); err != nil {
 		return nil, h.refusedByToken(fmt.Errorf("marking %q: %w", b.label, err))
 	}
 	return k, nil

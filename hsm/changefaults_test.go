@@ -30,12 +30,31 @@ func zoneKey(name string) []byte {
 }
 
 // changing is a fake whose zone keys may be changed under "zmk".
-func changing(t *testing.T) (*fakeModule, Config) {
+func changing(t *testing.T, kinds ...func(*fakeModule)) (*fakeModule, Config) {
 	f := newFake(t)
+	for _, kind := range kinds {
+		kind(f)
+	}
 	f.keys = append(f.keys, fakeKey{label: "zmk", use: ZMK, value: zoneKey("zmk")})
 	cfg := f.config()
 	cfg.Keys[0].ZMK, cfg.Keys[1].ZMK = "zmk", "zmk"
 	return f, cfg
+}
+
+// onEachCarrier runs a test of key changes on tokens of each kind: one that keeps objects of data, in which marks are then, and one that does not and unwraps keys
+// by itself.
+func onEachCarrier(t *testing.T, test func(t *testing.T, f *fakeModule, cfg Config)) {
+	for name, kind := range map[string]func(*fakeModule){
+		"marks are data": func(*fakeModule) {},
+		"marks are keys": func(f *fakeModule) { f.noData, f.unwrap = true, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, cfg := changing(t, kind)
+				test(t, f, cfg)
+			})
+		})
+	}
 }
 
 // A keyChange is what ChangeKey is asked for.
@@ -83,13 +102,14 @@ func (f *fakeModule) labels(base string) []string {
 // marks are the labels of the marks that are there, of one family.
 func (f *fakeModule) marks(base string) []string { return f.objects(base, true) }
 
-func (f *fakeModule) objects(base string, data bool) []string {
+func (f *fakeModule) objects(base string, marks bool) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var labels []string
 	for _, k := range f.keys {
-		if of, _, ok := successorOf(k.label); !k.gone && k.data == data && k.owner == 0 && (k.label == base || ok && of == base) {
-			labels = append(labels, k.label)
+		label := strings.TrimSuffix(k.label, markSuffix)
+		if of, _, ok := successorOf(label); !k.gone && k.isMark() == marks && k.owner == 0 && (label == base || ok && of == base) {
+			labels = append(labels, label)
 		}
 	}
 	return labels
@@ -106,8 +126,7 @@ func mustHex(s string) []byte {
 }
 
 func TestTheOldKeyLivesForTheOverlap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		var log bytes.Buffer
 		var mu sync.Mutex
 		reg := prometheus.NewRegistry()
@@ -208,6 +227,13 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
+// making is any call that makes an object: a key that is received is created or unwrapped, and a mark created or generated.
+const making = "making"
+
+func isMaking(op string) bool {
+	return op == "CreateObject" || op == "UnwrapKey" || op == "GenerateKey"
+}
+
 // breakAt makes the nth call of op, and what else is in also from then on, answer with err, until the end.
 func breakAt(f *fakeModule, op string, nth int, err error, also ...string) (restore func()) {
 	var mu sync.Mutex
@@ -216,13 +242,14 @@ func breakAt(f *fakeModule, op string, nth int, err error, also ...string) (rest
 		f.script = func(called string, _ pkcs11.SessionHandle) error {
 			mu.Lock()
 			defer mu.Unlock()
-			if called == op {
+			is := called == op || op == making && isMaking(called)
+			if is {
 				calls++
 			}
-			if called == op && calls == nth && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) {
+			if is && calls == nth && errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) {
 				f.loseSessions()
 			}
-			if called == op && calls == nth || calls >= nth && slices.Contains(also, called) {
+			if is && calls == nth || calls >= nth && slices.Contains(also, called) {
 				return err
 			}
 			return nil
@@ -234,23 +261,22 @@ func breakAt(f *fakeModule, op string, nth int, err error, also ...string) (rest
 // A key change dies at each of its steps, with the process. The next start uses the old key, because the new one has no mark.
 func TestACrashInAKeyChange(t *testing.T) {
 	dead := pkcs11.Error(pkcs11.CKR_DEVICE_ERROR) // what is called after it does nothing
-	all := []string{"OpenSession", "FindObjectsInit", "GetAttributeValue", "CreateObject", "DestroyObject", "EncryptInit", "DecryptInit", "CloseSession"}
+	all := []string{"OpenSession", "FindObjectsInit", "GetAttributeValue", "CreateObject", "UnwrapKey", "GenerateKey", "DestroyObject", "EncryptInit", "DecryptInit", "CloseSession"}
 	for _, step := range []struct {
 		name, op string
 		nth      int
 		made     bool // the key, without its mark
 	}{
 		{"before its session", "OpenSession", 1, false},
-		{"before the trial", "CreateObject", 1, false},
+		{"before the trial", making, 1, false},
 		{"after the trial", "DestroyObject", 1, false},
-		{"before the key is made", "CreateObject", 2, false},
+		{"before the key is made", making, 2, false},
 		{"after the key is made", "FindObjectsInit", 2, true},
 		{"before its check", "EncryptInit", 2, true},
-		{"before its mark", "CreateObject", 3, true},
+		{"before its mark", making, 3, true},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, cfg := changing(t)
+			onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 				h, stop := f.start(cfg, io.Discard, nil)
 				restore := breakAt(f, step.op, step.nth, dead, all...)
 				key := zoneKey("new")
@@ -291,8 +317,7 @@ func TestACrashInAKeyChange(t *testing.T) {
 // generation, and what was left in the token is never used and goes.
 func TestAKeyChangeThatBreaksOffLeavesTheOldKey(t *testing.T) {
 	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_TOKEN_WRITE_PROTECTED} {
-		synctest.Test(t, func(t *testing.T) {
-			f, cfg := changing(t)
+		onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 			h, stop := f.start(cfg, io.Discard, nil)
 			restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(code), "DestroyObject")
 			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
@@ -334,8 +359,7 @@ func TestAKeyChangeThatBreaksOffLeavesTheOldKey(t *testing.T) {
 // Nothing may be left that the next process would take for the current key.
 func TestWhatABrokenChangeLeftIsGoneBeforeTheNextStart(t *testing.T) {
 	for _, also := range [][]string{nil, {"DestroyObject"}} { // destroyed at once, or when the token destroys again
-		synctest.Test(t, func(t *testing.T) {
-			f, cfg := changing(t)
+		onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 			h, stop := f.start(cfg, io.Discard, nil)
 			restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), also...)
 			if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); !errors.Is(err, ErrUnavailable) {
@@ -359,8 +383,7 @@ func TestWhatABrokenChangeLeftIsGoneBeforeTheNextStart(t *testing.T) {
 }
 
 func TestALeftoverIsNoneOfTheVersions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), "DestroyObject")
 		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
@@ -387,9 +410,8 @@ func TestAKeyChangeGoesOnInTheNextGeneration(t *testing.T) {
 		op      string
 		nth     int
 		version int
-	}{{"CreateObject", 1, 2}, {"CreateObject", 2, 2}, {"FindObjectsInit", 2, 3}, {"CreateObject", 3, 3}} {
-		synctest.Test(t, func(t *testing.T) {
-			f, cfg := changing(t)
+	}{{making, 1, 2}, {making, 2, 2}, {"FindObjectsInit", 2, 3}, {making, 3, 3}} {
+		onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 			h, stop := f.start(cfg, io.Discard, nil)
 			breakAt(f, step.op, step.nth, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID))
 			key := zoneKey("new")
@@ -413,13 +435,12 @@ func TestAKeyChangeGoesOnInTheNextGeneration(t *testing.T) {
 }
 
 func TestAKeyChangeThatNobodyWaitsForDoesNotHappen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		hang, made := make(chan struct{}), 0
 		f.set(func() {
 			f.script = func(op string, _ pkcs11.SessionHandle) error {
-				if op == "CreateObject" {
+				if isMaking(op) {
 					if made++; made == 2 {
 						<-hang
 					}
@@ -451,8 +472,7 @@ func TestAKeyChangeThatNobodyWaitsForDoesNotHappen(t *testing.T) {
 }
 
 func TestARecordedKeyChangeIsNotPlayedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		reg := prometheus.NewRegistry()
 		h, stop := f.start(cfg, io.Discard, reg)
 		for _, step := range []struct {
@@ -564,12 +584,11 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 			k.value = zoneKey("another")
 			b := newBirth("out#3", trial{kcv: kcvText(fakeTDES(k.value, make([]byte, 8), true))})
 			k.not[pkcs11.CKA_ID] = []byte(b.text())
-			beside.not[pkcs11.CKA_VALUE] = []byte(mark{birth: b.text(), replaced: []string{"123456", "40D328"}}.text())
+			beside.not[map[bool]uint{true: pkcs11.CKA_VALUE, false: pkcs11.CKA_ID}[beside.data]] = []byte(mark{birth: b.text(), replaced: []string{"123456", "40D328"}}.text())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, cfg := changing(t)
+			onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 				h, stop := f.start(cfg, io.Discard, nil)
 				for _, key := range []string{"2", "3"} {
 					if err := changeTo("out", zoneKey(key)).ask(t.Context(), h); err != nil {
@@ -581,9 +600,10 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 				if err := translated(t.Context(), t, h, firstIn, zoneKey("3"), false); err != nil {
 					t.Fatal(err)
 				}
-				good := slices.Clone(f.keys)
-				f.set(func() { // session keys are not there any more: the newest and its mark are the last
-					f.keys = slices.Clone(f.keys)
+				var good []fakeKey
+				f.set(func() { // without what ends with its session, the newest and its mark are the last
+					good = slices.DeleteFunc(slices.Clone(f.keys), func(k fakeKey) bool { return k.gone || k.owner != 0 })
+					f.keys = slices.Clone(good)
 					for i := range f.keys[len(f.keys)-2:] {
 						last := &f.keys[len(f.keys)-2+i]
 						last.not = maps.Clone(last.not)
@@ -609,8 +629,7 @@ func TestSuccessorsThatAreNotWhatTheyWere(t *testing.T) {
 
 // What is destroyed is looked up again: a handle may name another key by now, and a label too.
 func TestOnlyTheKeyThatWasReplacedIsDestroyed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Fatal(err)
@@ -654,8 +673,7 @@ func TestNewRefusesWrongZones(t *testing.T) {
 
 // A translation took the key of version 1 just before two changes, and uses it when a probe comes by that could destroy it.
 func TestACallEndsUnderTheKeyThatItTook(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		cfg.Overlap = time.Nanosecond
 		h, stop := f.start(cfg, io.Discard, nil)
 		<-time.After(probeInterval - 100*time.Millisecond)

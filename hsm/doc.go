@@ -176,8 +176,9 @@
 //
 //   - A version n > 1 is a successor: a key of its own in the token with the label LABEL#n. It has the template of its use, and its CKA_ID is its birth: label,
 //     KCV, time and a random number ("zpk-a#3 08D7B4 2026-11-25T16:45:38Z 00112233aabbccdd").
-//   - Beside it stands its mark, an object of data with the same label: its birth, and the KCVs of the versions before it. The mark is the adoption: a
-//     successor without one is a leftover of a change that failed, is never used, and is destroyed soon after a start. (The key cannot say so itself: nobody may modify it.)
+//   - Beside it stands its mark, an object of data with the same label: its birth, and the KCVs of the versions before it. Where the token keeps no such object (NSS),
+//     the mark is a secret key that can do nothing, of a value that nobody knows: "LABEL#n mark", with its text as CKA_ID (up to 2,048 bytes). No command
+//     takes that for a key. Both kinds say the same, in one token too. The mark is the adoption: a successor without one is a leftover of a change that failed, is never used, and is destroyed soon after a start. (The key cannot say so itself: nobody may modify it.)
 //   - The highest version with a mark is current. If it is gone, has another KCV than its birth says, or is not unique, or if there is a key of such a label
 //     without a birth, the start is refused: the daemon never falls back to an older one by itself.
 //   - Who can make such objects has the token's user PIN, and can then do all that the daemon can. A MAC in the mark would not

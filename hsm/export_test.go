@@ -3,6 +3,9 @@ package hsm
 import (
 	"context"
 	"log/slog"
+	"slices"
+
+	"github.com/miekg/pkcs11"
 )
 
 // hsmtest imports this package, so tests on its tokens stand outside. What they need of the inside is here.
@@ -52,3 +55,29 @@ var (
 	Deciphered = deciphered
 	TestPANs   = testPANs
 )
+
+// Lasting lists the labels of what is in the token beyond its sessions, of a class of objects, sorted.
+func (h *HSM) Lasting(ctx context.Context, class uint) (labels []string, err error) {
+	err = h.once(ctx, func(w *worker) error {
+		handles, err := findClass(w.m, w.session, class, "")
+		for _, handle := range handles {
+			var lasts bool
+			var label []byte
+			if err == nil {
+				lasts, _, err = flag(w.m, w.session, handle, pkcs11.CKA_TOKEN)
+			}
+			if err == nil {
+				label, _, err = attribute(w.m, w.session, handle, pkcs11.CKA_LABEL)
+			}
+			if lasts {
+				labels = append(labels, string(label))
+			}
+		}
+		slices.Sort(labels)
+		return err
+	})
+	return labels, err
+}
+
+// MaxKeyChanges is the most that a configuration may allow.
+const MaxKeyChanges = maxKeyChanges

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -37,6 +38,7 @@ type fakeModule struct {
 	singleBlocks bool      // its pan-seal and pan-token keys encipher single blocks; else they do GCM and HMAC
 
 	unwrap bool                                          // it unwraps, wraps and derives by itself, as NSS's does
+	noData bool                                          // it keeps no objects of data, as NSS's does not
 	script func(op string, s pkcs11.SessionHandle) error // asked before each call, without mu: it may block
 	late   func(k fakeKey) error                         // asked when an object is made, with mu: its making is answered so
 
@@ -62,6 +64,9 @@ type fakeKey struct {
 	gone  bool                 // destroyed: its handle names nothing, until Initialize gives all handles anew
 	owner pkcs11.SessionHandle // of a key that ends with its session
 }
+
+// isMark reports whether it is the mark of a key change, of either kind.
+func (k fakeKey) isMark() bool { return k.data || strings.HasSuffix(k.label, markSuffix) }
 
 // A fakeOperation is what a session is in: nothing while key is nil.
 type fakeOperation struct {
@@ -273,6 +278,12 @@ func (f *fakeModule) create(s pkcs11.SessionHandle, template []*pkcs11.Attribute
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if k.data && f.noData {
+		return 0, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_VALUE_INVALID)
+	}
+	if !k.data && k.isMark() {
+		k.use = MACHMAC // of what its template does not say, the fake tells what a key of a use has
+	}
 	f.keys = append(slices.Clone(f.keys), k) // operations point into the old one
 	if f.late != nil {
 		if err := f.late(k); err != nil {

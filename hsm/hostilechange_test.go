@@ -18,8 +18,7 @@ import (
 // The processor was told that its change has failed, and goes on with the old key. So must we, also after an orderly restart, which is what
 // an operator does whose HSM has trouble.
 func TestAKeyChangeThatHasFailedIsNotInUseAfterARestart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		restore := breakAt(f, "FindObjectsInit", 2, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR), "DestroyObject")
 		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err == nil {
@@ -44,8 +43,7 @@ func TestAKeyChangeThatHasFailedIsNotInUseAfterARestart(t *testing.T) {
 func TestAKeyThatIsChangedInALoopDoesNotFillTheToken(t *testing.T) {
 	for label, want := range map[string]struct{ tenMinutes, all int }{"in": {mostVersions - 1, 2 * (mostVersions - 1)}, "out": {10 * defaultKeyChanges, 20 * defaultKeyChanges}} {
 		t.Run(label, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, cfg := changing(t)
+			onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 				h, stop := f.start(cfg, io.Discard, nil)
 				done, busy := 0, 0
 				for i := range 1200 {
@@ -82,8 +80,7 @@ func TestAKeyThatIsChangedInALoopDoesNotFillTheToken(t *testing.T) {
 // Where the configuration allows it, a pin-out key changes every second, and the token holds few of its versions: what nothing is enciphered under any more
 // goes before its overlap is over, also after a start. The last one before the current one can be asked for all that time.
 func TestAPINOutKeyChangesEverySecond(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		cfg.KeyChanges = maxKeyChanges
 		h, stop := f.start(cfg, io.Discard, nil)
 		in, was, most := firstIn, firstOut, 0
@@ -118,8 +115,7 @@ func TestAPINOutKeyChangesEverySecond(t *testing.T) {
 
 // A change that is refused again and again is told once a minute, with how often it came, in the log and in the audit trail.
 func TestRefusalsOfKeyChangesDoNotFillTheLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		var log bytes.Buffer
 		var events []Event
 		cfg.Audit = func(e Event) {
@@ -160,8 +156,7 @@ func TestRefusalsOfKeyChangesDoNotFillTheLog(t *testing.T) {
 
 // Nor does a processor fill them that sends the key in use once more, as often as it may: audit rows stay for ever.
 func TestRepeatsOfAKeyChangeDoNotFillTheAuditTrail(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		var log bytes.Buffer
 		var told []string
 		cfg.Audit = func(e Event) {
@@ -189,8 +184,7 @@ func TestRepeatsOfAKeyChangeDoNotFillTheAuditTrail(t *testing.T) {
 // Nor does a token that came back with another key, and is looked at every few seconds until somebody mends it. What was wrong is told at once, and that it is
 // mended.
 func TestAKeyThatStaysWrongDoesNotFillTheAuditTrail(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		var mu sync.Mutex
 		var told []string
 		cfg.Audit = func(e Event) {
@@ -232,8 +226,7 @@ func TestAKeyThatStaysWrongDoesNotFillTheAuditTrail(t *testing.T) {
 
 // That the daemon has destroyed a key is in the audit trail, as that it was made (PCI PIN 24).
 func TestTheEndOfAKeyIsInTheAuditTrail(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		var told []string
 		cfg.Audit = func(e Event) {
 			if e.What == KeyDestroyed {
@@ -268,8 +261,7 @@ func TestTheEndOfAKeyIsInTheAuditTrail(t *testing.T) {
 // After a ceremony the configuration pins a new key of version 1, under the label that is free since the old one was destroyed. Either it is
 // used, or the start is refused; it is not passed over for an older successor, and not destroyed.
 func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Error(err)
@@ -303,14 +295,13 @@ func TestAKeyThatTheConfigurationPinsAnewIsNotDestroyed(t *testing.T) {
 // Two nodes that share a token are told of the same key at the same time. The one that is second by a moment must not take the other's away:
 // that one has answered 00.
 func TestAChangeThatFindsAnothersKeyDoesNotDestroyIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		created := 0
 		others := fakeKey{label: "out#2", use: PINOut, value: zoneKey("new")}
 		f.set(func() {
 			f.script = func(op string, _ pkcs11.SessionHandle) error {
-				if op == "CreateObject" {
+				if isMaking(op) {
 					if created++; created == 2 { // between our look and our key
 						f.keys = append(f.keys, others)
 					}
@@ -331,8 +322,7 @@ func TestAChangeThatFindsAnothersKeyDoesNotDestroyIt(t *testing.T) {
 
 // A key of triple length is not replaced by one of double length.
 func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		for i := range f.keys {
 			if f.keys[i].label == "zmk" || f.keys[i].label == "out" {
 				f.keys[i].value = append(slices.Clone(f.keys[i].value), zoneKey("third " + f.keys[i].label)[:8]...)
@@ -343,8 +333,8 @@ func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
 			cfg.Keys[i].KCV = again.Keys[i].KCV
 		}
 		h, stop := f.start(cfg, io.Discard, nil)
-		short := zoneKey("short")
-		err := h.ChangeKey(t.Context(), "out", fakeTDES(f.keys[len(f.keys)-1].value, short, true), changeTo("out", short).KCV)
+		short, zmk := zoneKey("short"), slices.IndexFunc(f.keys, func(k fakeKey) bool { return k.label == "zmk" })
+		err := h.ChangeKey(t.Context(), "out", fakeTDES(f.keys[zmk].value, short, true), changeTo("out", short).KCV)
 		if !errors.Is(err, ErrKeyChange) || !strings.Contains(err.Error(), "shorter than the one in use") {
 			t.Errorf("got %v, version %d", err, h.KeyStatus()[1].Version)
 		}
@@ -356,8 +346,7 @@ func TestAKeyIsNotChangedToAWeakerOne(t *testing.T) {
 
 // What was replaced is refused for as long as a mark remembers it: a message that was written down 299 changes ago.
 func TestAKeyOfLongAgoIsNotPlayedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		cfg.Overlap = 15 * time.Second // as the days: each is a minute
 		h, stop := f.start(cfg, io.Discard, nil)
 		for i := range mostReplaced {
@@ -378,8 +367,7 @@ func TestAKeyOfLongAgoIsNotPlayedAgain(t *testing.T) {
 // The answer to the first change was lost, and the processor makes another key. Its own side, and blocks that wait in queues, are still under
 // the one before both, and its overlap has hardly begun.
 func TestAKeyIsNotLostByTwoChangesWithinItsOverlap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		for _, key := range []string{"2", "3"} {
 			if err := changeTo("in", zoneKey(key)).ask(t.Context(), h); err != nil {
@@ -399,8 +387,7 @@ func TestAKeyIsNotLostByTwoChangesWithinItsOverlap(t *testing.T) {
 // Without its zone master key in the configuration a key cannot be changed any more. What was changed stays changed: the old one, which is in
 // the token until its overlap ends, is not in use again without a word.
 func TestAKeyThatWasChangedIsNotTakenBackByTheConfiguration(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Error(err)
@@ -417,13 +404,12 @@ func TestAKeyThatWasChangedIsNotTakenBackByTheConfiguration(t *testing.T) {
 
 // Each zone has a key of its own, also if two processors bring the same one at the same time.
 func TestTwoZonesDoNotTakeTheSameKeyAtTheSameTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		hang, created := make(chan struct{}), 0
 		f.set(func() {
 			f.script = func(op string, _ pkcs11.SessionHandle) error {
-				if op == "CreateObject" {
+				if isMaking(op) {
 					if created++; created == 2 {
 						<-hang
 					}
@@ -449,12 +435,12 @@ func TestTwoZonesDoNotTakeTheSameKeyAtTheSameTime(t *testing.T) {
 // as soon as it destroys objects.
 func TestAMarkThatTheTokenDeniesIsNoAdoption(t *testing.T) {
 	for _, also := range []string{"", "DestroyObject"} { // destroyed at once, or when the token destroys again
-		synctest.Test(t, func(t *testing.T) {
-			f, cfg := changing(t)
+		onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
+			f.unwrap = f.unwrap && also == "" // to check a key that unwraps takes an object that is destroyed
 			h, stop := f.start(cfg, io.Discard, nil)
 			f.set(func() {
 				f.late = func(k fakeKey) error {
-					if !k.data {
+					if !k.isMark() {
 						return nil
 					}
 					f.script = func(op string, _ pkcs11.SessionHandle) error {
@@ -499,12 +485,11 @@ func TestAMarkThatTheTokenDeniesIsNoAdoption(t *testing.T) {
 
 // The process dies when the mark is made and before it can answer. The next one uses the new key, and the processor's repeat is answered as done.
 func TestACrashBetweenTheMarkAndTheAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		f.set(func() {
 			f.late = func(k fakeKey) error {
-				if k.data { // from here on nothing of this process reaches the token
+				if k.isMark() { // from here on nothing of this process reaches the token
 					f.script = func(string, pkcs11.SessionHandle) error { return pkcs11.Error(pkcs11.CKR_DEVICE_REMOVED) }
 					return pkcs11.Error(pkcs11.CKR_DEVICE_REMOVED)
 				}
@@ -536,8 +521,7 @@ func TestACrashBetweenTheMarkAndTheAnswer(t *testing.T) {
 
 // A start finds a key that has no mark yet: another process is about to adopt it, and does.
 func TestALeftoverThatIsAdoptedAfterAllIsNotDestroyed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Fatal(err)
@@ -566,8 +550,7 @@ func TestALeftoverThatIsAdoptedAfterAllIsNotDestroyed(t *testing.T) {
 
 // Each key has its own overlap, from the change that replaced it.
 func TestEachOldKeyLivesForItsOwnOverlap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		under := map[string][]byte{"1": firstIn, "2": zoneKey("2"), "3": zoneKey("3"), "4": zoneKey("4")}
 		usable := func(when string, want ...string) {
@@ -609,8 +592,7 @@ func TestEachOldKeyLivesForItsOwnOverlap(t *testing.T) {
 
 // The clock was a year ahead during the change. After a start the old key has its overlap, and not a year, however often sessions are lost.
 func TestAClockThatWasAheadDoesNotKeepTheOldKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		if err := changeTo("out", zoneKey("2")).ask(t.Context(), h); err != nil {
 			t.Fatal(err)
@@ -651,13 +633,12 @@ func TestAClockThatWasAheadDoesNotKeepTheOldKey(t *testing.T) {
 
 // Two processors change their keys at the same moment: one waits for the other, and neither is refused.
 func TestChangesOfTwoKeysWaitForEachOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, cfg := changing(t)
+	onEachCarrier(t, func(t *testing.T, f *fakeModule, cfg Config) {
 		h, stop := f.start(cfg, io.Discard, nil)
 		inside, most := 0, 0
 		f.set(func() {
 			f.script = func(op string, _ pkcs11.SessionHandle) error {
-				if op == "CreateObject" {
+				if isMaking(op) {
 					f.set(func() { inside++; most = max(most, inside) })
 					<-time.After(100 * time.Millisecond)
 					f.set(func() { inside-- })

@@ -190,7 +190,7 @@ func (c *Config) validate() error {
 			check(k.Use == PINIn || k.Use == PINOut, "HSM key %q: only a %s or %s key can have a zone master key", k.Label, PINIn, PINOut)
 			check(uses[k.ZMK] == ZMK, "HSM key %q: its zone master key %q is not a key of use %s", k.Label, k.ZMK, ZMK)
 		}
-		base, _, isSuccessor := successorOf(k.Label)
+		base, _, isSuccessor := successorOf(strings.TrimSuffix(k.Label, markSuffix))
 		check(!isSuccessor || !changing[base], "HSM key %q: is a label of the successors of %q", k.Label, base)
 	}
 	check(uses[c.SealKey] == PANSeal, "HSM seal key %q: no key of use %s has that label", c.SealKey, PANSeal)

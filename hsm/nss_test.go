@@ -96,8 +96,10 @@ func TestWhatNSSKeepsOfAKey(t *testing.T) {
 		if err := hsmtest.Create(m, s, "key", hsm.PINOut, doubleKey, attribute(pkcs11.CKA_ID, id), attribute(pkcs11.CKA_TRUSTED, true), attribute(pkcs11.CKA_WRAP_WITH_TRUSTED, true)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := m.CreateObject(s, []*pkcs11.Attribute{attribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_LABEL, "mark"), attribute(pkcs11.CKA_VALUE, "text")})
-		refused(t, err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID)
+		for _, where := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE} {
+			_, err := m.CreateObject(s, []*pkcs11.Attribute{attribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), attribute(where, true), attribute(pkcs11.CKA_LABEL, "mark"), attribute(pkcs11.CKA_VALUE, "text")})
+			refused(t, err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID)
+		}
 	})
 	token.Use(func(m *pkcs11.Ctx) {
 		find := func(s pkcs11.SessionHandle) []pkcs11.ObjectHandle {

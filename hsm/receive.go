@@ -534,6 +534,11 @@ func Destroy(cfg Config, label, kcv string) (about KeyInfo, err error) {
 		if len(handles) != 1 {
 			return &KeyError{[]KeyFault{{label, fmt.Sprintf("is not the label of one secret key, but of %d", len(handles))}}}
 		}
+		if marks, err := isMark(c.m, c.s, handles[0]); err != nil {
+			return err
+		} else if marks {
+			return &KeyError{[]KeyFault{{label, "is no key: it says that a key change was done"}}}
+		}
 		if about, err = describe(c.m, c.s, handles[0]); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package hsm
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -77,7 +78,10 @@ func parseBirth(label, text string) (birth, bool) {
 	return birth{label, words[0], made, words[2], proof}, err == nil
 }
 
-// A mark is what the value of a mark's object tells: that the successor of this birth was adopted, and what was before it.
+// A mark is what the text of a mark's object tells: that the successor of this birth was adopted, and what was before it. The object is one of data, with the
+// label of the successor and the text in its CKA_VALUE. Where the token keeps no such object, as NSS does not, it is a secret key that can do nothing, of a random
+// value that nobody knows, with the text in its CKA_ID. Its label is then none of a successor, so that nothing takes it for a key; and no other key has
+// its CKA_ID, by which NSS would let the one take the place of the other without a word. A token may have marks of both kinds, which say the same.
 type mark struct {
 	birth    string   // its text
 	replaced []string // KCVs of the versions before it, the last one first
@@ -121,8 +125,63 @@ func parseMark(label, text string) (mark, bool) {
 	return m, len(m.replaced) > 0
 }
 
-// template returns the attributes of a mark's object.
-func (m mark) template(label string) []*pkcs11.Attribute {
+// markClasses are those of the objects that can be marks.
+var markClasses = []uint{pkcs11.CKO_DATA, pkcs11.CKO_SECRET_KEY}
+
+// markSuffix ends the label of a mark that is a key.
+const markSuffix = " mark"
+
+// markLabel is the label of the marks of a successor that are of a class.
+func markLabel(class uint, successor string) string {
+	if class == pkcs11.CKO_SECRET_KEY {
+		return successor + markSuffix
+	}
+	return successor
+}
+
+// markedBy is the inverse of markLabel. It is not ok if no mark of the class has that label.
+func markedBy(class uint, label string) (successor string, ok bool) {
+	successor = label
+	if class == pkcs11.CKO_SECRET_KEY {
+		if successor, ok = strings.CutSuffix(label, markSuffix); !ok {
+			return "", false
+		}
+	}
+	_, _, ok = successorOf(successor)
+	return successor, ok
+}
+
+// markRecipe is that of a mark that is a key: it may do nothing.
+var markRecipe = recipe{algorithm: HMAC, lengths: []int{hmacBytes}, mechanisms: []uint{pkcs11.CKM_SHA256_HMAC}}
+
+// create makes the object of a mark, with templates that are shaped for the token or for the session. A token that refuses the object of data because of its
+// template has made none.
+func (m mark) create(t module, s pkcs11.SessionHandle, successor string, shaped func([]*pkcs11.Attribute) []*pkcs11.Attribute) (class uint, handle pkcs11.ObjectHandle, err error) {
+	handle, refused := t.CreateObject(s, shaped(m.asData(successor)))
+	if !refusesData(refused) {
+		return pkcs11.CKO_DATA, handle, refused
+	}
+	template := markRecipe.template(markLabel(pkcs11.CKO_SECRET_KEY, successor), m.text(), hmacBytes)
+	handle, err = t.GenerateKey(s, mechanism(generatedBy(HMAC, hmacBytes)), withLength(shaped(template), HMAC, hmacBytes))
+	if err != nil {
+		err = fmt.Errorf("%w (and no object of data: %s)", err, refused.Error()) // of that the code says nothing
+	}
+	return pkcs11.CKO_SECRET_KEY, handle, err
+}
+
+// refusesData reports whether a token says by its answer that it keeps no object of that kind.
+func refusesData(err error) bool {
+	return slices.ContainsFunc([]pkcs11.Error{
+		pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, // NSS 3.87
+		pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
+	}, func(code pkcs11.Error) bool { return errors.Is(err, code) })
+}
+
+// lasting leaves a template as it is: that of an object in the token.
+func lasting(template []*pkcs11.Attribute) []*pkcs11.Attribute { return template }
+
+// asData returns the attributes of a mark that is an object of data.
+func (m mark) asData(label string) []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
@@ -134,38 +193,58 @@ func (m mark) template(label string) []*pkcs11.Attribute {
 	}
 }
 
-// readMark reads the object of that label. It is not ok if it is something else, or spoilt.
-func readMark(m module, s pkcs11.SessionHandle, label string, handle pkcs11.ObjectHandle) (found mark, ok bool, err error) {
-	application, _, err := attribute(m, s, handle, pkcs11.CKA_APPLICATION)
-	if err != nil || string(application) != markApplication {
-		return mark{}, false, err
+// readMark reads an object whose label is that of a successor's mark. It is not ok if it is something else, or spoilt.
+func readMark(m module, s pkcs11.SessionHandle, class uint, successor string, handle pkcs11.ObjectHandle) (found mark, ok bool, err error) {
+	which := uint(pkcs11.CKA_ID)
+	if class == pkcs11.CKO_DATA {
+		which = pkcs11.CKA_VALUE
+		application, _, err := attribute(m, s, handle, pkcs11.CKA_APPLICATION)
+		if err != nil || string(application) != markApplication {
+			return mark{}, false, err
+		}
 	}
-	value, _, err := attribute(m, s, handle, pkcs11.CKA_VALUE)
+	text, _, err := attribute(m, s, handle, which)
 	if err != nil {
 		return mark{}, false, err
 	}
-	found, ok = parseMark(label, string(value))
+	found, ok = parseMark(successor, string(text))
 	found.handle = handle
 	return found, ok, nil
 }
 
-// findMarks returns the marks of one birth: one if its key was adopted, more never.
-func findMarks(m module, s pkcs11.SessionHandle, label, birth string) ([]mark, error) {
-	handles, err := findClass(m, s, pkcs11.CKO_DATA, label)
-	if err != nil {
-		return nil, err
-	}
+// findMarks returns the marks of one birth: one if its key was adopted; two only if a token made one and denied it.
+func findMarks(m module, s pkcs11.SessionHandle, successor, birth string) ([]mark, error) {
 	var marks []mark
-	for _, handle := range handles {
-		found, ok, err := readMark(m, s, label, handle)
+	for _, class := range markClasses {
+		handles, err := findClass(m, s, class, markLabel(class, successor))
 		if err != nil {
 			return nil, err
 		}
-		if ok && found.birth == birth {
-			marks = append(marks, found)
+		for _, handle := range handles {
+			found, ok, err := readMark(m, s, class, successor, handle)
+			if err != nil {
+				return nil, err
+			}
+			if ok && found.birth == birth {
+				marks = append(marks, found)
+			}
 		}
 	}
 	return marks, nil
+}
+
+// isMark reports whether a secret key is the mark of a key change, and so no key.
+func isMark(m module, s pkcs11.SessionHandle, handle pkcs11.ObjectHandle) (bool, error) {
+	label, _, err := attribute(m, s, handle, pkcs11.CKA_LABEL)
+	if err != nil {
+		return false, err
+	}
+	successor, ok := markedBy(pkcs11.CKO_SECRET_KEY, string(label))
+	if !ok {
+		return false, nil
+	}
+	_, ok, err = readMark(m, s, pkcs11.CKO_SECRET_KEY, successor, handle)
+	return ok, err
 }
 
 // A succession is what the token has of a key beside version 1.
@@ -196,7 +275,7 @@ func (h *HSM) findSuccessions(s pkcs11.SessionHandle) (map[string]*succession, e
 	if len(all) == 0 {
 		return nil, nil
 	}
-	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_DATA} {
+	for _, class := range markClasses {
 		handles, err := findClass(h.module, s, class, "")
 		if err != nil {
 			return nil, err
@@ -206,10 +285,13 @@ func (h *HSM) findSuccessions(s pkcs11.SessionHandle) (map[string]*succession, e
 			if err != nil {
 				return nil, err
 			}
-			label := string(value)
+			label, isMark := markedBy(class, string(value))
+			if !isMark {
+				label = string(value)
+			}
 			base, _, ok := successorOf(label)
 			if c := all[base]; ok && c != nil {
-				if err := c.add(h.module, s, class, label, handle); err != nil {
+				if err := c.add(h.module, s, class, label, isMark, handle); err != nil {
 					return nil, err
 				}
 			}
@@ -221,14 +303,15 @@ func (h *HSM) findSuccessions(s pkcs11.SessionHandle) (map[string]*succession, e
 	return all, nil
 }
 
-func (c *succession) add(m module, s pkcs11.SessionHandle, class uint, label string, handle pkcs11.ObjectHandle) error {
-	if class == pkcs11.CKO_SECRET_KEY {
+// add adds a successor, or what its label says is the mark of one.
+func (c *succession) add(m module, s pkcs11.SessionHandle, class uint, label string, isMark bool, handle pkcs11.ObjectHandle) error {
+	if !isMark {
 		if !slices.Contains(c.labels, label) {
 			c.labels = append(c.labels, label)
 		}
 		return nil
 	}
-	found, ok, err := readMark(m, s, label, handle)
+	found, ok, err := readMark(m, s, class, label, handle)
 	if ok {
 		c.marks[label] = append(c.marks[label], found)
 	}

@@ -32,7 +32,8 @@ const nssMaker = "Mozilla Foundation"
 //   - A DES key gets odd parity.
 //   - Not kept: COPYABLE and ALLOWED_MECHANISMS. A token object with one of them is refused (CKR_GENERAL_ERROR); an object of the session takes and
 //     shows them, and ignores them. There is no CHECK_VALUE.
-//   - Objects of data (CKO_DATA) cannot be in the token (CKR_ATTRIBUTE_VALUE_INVALID).
+//   - Objects of data (CKO_DATA) cannot be in the token, nor private in a session (CKR_ATTRIBUTE_VALUE_INVALID).
+//   - A new key of the token takes the place of the one that has its class and CKA_ID, without a word. A CKA_ID may have 60,000 bytes.
 //   - A key that may not do an operation is CKR_KEY_TYPE_INCONSISTENT (0x63), where SoftHSM says CKR_KEY_FUNCTION_NOT_PERMITTED (0x68).
 //   - Each C_…Init, C_WrapKey, C_UnwrapKey or C_DeriveKey with a key of the token reads it from the database and deciphers it: 0.2 ms, and 10 ms more where
 //     NSS_MAX_MP_PBE_ITERATION_COUNT does not say otherwise, as it does here. With a copy of the key for the session they take 2 to 4 µs.
