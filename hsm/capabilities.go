@@ -253,28 +253,79 @@ func namedAsZMK(h *HSM, label string) bool {
 	return false
 }
 
-// takesCryptogram makes a key of a cryptogram, and checks it, as a key change does.
+// takesCryptogram does with a cryptogram what a key change does, but that all objects are of the session: it makes a key for trial, a pin-in and a pin-out key of
+// it, and the mark of each.
 func takesCryptogram(a Algorithm, way Way, zmk, cryptogram, kcv string) func(*bench) (func() error, error) {
 	return func(b *bench) (func() error, error) {
 		under, err := b.of(ZMK, a, way, zmk)
+		if err != nil {
+			return nil, err
+		}
+		bytes := len(cryptogram) / 2
+		create := func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+			if way == TokenResident {
+				return b.m.UnwrapKey(b.session, mechanism(a.ecb()), under.handle, unhex(cryptogram), template)
+			}
+			value, err := decipher(b.m, b.session, a, under.handle, unhex(cryptogram))
+			if err != nil {
+				return 0, err
+			}
+			defer clear(value)
+			return b.m.CreateSecret(b.session, template, value)
+		}
 		return func() error {
-			found, _, err := measure(b.m, b.session, a, len(cryptogram)/2, func(template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-				if way == TokenResident {
-					return b.m.UnwrapKey(b.session, mechanism(a.ecb()), under.handle, unhex(cryptogram), template)
-				}
-				value, err := decipher(b.m, b.session, a, under.handle, unhex(cryptogram))
-				if err != nil {
-					return 0, err
-				}
-				defer clear(value)
-				return b.m.CreateSecret(b.session, template, value)
-			})
+			found, zeros, err := measure(b.m, b.session, a, bytes, create)
 			if err == nil && !sameKCV(found, kcv) {
 				err = errWrongAnswer
 			}
+			for _, use := range []Use{PINIn, PINOut} {
+				if err == nil {
+					err = b.succeeds(use, a, bytes, trial{kcv: found, proof: proof(found, zeros)}, create)
+				}
+			}
 			return err
-		}, err
+		}, nil
 	}
+}
+
+// succeeds makes the successor of a key of this use, in the first of its recipes that the token can do, and its mark.
+func (b *bench) succeeds(use Use, a Algorithm, bytes int, t trial, create creator) (err error) {
+	const label = "acquirerd probe#2"
+	born := newBirth(label, t)
+	for _, r := range recipes[use] {
+		if r.algorithm != a {
+			continue
+		}
+		if err = b.becomes(r, born, bytes, create); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	m := mark{birth: born.text(), replaced: []string{t.kcv}}
+	class, o, err := m.create(b.m, b.session, label, inSession)
+	if err != nil {
+		return fmt.Errorf("marking: %w", err)
+	}
+	found, ok, err := readMark(b.m, b.session, class, label, o)
+	if err == nil && (!ok || found.text() != m.text()) {
+		err = errWrongAnswer
+	}
+	return errors.Join(err, b.m.DestroyObject(b.session, o))
+}
+
+// becomes makes a successor, and checks it.
+func (b *bench) becomes(r recipe, born birth, bytes int, create creator) error {
+	o, err := create(inSession(r.template("", born.text(), bytes)))
+	if err != nil {
+		return err
+	}
+	kcv, err := r.kcv(b.m, b.session, o)
+	if err == nil && !sameKCV(kcv, born.kcv) {
+		err = errWrongAnswer
+	}
+	return errors.Join(err, b.m.DestroyObject(b.session, o))
 }
 
 // macCapabilities are of messages, which are this process's own.

@@ -502,3 +502,61 @@ func TestATokenWithMarksOfBothKinds(t *testing.T) {
 		stop()
 	})
 }
+
+// A token that keeps no mark of any kind cannot change keys, and is not said to. What else its keys do it does.
+func TestATokenThatKeepsNoMarkIsNotSaidToChangeKeys(t *testing.T) {
+	eachKind(t, func(t *testing.T, token *hsmtest.Token) {
+		zones := newZones()[:1]
+		cfg := fill(token, zones)
+		choosy := &choosyModule{}
+		choosy.noData.Store(true)
+		choosy.noKeys.Store(true)
+		h := runOn(t, cfg, func(m hsm.Module) hsm.Module { choosy.Module = m; return choosy })
+		before := objects(t, h)
+		for name, used := range map[string]bool{"key change under tdes": true, "key change under aes": false} {
+			if o := operation(t, h, name); o.InUse != used || o.Way != hsm.NotAvailable || !strings.Contains(o.Note, "marking: pkcs11: 0xD1: CKR_TEMPLATE_INCONSISTENT") {
+				t.Errorf("%+v", o)
+			}
+		}
+		z := zones[0]
+		if err := z.change(t, "out", z.next("out")).ask(t.Context(), h); !errors.Is(err, hsm.ErrKeyChange) || !strings.Contains(err.Error(), `marking "out tdes under tdes#2"`) {
+			t.Errorf("got %v", err)
+		}
+		if err := z.translates(t, h, z.in, z.out, false); err != nil || h.KeyStatus()[1].Version != 1 || h.Statement().Generation != 1 {
+			t.Errorf("%v, %+v", err, h.KeyStatus()[1])
+		}
+		if got := objects(t, h); got != before {
+			t.Errorf("%d objects before, %d after", before, got)
+		}
+		choosy.noKeys.Store(false) // one kind is enough
+		if err := z.change(t, "out", z.next("out")).ask(t.Context(), h); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// That a change would fail is no excuse for how it begins.
+func TestAKeyChangeThatWouldFailIsTransientAllTheSame(t *testing.T) {
+	token, value := hsmtest.StandardNSS(t), hsmtest.ZoneKey("transient zmk", 16)
+	zeros := blocks(tripleDES(t, value).Decrypt, 8, make([]byte, 8))
+	token.Use(func(m *pkcs11.Ctx) {
+		if err := hsmtest.Create(m, token.Login(m), "zmk", hsm.ZMK, value, pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, false), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
+			pkcs11.NewAttribute(pkcs11.CKA_ID, fmt.Sprintf("zmk kcv:%s zeros:%X", hsmtest.KCV(hsm.ZMK, value), zeros[:3]))); err != nil {
+			t.Fatal(err)
+		}
+	})
+	cfg := token.Config()
+	cfg.Keys = append(cfg.Keys, hsm.Key{Label: "zmk", Use: hsm.ZMK, KCV: hsmtest.KCV(hsm.ZMK, value)})
+	cfg.Keys[1].ZMK, cfg.RequireTokenResident = "zmk", true
+	for _, noMarks := range []bool{false, true} {
+		choosy := &choosyModule{}
+		choosy.noKeys.Store(noMarks)
+		h, err := hsm.NewOn(cfg, func(m hsm.Module) hsm.Module { choosy.Module = m; return choosy })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Open(t.Context()); !errors.Is(err, hsm.ErrTransient) || !strings.HasSuffix(err.Error(), ": key change under tdes") {
+			t.Errorf("without marks %t: %v", noMarks, err)
+		}
+	}
+}

@@ -81,6 +81,9 @@
 // The Statement has a line for each: of what is in use, which is what the configuration has keys for, the way that is gone; of the rest, the best way that the token
 // has. RequireTokenResident looks at the lines in use, in each generation.
 //
+// A key change is tried from the cryptogram to the mark, but with objects of the session, because a trial leaves nothing in a token. One that refuses no such object, and refuses
+// those that last, is not found out: there a change fails, and leaves the old key.
+//
 // # DUKPT
 //
 // A Card with a key serial number (KSN) has a PIN block under a key that its device has used once. From is then a bdk key. A KSN that is malformed,

@@ -253,12 +253,18 @@ func (h *HSM) operation(g *generation, c capability, found []finding) Operation 
 	return o
 }
 
+// proven reports whether keys that have passed their check show that the token can do it. That of two PIN keys shows no translation, and that of a zone master
+// key no new key.
+func (c capability) proven() bool {
+	return c.pair == noPair && !slices.ContainsFunc(c.keys, func(kept keyKept) bool { return kept.use == ZMK })
+}
+
 // taken returns the place of the way that is taken: of what is in use the one of its keys, which have done their work in their check, and of the rest the best that
-// the token can do. It is -1 if there is none: a PIN translation that was found not to work is refused (see findUnable).
+// the token can do. It is -1 if there is none: a PIN translation that was found not to work is refused (see findUnable), and a key change is tried all the same.
 func (c capability) taken(found []finding, by recipe, used bool) int {
 	for i, m := range c.ways {
 		f := found[i]
-		if !used && f.err == nil || used && m.of(by) && (f.err == nil || f.untold || c.pair == noPair) {
+		if !used && f.err == nil || used && m.of(by) && (f.err == nil || f.untold || c.proven()) {
 			return i
 		}
 	}

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -53,9 +54,19 @@ func (s Statement) Transient() (names []string) {
 	return names
 }
 
-// demandResident refuses a generation that would do less than RequireTokenResident promises.
+// demandResident refuses a generation that would do less than RequireTokenResident promises. A key change that the token was found unable to do is tried all the
+// same, and begins with the clear key where its zone master key is transient; a PIN translation is not.
 func (h *HSM) demandResident(g *generation) error {
-	if names := h.statement(g).Transient(); h.cfg.RequireTokenResident && len(names) > 0 {
+	if !h.cfg.RequireTokenResident {
+		return nil
+	}
+	names := h.statement(g).Transient()
+	for _, c := range capabilities {
+		if by, used := h.inUse(g, c); used && c.pair == noPair && by.way == Transient && !slices.Contains(names, c.name) {
+			names = append(names, c.name)
+		}
+	}
+	if len(names) > 0 {
 		return fmt.Errorf("%w: %s", ErrTransient, strings.Join(names, ", "))
 	}
 	return nil
