@@ -28,9 +28,9 @@ func labelsOf(t *testing.T, cfg hsm.Config) (labels []string) {
 }
 
 func TestABDKOfTDESIsMadeWithItsVariant(t *testing.T) {
-	for name, standard := range map[string]func(testing.TB) *hsmtest.Token{"SoftHSM": hsmtest.Standard, "NSS": hsmtest.StandardNSS} {
+	for name, empty := range map[string]func(testing.TB) *hsmtest.Token{"SoftHSM": hsmtest.New, "NSS": hsmtest.NewNSS} {
 		t.Run(name, func(t *testing.T) {
-			token := standard(t)
+			token := forBDK(empty(t))
 			cfg := token.Config()
 			generated, err := hsm.Generate(cfg, hsm.NewKey{Label: "generated", Use: hsm.BDK, Algorithm: hsm.TDES})
 			if err != nil {

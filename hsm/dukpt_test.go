@@ -105,10 +105,12 @@ func tdesCard(t testing.TB) Card {
 	return Card{PAN: pan, PINBlock: block, KSN: parseKSN(t, tdesKSN), From: "bdk-tdes", To: "out"}
 }
 
-// dukptFake has one bdk key of each algorithm beside the usual ones.
+// dukptFake has one bdk key of each algorithm beside the usual ones. That of TDES is the standard's, which is the value of the usual zone key, too: a key has
+// one purpose, and so this zone has another key.
 func dukptFake(t *testing.T) (*fakeModule, Config) {
 	t.Helper()
 	f := newFake(t)
+	f.keys[0].value = bytesOf(t, "43BC10648532254368767C3889E0DA29")
 	tdes := bytesOf(t, tdesBDKValue)
 	variant := bytes.Clone(tdes)
 	for i, m := range variantMask {

@@ -22,8 +22,16 @@ const (
 	aesCardOf  = "4111111111111111"
 )
 
+// forBDK puts the keys of a standard token, but for the upstream's: its value is that of tdesBDK, and a key has one purpose.
+func forBDK(token *hsmtest.Token) *hsmtest.Token {
+	token.Put(hsmtest.ProcessorKey, hsm.PINOut, hsmtest.ProcessorZPK)
+	token.Put(hsmtest.SealKey, hsm.PANSeal, hsmtest.SealValue)
+	token.Put(hsmtest.TokenKey, hsm.PANToken, hsmtest.TokenValue)
+	return token
+}
+
 func TestBlocksOfTheStandardsUnderDUKPT(t *testing.T) {
-	token := hsmtest.Standard(t)
+	token := forBDK(hsmtest.New(t))
 	token.Put("bdk-tdes", hsm.BDK, unhex(t, tdesBDK))
 	token.PutAES("bdk-128", hsm.BDK, unhex(t, aesBDK128))
 	token.PutAES("bdk-256", hsm.BDK, unhex(t, aesBDK256))
@@ -95,7 +103,7 @@ func pinBlockOf(t *testing.T, digits string) card.PINBlock {
 }
 
 func TestMACsUnderDUKPTAreThoseOfTheirDeviceAndDirection(t *testing.T) {
-	token := hsmtest.Standard(t)
+	token := forBDK(hsmtest.New(t))
 	token.Put("bdk-tdes", hsm.BDK, unhex(t, tdesBDK))
 	token.PutAES("bdk-128", hsm.BDK, unhex(t, aesBDK128))
 	h := run(t, token.Config())

@@ -114,6 +114,7 @@ var (
 	doubleKey = hsmtest.ZoneKey("double", 16)
 	tripleKey = hsmtest.ZoneKey("triple", 24)
 	aesKey    = []byte("a key of 32 bytes for this test.")
+	aesZMK    = []byte("a zone master key for this test.")
 )
 
 func tripleDES(t testing.TB, key []byte) cipher.Block {

@@ -23,6 +23,7 @@ import (
 // Clear keys of these tests.
 var (
 	retailValue = hsmtest.ZoneKey("that makes MACs", 16)
+	cmacValue   = hsmtest.ZoneKey("that makes CMACs", 16)
 	aesValue    = hsmtest.SealValue[:16]
 	hmacValue   = hsmtest.TokenValue
 )
@@ -107,7 +108,7 @@ func macToken(t *testing.T, token *hsmtest.Token) *hsmtest.Token {
 	token.Put("retail", hsm.MACX919, retailValue)
 	token.PutAES("aes", hsm.MACCMAC, aesValue)
 	token.Put("hmac", hsm.MACHMAC, hmacValue)
-	token.Put("tdes", hsm.MACCMAC, retailValue)
+	token.Put("tdes", hsm.MACCMAC, cmacValue)
 	return token
 }
 
@@ -137,7 +138,7 @@ func wantMACs(t *testing.T, h *hsm.HSM) {
 			"X9.19, method 2": {hsm.MACKey{Label: "retail", Padding: hsm.PaddingOne}, retail(retailValue, padded(text, 0x80))},
 			"X9.19, method 3": {hsm.MACKey{Label: "retail", Padding: hsm.PaddingLength}, retail(retailValue, append(bits, padded(text)...))},
 			"CMAC of AES":     {hsm.MACKey{Label: "aes"}, cmacOf(aesBlock(aesValue), text)[:8]},
-			"CMAC of TDES":    {hsm.MACKey{Label: "tdes"}, cmacOf(tripleDES(t, retailValue), text)},
+			"CMAC of TDES":    {hsm.MACKey{Label: "tdes"}, cmacOf(tripleDES(t, cmacValue), text)},
 			"HMAC":            {hsm.MACKey{Label: "hmac"}, hmacOf(hmacValue, text)[:8]},
 		} {
 			given := bytes.Clone(text)

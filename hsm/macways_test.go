@@ -58,8 +58,9 @@ func TestAPaddingIsThatOfISO9797(t *testing.T) {
 // A MAC that met a lost session is made again in the next generation, by the same data; the copy is cleared once it is made.
 func TestAMACIsTriedAgainAfterALoss(t *testing.T) {
 	f := newFake(t)
-	half := bytes.Repeat(f.keys[0].value[:desBytes], 2)
-	whole := fakeKey{label: "retail", use: MACX919, value: f.keys[0].value}
+	value := bytesOf(t, "43BC10648532254368767C3889E0DA29")
+	half := bytes.Repeat(value[:desBytes], 2)
+	whole := fakeKey{label: "retail", use: MACX919, value: value}
 	left := fakeKey{label: "retail" + leftSuffix, use: MACX919, value: half}
 	zeros := make([]byte, desBytes)
 	fakeBlock(half, false).Encrypt(zeros, zeros)

@@ -20,7 +20,7 @@ func TestAnHSMServesOnNSSAndFindsItsKeysAgain(t *testing.T) {
 	token.PutAES("in of AES", hsm.PINIn, aesKey)
 	token.PutAES("out of AES", hsm.PINOut, aesKey[:16])
 	token.Put("zmk", hsm.ZMK, tripleKey)
-	token.PutAES("zmk of AES", hsm.ZMK, aesKey)
+	token.PutAES("zmk of AES", hsm.ZMK, aesZMK)
 	var sealed card.SealedPAN
 	var pseudonym card.PANToken
 	for _, life := range []string{"first", "second"} {
