@@ -107,6 +107,7 @@ func TestKeysOfBothAlgorithmsChangeUnderZoneMasterKeysOfBoth(t *testing.T) {
 		{"aes", shortZMK, bytesOf("aes 6", 32), aesKCV, "another check value"}, // under another key, which AES does not tell by parity
 		{"tdes", aesZMK, hsmtest.ZoneKey("tdes 2", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, ""},
 		{"tdes", aesZMK, hsmtest.ZoneKey("mac", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, `"mac" has the same check value`}, // of another purpose
+		{"aes", aesZMK, hsmtest.SealValue, aesKCV, `"pan-seal-1" has the same check value`},
 		{"tdes", shortZMK, hsmtest.ZoneKey("tdes 3", 16), func(k []byte) string { return hsmtest.KCV(hsm.PINOut, k) }, "odd parity"},
 	} {
 		before := status(c.label)
@@ -159,8 +160,17 @@ func TestAKeyOfTwoPurposesRefusesTheStart(t *testing.T) {
 		}
 	}
 	token := hsmtest.Standard(t)
-	token.Put("same", hsm.PINIn, hsmtest.ProcessorZPK) // of both directions
+	token.PutAES("twin", hsm.PANToken, hsmtest.SealValue)
 	h, err := hsm.New(token.Config(), slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Open(t.Context()); !errors.Is(err, hsm.ErrKeyCheck) || !strings.Contains(err.Error(), "a key has one purpose") {
+		t.Errorf("a seal key that makes PAN tokens: got %v", err)
+	}
+	token = hsmtest.Standard(t)
+	token.Put("same", hsm.PINIn, hsmtest.ProcessorZPK) // of both directions
+	h, err = hsm.New(token.Config(), slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -405,16 +405,14 @@ func (h *HSM) refusedByToken(err error) error {
 	return keepGeneration(err)
 }
 
-// refuseReuse refuses a key that another zone has (PCI PIN 17), and one that was replaced before: a delayed or recorded change must not bring
-// it back. Three bytes of KCV are the same by chance once in 16 million; the other side will send another key.
+// refuseReuse refuses a key that any other one is, whatever its use (PCI PIN 17, 19), and one that was replaced before: a delayed or recorded change
+// must not bring it back. Not even a PIN key of both directions comes so (see Twins): nobody but the operator can tell that both are of one
+// zone. Three bytes of KCV are the same by chance once in 16 million; the other side will send another key.
 func (h *HSM) refuseReuse(g *generation, label, kcv string) error {
 	for _, k := range h.cfg.Keys {
-		if k.Use == PANSeal || k.Use == PANToken {
-			continue
-		}
 		now := g.key(k.Label)
-		if k.Label != label && sameKCV(kcv, now.KCV) { // also of another use: a key has one purpose
-			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own", k.Label)
+		if k.Label != label && sameKCV(kcv, now.KCV) {
+			return refuse(keyReused, "the key %q has the same check value: each zone has a key of its own, and each key one purpose", k.Label)
 		}
 		if now.hasReplaced(kcv) {
 			return refuse(keyReused, "the key %q had the same check value before", k.Label)

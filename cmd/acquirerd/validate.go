@@ -157,7 +157,7 @@ func (f *faults) validateHSM(c *HSMConfig) {
 	if c.KeyOverlap > mostOverlap {
 		f.add("hsm.key_overlap", "is longer than %v", mostOverlap)
 	}
-	labels, zones, others := map[string]string{}, map[string]string{}, map[hsm.Use]map[string]string{}
+	labels := map[string]string{}
 	for i, key := range c.Keys {
 		at := fmt.Sprintf("hsm.keys[%d]", i)
 		f.label(at+".label", key.Label)
@@ -168,15 +168,11 @@ func (f *faults) validateHSM(c *HSMConfig) {
 		if !slices.Contains(hsm.Uses, key.Use) {
 			f.add(at+".use", "%q is not one of %s", string(key.Use), oneOf(hsm.Uses))
 		}
-		switch key.Use {
-		case hsm.PINIn, hsm.PINOut, hsm.BDK: // each zone has a key of its own (PCI PIN 17)
-			f.unique(at+".kcv", strings.ToUpper(key.KCV), zones)
-		case hsm.PANSeal, hsm.PANToken: // of no zone
-		default:
-			if others[key.Use] == nil {
-				others[key.Use] = map[string]string{}
+		for j, other := range c.Keys[:i] {
+			if problem := hsm.Twins(key.Use, other.Use); problem != "" && key.KCV != "" && strings.EqualFold(key.KCV, other.KCV) {
+				f.add(at+".kcv", "%q is hsm.keys[%d].kcv already: %s", strings.ToUpper(key.KCV), j, problem)
+				break
 			}
-			f.unique(at+".kcv", strings.ToUpper(key.KCV), others[key.Use])
 		}
 		if key.Use != hsm.PINIn && key.Use != hsm.PINOut && key.ZMK != "" {
 			f.add(at+".zmk", "only a %s or %s key can be changed", hsm.PINIn, hsm.PINOut)
@@ -294,6 +290,7 @@ func (f *faults) validateEndpoints(c *Config) {
 		if e.PINKey != "" {
 			f.key(&c.HSM, at+".pin_key", e.PINKey, hsm.PINOut)
 			f.zone(&c.HSM, at+".pin_key", e.PINKey, zones)
+			f.otherZone(c, at+".pin_key", e.PINKey)
 		}
 		f.pinFormat(at, e.PINKey, e.PINFormat, e.Dialect)
 	}
@@ -310,6 +307,22 @@ func (f *faults) zone(c *HSMConfig, path, label string, seen map[string]string) 
 		return
 	}
 	seen[label] = path
+}
+
+// otherZone demands that an endpoint's PIN key is no upstream's, by its check value: hsm.Twins cannot know that the directions are of two zones.
+func (f *faults) otherZone(c *Config, path, label string) {
+	kcv := func(label string) string {
+		if i := slices.IndexFunc(c.HSM.Keys, func(k KeyConfig) bool { return k.Label == label }); i >= 0 {
+			return strings.ToUpper(c.HSM.Keys[i].KCV)
+		}
+		return ""
+	}
+	for i, u := range c.Upstreams {
+		if u.PINKey != "" && kcv(u.PINKey) != "" && kcv(u.PINKey) == kcv(label) {
+			f.add(path, "key %q has the check value of upstreams[%d].pin_key, %q: each zone has a key of its own", label, i, kcv(label))
+			return
+		}
+	}
 }
 
 // The ways with a key serial number that does not rise.
