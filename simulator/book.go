@@ -25,6 +25,7 @@ const (
 	ConnectionLost Outcome = "connection_lost" // the connection ended before the answer
 	NotSent        Outcome = "not_sent"        // there was no connection, and nothing was sent
 	Mismatch       Outcome = "mismatch"        // an answer by its key, but for another amount, card or terminal
+	Unproven       Outcome = "unproven"        // an answer whose MAC is wrong or missing: nothing that it says counts
 )
 
 // A Belief is what an upstream takes for true of a transaction, and acts on.
@@ -88,7 +89,8 @@ type Entry struct {
 	Approved         bool          `json:"approved"`                // the dialect calls the code approving
 	ApprovedAmount   int64         `json:"approved_amount"`
 	AuthorizationID  string        `json:"authorization_id,omitempty"`
-	LateCode         string        `json:"late_code,omitempty"` // of an answer that came after the timeout
+	LateCode         string        `json:"late_code,omitempty"`     // of an answer that came after the wait for it
+	UnprovenCode     string        `json:"unproven_code,omitempty"` // of the answer that ended the wait and is not believed, as one for people alone
 	SentAt           time.Time     `json:"sent_at"`
 	Elapsed          time.Duration `json:"elapsed_ns"`
 
@@ -115,7 +117,7 @@ type BookCounts struct {
 	LateAnswers int64             `json:"late_answers"`
 	Unmatched   int64             `json:"unmatched"`   // answers to nothing that was asked, or asked once and answered twice
 	Undecodable int64             `json:"undecodable"` // messages that could not be read
-	WrongMACs   int64             `json:"wrong_macs"`  // messages whose MAC was wrong or missing: not heard
+	WrongMACs   int64             `json:"wrong_macs"`  // messages whose MAC was wrong or missing: not believed
 	Unlisted    int64             `json:"unlisted"`    // requests beyond the book's limit
 
 	Repeats            int64 `json:"repeats"`             // requests sent as x1 before they were answered
@@ -172,7 +174,7 @@ func (b *Book) settle(e *Entry, r reply, in reader) Entry {
 	b.counts.Outcomes[Pending]--
 	b.counts.Outcomes[r.outcome]++
 	e.Outcome, e.Elapsed = r.outcome, r.at.Sub(e.SentAt)
-	e.ResponseCode, e.AuthorizationID = in.iso87(r.code), r.authorizationID
+	e.ResponseCode, e.AuthorizationID, e.UnprovenCode = in.iso87(r.code), r.authorizationID, in.iso87(r.unproven)
 	if r.rrn != e.RRN {
 		e.AnswerRRN = r.rrn
 	}

@@ -53,7 +53,7 @@ type Verdict struct {
 	Reversed           int `json:"reversed"`            // reversals that the processor has acknowledged
 	Partial            int `json:"partial"`             // reversals in part, acknowledged or not
 	Parked             int `json:"parked"`              // reversals and advices
-	Unanswered         int `json:"unanswered"`          // requests of the upstream that lost their connection or timed out
+	Unanswered         int `json:"unanswered"`          // requests of the upstream that lost their connection or timed out, or whose answer was not proven
 	Late               int `json:"late"`                // answers that the upstream got after its timeout
 	DuplicatesAnswered int `json:"duplicates_answered"` // answers to the upstream's repeats, and to what it sent once more
 	Mismatches         int `json:"mismatches"`
@@ -354,7 +354,7 @@ func (c *comparison) find(e *Entry, name string, mti messages.MTI, transmissionT
 
 // told checks an entry of which the upstream has no belief, but only what it was told.
 func (c *comparison) told(e *Entry) {
-	if e.Outcome == TimedOut || e.Outcome == ConnectionLost {
+	if e.Outcome == TimedOut || e.Outcome == ConnectionLost || e.Outcome == Unproven {
 		c.Unanswered++
 	}
 	if e.Outcome == Mismatch {
@@ -374,7 +374,7 @@ func (c *comparison) told(e *Entry) {
 
 // believed checks an entry of a Duty against what the processor holds.
 func (c *comparison) believed(e *Entry) {
-	if e.Outcome == TimedOut || e.Outcome == ConnectionLost {
+	if e.Outcome == TimedOut || e.Outcome == ConnectionLost || e.Outcome == Unproven {
 		c.Unanswered++
 	}
 	for _, fault := range e.Faults {

@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"acquirerd/messages"
 	"acquirerd/simulator"
+	"acquirerd/specs"
 )
 
 // Published examples: ISO/IEC 9797-1 annex B.4 and NIST SP 800-38B (vectors.json has their sources). What the simulator finds right is right.
@@ -84,4 +87,104 @@ func TestAMACKeyOfAFile(t *testing.T) {
 	if _, err := simulator.ReadMACKeyFile(path, "md5", 0); err == nil {
 		t.Error("an algorithm that is none is taken")
 	}
+}
+
+// An answer whose MAC is wrong or missing may be anybody's, a refusal as well as an approval: the wait ends with it, and it decides nothing.
+func TestAnAnswerThatIsNotProvenDecidesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		mac, err := simulator.NewMACKey(simulator.MACHMAC, 0, make([]byte, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		withMAC := codec(t, "iso87-ascii")
+		withMAC.Dialect().MAC.Place = specs.MACLast
+		p, listener, stopProcessor := serve(t, simulator.ProcessorConfig{Codec: withMAC, MAC: mac,
+			Rules: rules(t, "amount=1 bad-mac attempt=1", "amount=2 no-mac decline=51 attempt=1", "amount=3 no-mac", "mti=04 amount=3 bad-mac attempt=1")})
+		defer stopProcessor()
+		u, stop := run(t, simulator.UpstreamConfig{Codec: withMAC, MAC: mac, ReplyTimeout: 10 * time.Second}, listener)
+		defer stop()
+		ready(t, u)
+		for amount, code := range map[int64]string{1: "00", 2: "51"} {
+			request := simulator.Request{PAN: pan(t, visa), Amount: amount}
+			got := do(t, u, request)
+			if got.Outcome != simulator.Unproven || got.UnprovenCode != code || got.ResponseCode != "" || got.Approved || got.Elapsed != 0 {
+				t.Errorf("%d: got %+v", amount, got)
+			}
+			if again := do(t, u, request.Again(got)); again.Outcome != simulator.Answered {
+				t.Errorf("%d again: got %+v", amount, again)
+			}
+		}
+		duty, err := simulator.NewDuty(simulator.DutyConfig{Upstream: u})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := duty.Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 3})
+		if err != nil || got.Outcome != simulator.Unproven || got.Belief != simulator.BelievesNone || got.Open ||
+			got.Reversal.State != simulator.DebtAcknowledged || got.Reversal.Tries != 2 || len(got.Faults) > 0 {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		if counts := p.Ledger().Counts(); counts.Reversed != 1 || counts.WrongMACs != 0 {
+			t.Errorf("the ledger has %+v", counts)
+		}
+		if counts := u.Book().Counts(); counts.WrongMACs != 4 || counts.Outcomes[simulator.Unproven] != 3 || counts.LateAnswers != 0 {
+			t.Errorf("the book has %+v", counts)
+		}
+	})
+}
+
+// A right answer behind a spoiled copy of itself is a late one.
+func TestTheRightAnswerMayComeAfterAnUnprovenOne(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		mac, err := simulator.NewMACKey(simulator.MACHMAC, 0, make([]byte, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		withMAC := codec(t, "iso87-ascii")
+		withMAC.Dialect().MAC.Place = specs.MACLast
+		listener := simulator.NewPipeListener()
+		u, stop := run(t, simulator.UpstreamConfig{Codec: withMAC, MAC: mac, NoSignOn: true}, listener)
+		defer stop()
+		conn, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		ready(t, u)
+		asked := make(chan simulator.Entry, 1)
+		go func() {
+			entry, err := u.Do(t.Context(), simulator.Request{PAN: pan(t, visa), Amount: 1})
+			if err != nil {
+				t.Error(err)
+			}
+			asked <- entry
+		}()
+		body, err := withMAC.ReadFrame(newReader(conn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request, err := withMAC.Decode(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := withMAC.EncodeFrame(messages.NewAnswer(request, "97"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		right, err := withMAC.EncodeFrameWithMAC(t.Context(), mac, messages.NewAnswer(request, "51"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, frame := range [][]byte{bare, bare, right} {
+			if _, err := conn.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := <-asked; got.Outcome != simulator.Unproven || got.UnprovenCode != "97" {
+			t.Errorf("got %+v", got)
+		}
+		synctest.Wait()
+		if s := u.Book().Snapshot(); s.Entries[0].LateCode != "51" || s.Counts.WrongMACs != 2 || s.Counts.Unmatched != 0 {
+			t.Errorf("the book has %+v", s)
+		}
+	})
 }

@@ -223,7 +223,7 @@ func (u *Upstream) open() []*connection {
 // ctx ends it before that with the same outcome. An error means that no such request can be made, and that nothing was sent or
 // written down.
 //
-// The same numbers again (Request.Again) take over from a request that has timed out: its late answer then answers the newer one.
+// The same numbers again (Request.Again) take over from a request whose wait has ended without an answer: its late answer then answers the newer one.
 func (u *Upstream) Do(ctx context.Context, r Request) (Entry, error) {
 	m, err := u.build(r)
 	if err != nil {
@@ -335,7 +335,7 @@ type exchange struct {
 	request *messages.Message
 	frame   []byte
 	key     messages.Key
-	noted   func(code string) // nil for the dialogue of a connection: no answer is waited for after the timeout
+	noted   func(code string) // nil for the dialogue of a connection: no answer is waited for after the wait
 	late    bool              // guarded by connection.mu
 	twice   bool              // it replaced one that may be answered, too; guarded by connection.mu
 	reply   reply             // set before done is closed
@@ -346,6 +346,7 @@ type exchange struct {
 type reply struct {
 	outcome         Outcome
 	at              time.Time
+	unproven        string // code of an answer that is not believed; in the dialect's own terms
 	code            string // of the answer, as all that follows; in the dialect's own terms
 	authorizationID string
 	rrn             string
@@ -445,12 +446,29 @@ func (c *connection) read() {
 		}
 		c.trace(Received, m, c.reader.framed(body))
 		if c.cfg.MAC != nil && c.cfg.Codec.CheckMAC(context.Background(), c.cfg.MAC, m) != nil {
-			c.book.tally(func(counts *BookCounts) { counts.WrongMACs++ })
-			m.Clear()
-			continue // as if it had not come
+			c.disbelieve(m)
+			continue
 		}
 		c.deliver(m)
 	}
+}
+
+// disbelieve ends the wait for an answer by one that anybody may have made: what became of the request is unknown, whatever it says. The right one may
+// still come, as a late one.
+func (c *connection) disbelieve(m *messages.Message) {
+	defer m.Clear()
+	c.book.tally(func(counts *BookCounts) { counts.WrongMACs++ })
+	key, keyed := c.cfg.Codec.Key(m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := c.pending[key]
+	if !keyed || !m.MTI.IsAnswer() || x == nil || x.late {
+		return
+	}
+	if x.late = true; x.noted == nil {
+		delete(c.pending, key)
+	}
+	x.finish(reply{outcome: Unproven, unproven: m.Get(messages.ResponseCode)})
 }
 
 // deliver gives an answer to the request that it answers.
@@ -535,6 +553,9 @@ func (c *connection) manage(ctx context.Context, part messages.Dialogue) error {
 	case <-ctx.Done():
 		c.giveUp(x, TimedOut)
 		return fmt.Errorf("waiting for the answer to %s: %w", part, ctx.Err())
+	}
+	if x.reply.outcome == Unproven {
+		return fmt.Errorf("waiting for the answer to %s: its MAC is wrong or missing", part)
 	}
 	if x.reply.code == "" {
 		return fmt.Errorf("waiting for the answer to %s: the connection was closed", part)

@@ -126,7 +126,7 @@ func (c *cli) upstreamCommand() *cobra.Command {
 	var echo bool
 	command := c.command("upstream", "Ask acquirerd as an upstream switch",
 		"Upstream signs on, sends one request, or those of a script one after the other, prints what it sends and receives, decoded and\n"+
-			"masked, and fails if an answer is not the expected one: a response code, or timeout, connection_lost, not_sent, mismatch.\n\n"+
+			"masked, and fails if an answer is not the expected one: a response code, or timeout, connection_lost, not_sent, mismatch, unproven.\n\n"+
 			"A script is a YAML list. An item has the keys name, mti, card, track2, expiry, pin, amount, currency, processing_code, terminal,\n"+
 			"merchant, chip, expect, and: again, the name of an earlier item whose numbers it takes, so that it is the same request once more\n"+
 			"or, with an mti of 04xx (and original_mti, if that was not 0100, and replacement, for what is to stand), its reversal. Everything else is the item's own: one that leaves\n"+
