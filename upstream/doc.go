@@ -22,6 +22,10 @@
 // Reconfigure changes all of this while the door serves, but for the name, the dialect and the PIN key of the upstream. Connections that could
 // not be opened again end, in good order; the others stay.
 //
+// Where the upstream's dialect has message authentication codes, a message is checked before anything is made of it (mac.go). A refusal of one whose code
+// is wrong or missing goes out without a code, and one that could not be checked is not answered: nobody who sends a spoiled copy of a request ahead gets
+// an answer that would be believed of the request itself.
+//
 // What the switch gives no answer to is not answered: the upstream asks again, or reverses. The door owns no decision about money but one: when
 // an answer could not be written whole, it says so to the switch, which then owes a reversal if the answer was an approval that nobody else
 // was told of. An answer that was written whole counts as delivered, also to an upstream that has closed its side: a half-close looks the same.

@@ -246,7 +246,7 @@ func (s *session) handle(request *messages.Message, fault error, arrived time.Ti
 		fault = s.door.upstream.Codec.Validate(request)
 	}
 	if fault != nil {
-		return s.refuse(request, fault)
+		return s.refuse(request, fault, s.tell)
 	}
 	return s.take(request, arrived, answering)
 }
@@ -382,9 +382,9 @@ func (s *session) manage(request *messages.Message) error {
 	return s.tell(messages.NewAnswer(request, code))
 }
 
-// refuse answers what does not keep the format. Its error ends the connection: what was read does not say what an answer to it would be
-// an answer to.
-func (s *session) refuse(request *messages.Message, fault error) error {
+// refuse answers what does not keep the format, by tell. Its error ends the connection: what was read does not say what an answer to it would
+// be an answer to.
+func (s *session) refuse(request *messages.Message, fault error, tell func(*messages.Message) error) error {
 	if request != nil {
 		defer request.Clear()
 	}
@@ -399,18 +399,20 @@ func (s *session) refuse(request *messages.Message, fault error) error {
 	})
 	var format *messages.FormatError
 	if errors.As(fault, &format) {
-		return s.tell(messages.NewFormatError(request, answers.FormatError, format.Element))
+		return tell(messages.NewFormatError(request, answers.FormatError, format.Element))
 	}
-	return s.tell(messages.NewAnswer(request, answers.Unsupported))
+	return tell(messages.NewAnswer(request, answers.Unsupported))
 }
 
 // write sends one answer. An error means that the upstream has not been given a whole frame, and will not be on this connection.
-func (s *session) write(answer *messages.Message) error {
-	frame, err := s.frame(answer)
+func (s *session) write(answer *messages.Message) error { return s.writeBy(s.frame, answer) }
+
+func (s *session) writeBy(encode func(*messages.Message) ([]byte, error), answer *messages.Message) error {
+	frame, err := encode(answer)
 	if errors.As(err, new(*messages.FormatError)) {
 		// The processor said something that this upstream's dialect has no room for. What it decided still fits.
 		s.log.Error("answer does not fit the upstream's dialect", "mti", string(answer.MTI), "error", err)
-		frame, err = s.frame(messages.Essence(answer))
+		frame, err = encode(messages.Essence(answer))
 	}
 	if err != nil {
 		return fmt.Errorf("encoding answer: %w", err)

@@ -37,7 +37,8 @@ type desk struct {
 	undelivered []acquirer.Result
 	delivered   int
 	keys        []string
-	known       string // the key that the switch knows
+	known       string   // the key that the switch knows
+	turned      []string // keys of what was turned away: their refusals are remembered
 }
 
 func (d *desk) Admit(req acquirer.Request) *acquirer.Visit { return &acquirer.Visit{Request: req} }
@@ -68,6 +69,9 @@ func (d *desk) TurnAway(_ context.Context, req acquirer.Request) *messages.Messa
 	if req.Key != "" && req.Key == d.known {
 		return nil
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turned = append(d.turned, req.Key)
 	return messages.NewAnswer(req.Message, "96")
 }
 

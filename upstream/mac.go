@@ -12,7 +12,8 @@ import (
 
 // Message authentication codes (MACs) of an upstream whose dialect wants them. The key is in an HSM, which can be slow or gone. Each message is
 // checked before anything is made of it, beside the reading of the next ones and several at a time, and then handled in the order of arrival, because a
-// reversal may stand behind what it reverses. What is not proven to be the upstream's is refused, and leaves no trace by which a right one would be.
+// reversal may stand behind what it reverses. What is not proven to be the upstream's is refused without a MAC, and what could not be checked is not
+// answered: neither is believed of the upstream's own message, and neither leaves a trace by which that would be refused.
 
 const (
 	checksAtOnce       = 16 // calls of one door into the HSM for what it has read
@@ -48,6 +49,13 @@ func (s *session) tell(answer *messages.Message) error {
 	}
 	s.door.sometimes.Do(func() { s.log.Warn("answer not sent", "mti", string(answer.MTI), "error", err) })
 	return nil
+}
+
+// tellBare sends a refusal of what is not proven, without a MAC: one that is proven would be believed of the request that the upstream has made, of which
+// this may be a spoiled copy that somebody sent ahead. It tells people what is wrong; the upstream's machine knows nothing by it, and asks again or
+// reverses.
+func (s *session) tellBare(refusal *messages.Message) error {
+	return s.writeBy(s.door.upstream.Codec.EncodeFrame, refusal)
 }
 
 // An arrival is what was read of a connection.
@@ -134,7 +142,10 @@ func (s *session) handleChecked(a arrival, answering *sync.WaitGroup) error {
 	if err := <-a.proven; err != nil {
 		return s.disbelieve(a.request, err)
 	}
-	if a.fault != nil && s.mayBeKnown(a.request) {
+	if a.fault != nil && s.isUnproven(a.request) {
+		if !s.isKnown(a.request) {
+			return s.refuse(a.request, a.fault, s.tellBare)
+		}
 		s.door.metrics.messages.WithLabelValues(s.door.upstream.Name, kindSilent).Inc()
 		a.request.Clear()
 		return nil
@@ -142,40 +153,38 @@ func (s *session) handleChecked(a arrival, answering *sync.WaitGroup) error {
 	return s.handle(a.request, a.fault, a.at, answering)
 }
 
-// disbelieve refuses a message that may be somebody else's. What repeats something that is in flight or on record is not answered: the upstream
-// would believe the refusal of what may have been approved. One that could not be checked is turned away as one for which there is no room: its
-// refusal is remembered, so that another copy of it is not approved when the HSM is back. Its error ends the connection.
+// disbelieve drops a message that may be somebody else's, and refuses it if its MAC is wrong. What repeats something that is in flight or on record is
+// not answered: an upstream that does not look for the MAC of a refusal would believe it of what may have been approved. Nor is one that could not be
+// checked: a refusal that the upstream is to believe needs the HSM for its own MAC, and would have to be remembered, so that anybody could have a
+// request refused by its numbers. Its error ends the connection.
 func (s *session) disbelieve(m *messages.Message, why error) error {
 	defer m.Clear()
 	d := s.door
-	req := acquirer.Request{Upstream: d.upstream, Message: m, Key: s.keyOf(m)}
 	recognisable := m.MTI.IsRequest() && m.Has(messages.STAN) && (m.Has(messages.TransmissionTime) || m.Has(messages.LocalTime))
 	d.sometimes.Do(func() {
 		s.log.Warn("message is not proven to be the upstream's", "mti", string(m.MTI), "upstream_stan", m.Get(messages.STAN), "error", why)
 	})
 	if !errors.Is(why, messages.ErrMAC) {
-		if !recognisable {
-			return nil
-		}
-		return s.turnAway(req, kindUnchecked)
+		d.metrics.messages.WithLabelValues(d.upstream.Name, kindUnchecked).Inc()
+		return nil
 	}
 	d.metrics.macs.WithLabelValues(sideUpstream, d.upstream.Name).Inc()
 	d.metrics.messages.WithLabelValues(d.upstream.Name, kindWrongMAC).Inc()
-	if recognisable && !d.desk.Known(s.ctx, req) {
-		if err := s.tell(messages.NewAnswer(m, d.upstream.Codec.Dialect().Answers.MACIncorrect)); err != nil {
+	if recognisable && !s.isKnown(m) {
+		if err := s.tellBare(messages.NewAnswer(m, d.upstream.Codec.Dialect().Answers.MACIncorrect)); err != nil {
 			return err
 		}
 	}
 	return s.mistrust(time.Now())
 }
 
-// mayBeKnown reports whether what cannot be read, and so is not proven to be the upstream's, has the numbers of what is in flight or on record. Its
-// refusal would have a MAC, and be believed of what may have been approved.
-func (s *session) mayBeKnown(m *messages.Message) bool {
-	codec := s.door.upstream.Codec
-	if m == nil || m.Rejected() != "" || !m.MTI.IsRequest() || !codec.HasMAC(m.MTI) {
-		return false
-	}
+// isUnproven reports whether what cannot be read should have had a MAC. It may be a copy of a message that somebody has spoiled.
+func (s *session) isUnproven(m *messages.Message) bool {
+	return m != nil && m.Rejected() == "" && m.MTI.IsRequest() && s.door.upstream.Codec.HasMAC(m.MTI)
+}
+
+// isKnown reports whether a message has the numbers of what is in flight or on record.
+func (s *session) isKnown(m *messages.Message) bool {
 	return s.door.desk.Known(s.ctx, acquirer.Request{Upstream: s.door.upstream, Message: m, Key: s.keyOf(m)})
 }
 

@@ -170,7 +170,7 @@ func TestAWrongMACIsAnsweredByTheDialectsCode(t *testing.T) {
 			c.send(m)
 			got := c.receive()
 			if got.Get(messages.ResponseCode) != "97" || got.Get(messages.STAN) != m.Get(messages.STAN) ||
-				h.codec.CheckMAC(context.Background(), newMACKeyOf(t), got) != nil {
+				got.Has(messages.MAC) || got.Has(messages.MAC2) { // it would be believed
 				t.Errorf("%s: got %v", m.MTI, got)
 			}
 		}
@@ -191,8 +191,8 @@ func TestAWrongMACIsAnsweredByTheDialectsCode(t *testing.T) {
 	})
 }
 
-// What cannot be read has no MAC that could be checked. By the numbers of what is known it may be a copy that somebody has spoiled, so as to have a
-// refusal that is proven: the upstream would believe it of what is being approved.
+// What cannot be read has no MAC that could be checked. It may be a copy that somebody has spoiled, so as to have a refusal that is proven: there is none.
+// By the numbers of what is known there is no refusal at all, which an upstream that looks for no MAC would believe of what is being approved.
 func TestASpoiledCopyOfWhatIsKnownIsNotRefused(t *testing.T) {
 	withMACs(t, nil, nil, func(t *testing.T, h *hall, _ *macKey) {
 		h.desk.known = h.codec.Identity(request(1))
@@ -206,11 +206,11 @@ func TestASpoiledCopyOfWhatIsKnownIsNotRefused(t *testing.T) {
 			c.raw(frame)
 		}
 		c.proven(request(3))
-		got := c.answer()
+		got := c.receive()
 		if got.Get(messages.STAN) == "000001" {
 			t.Fatalf("refused: %v", got)
 		}
-		if got.Get(messages.STAN) != "000002" || got.Get(messages.ResponseCode) != "30" {
+		if got.Get(messages.STAN) != "000002" || got.Get(messages.ResponseCode) != "30" || got.Has(messages.MAC) {
 			t.Errorf("what is not known: got %v", got)
 		}
 		if got := c.answer(); got.Get(messages.STAN) != "000003" {
@@ -225,12 +225,12 @@ func TestTooManyWrongMACsEndTheirConnection(t *testing.T) {
 		c, other := h.connect(), h.connect()
 		for i := range 4 {
 			c.send(request(i + 1))
-			c.answer()
+			c.receive()
 		}
 		<-time.After(time.Minute)
 		for i := range 5 {
 			c.send(request(i + 1))
-			c.answer()
+			c.receive()
 		}
 		if !c.ended() {
 			t.Error("it stays open")
@@ -275,11 +275,10 @@ func TestASlowHSMStopsNoReadingAndChangesNoOrder(t *testing.T) {
 		if len(order) != 0 {
 			t.Errorf("%q were handled before the first", order)
 		}
-		if got := c.answer(); got.Get(messages.STAN) != "000001" || got.Get(messages.ResponseCode) != "96" || time.Since(began) != 30*time.Second {
-			t.Errorf("after %v: %v", time.Since(began), got)
-		}
-		for range 2 {
-			c.answer()
+		for range 2 { // the first has no answer: nobody knows whose it was
+			if got := c.answer(); got.Get(messages.STAN) == "000001" || time.Since(began) != 30*time.Second {
+				t.Errorf("after %v: %v", time.Since(began), got)
+			}
 		}
 		if len(order) != 2 {
 			t.Errorf("handled %q", order)
@@ -340,4 +339,48 @@ func TestADoorsKeyAndDialectBelongTogether(t *testing.T) {
 	if _, err := upstream.New(cfg, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "mac_key: missing") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A refusal that is proven is believed. Whoever can hold back a request, and sends a spoiled copy of it ahead, has one of the request itself: nothing of
+// the copy is remembered, so that the request is approved after it, and the answer that says so need only be lost.
+func TestARefusalOfWhatIsNotProvenIsNotProvenEither(t *testing.T) {
+	withMACs(t, nil, nil, func(t *testing.T, h *hall, _ *macKey) {
+		c := h.connect()
+		c.send(request(1)) // without a MAC
+		refusal := c.receive()
+		c.proven(request(1))
+		approval := c.answer()
+		believed := h.codec.CheckMAC(context.Background(), newMACKeyOf(t), refusal) == nil
+		if believed && refusal.Get(messages.ResponseCode) != "00" && approval.Get(messages.ResponseCode) == "00" {
+			t.Errorf("one request has two answers that are proven: %v and %v", refusal, approval)
+		}
+		_ = c.Close()
+	})
+}
+
+// While the HSM cannot check, or has been given too much to check, anybody's copy is as good as the upstream's. What is remembered of it refuses the
+// upstream's own request for ten minutes.
+func TestWhatCouldNotBeCheckedLeavesNoTrace(t *testing.T) {
+	withMACs(t, nil, nil, func(t *testing.T, h *hall, k *macKey) {
+		k.change(func(k *macKey) { k.gone = true })
+		c := h.connect()
+		m := request(1)
+		m.SetSensitive(messages.MAC, "anything")
+		c.send(m)
+		synctest.Wait()
+		k.change(func(k *macKey) { k.gone = false })
+		c.proven(request(1))
+		if got := c.answer(); got.Get(messages.ResponseCode) != "00" { // and nothing was answered before it
+			t.Errorf("got %v", got)
+		}
+		h.desk.mu.Lock()
+		defer h.desk.mu.Unlock()
+		if len(h.desk.turned) > 0 {
+			t.Errorf("a stranger has had %q refused", h.desk.turned)
+		}
+		if got := h.told("unchecked"); got != 1 {
+			t.Errorf("%v are counted", got)
+		}
+		_ = c.Close()
+	})
 }

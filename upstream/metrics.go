@@ -34,12 +34,12 @@ const (
 	kindTaken       = "taken"
 	kindBusy        = "busy"         // over the limit of messages in flight: refused
 	kindRate        = "rate"         // over the rate: refused
-	kindSilent      = "silent"       // over one of these, and it repeats what is known: not answered, because a refusal would be believed
+	kindSilent      = "silent"       // over one of these, or without a form and so not proven, and it repeats what is known: not answered, because a refusal would be believed
 	kindFormatError = "format_error" // refused
 	kindUnsupported = "unsupported"  // a type or a network management code that is not served: refused
 	kindUnasked     = "unasked"      // an answer to nothing: dropped
-	kindWrongMAC    = "wrong_mac"    // its message authentication code is wrong or missing: refused
-	kindUnchecked   = "unchecked"    // its message authentication code could not be checked: refused
+	kindWrongMAC    = "wrong_mac"    // its message authentication code is wrong or missing: refused, unless it repeats what is known
+	kindUnchecked   = "unchecked"    // its message authentication code could not be checked: dropped, and not answered
 	kindSignOn      = "sign_on"
 	kindSignOff     = "sign_off"
 	kindEcho        = "echo"

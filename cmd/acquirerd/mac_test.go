@@ -147,15 +147,18 @@ func TestADaemonWithMACsOnBothSides(t *testing.T) {
 	site.await(p, "reversals", func(c simulator.Counts) bool { return c.Reversed == 2 && c.Held == 20 })
 
 	// A message of the upstream with a wrong one goes nowhere, and stands in the way of nothing.
+	// Its refusal is for people: it has no MAC, so that it is not believed.
 	wrong := site.ask(u, simulator.Request{Amount: 2000, WrongMAC: true})
-	if missing := site.ask(u, simulator.Request{Amount: 2001, NoMAC: true}); wrong.ResponseCode != "97" || missing.ResponseCode != "97" {
-		t.Errorf("got %+v, %+v", wrong, missing)
+	for _, got := range []simulator.Entry{wrong, site.ask(u, simulator.Request{Amount: 2001, NoMAC: true})} {
+		if got.Outcome != simulator.Unproven || got.UnprovenCode != "97" || got.ResponseCode != "" {
+			t.Errorf("got %+v", got)
+		}
 	}
 	if got := site.ask(u, simulator.Request{Amount: 2000}.Again(wrong)); got.ResponseCode != "00" {
 		t.Errorf("the same with its MAC: got %+v", got)
 	}
 	counts := p.Ledger().Snapshot().Counts
-	if counts.WrongMACs != 0 || counts.Held != 21 || u.Book().Snapshot().Counts.WrongMACs != 0 {
+	if counts.WrongMACs != 0 || counts.Held != 21 || u.Book().Snapshot().Counts.WrongMACs != 2 {
 		t.Errorf("the ledger has %+v, the book %+v", counts, u.Book().Snapshot().Counts)
 	}
 	if _, page := daemon.get("/metrics"); !strings.Contains(page, `acquirerd_mac_failures_total{name="pos-switch",side="upstream"} 2`) ||
