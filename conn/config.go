@@ -39,7 +39,7 @@ type Config struct {
 
 	// MAC makes and checks the codes of the messages that carry one in the processor's dialect; nil where that has none.
 	MAC           messages.MACKey
-	MACFailures   int           // so many messages with a wrong code within a minute suspend a link; default 5
+	MACFailures   int           // so many messages with a wrong code within a minute, after its sign-on, suspend a link; default 5
 	MACSuspension time.Duration // for how long; 0: until Resume
 
 	FailBack time.Duration // how often a link that is on another host than its first one tries the better ones; default 60 s, at least 100 ms

@@ -42,7 +42,7 @@
 // Where the processor's dialect wants them, what goes out is given its code before it has a place in the table, and what comes in is checked before
 // it is matched (mac.go). An answer whose code is wrong, missing or not to be checked completes nothing: its request ends with ErrMAC, as one
 // whose fate is unknown. So many wrong ones within a minute suspend their link: it drains and stays down, until an operator resumes it or the
-// time of the configuration has passed. A request of ours that comes back is not told to anybody: one key makes the MACs of both directions, and our
+// time of the configuration has passed. Before the sign-on the first one closes its connection and counts for no link: it need not be the processor's. A request of ours that comes back is not told to anybody: one key makes the MACs of both directions, and our
 // answer to it would be proven as the processor's. An HSM that is slow or gone holds up no reading, and no link.
 //
 // # Limits

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // A link is one entry of Config.Links: a place for one connection in service. Its sessions come one after the other; there are others
@@ -29,6 +31,7 @@ type link struct {
 	suspended  bool                    // it is held by suspend; guarded by Endpoint.mu
 	until      time.Time               // when suspend lets it come back by itself; zero: never; guarded by Endpoint.mu
 	untrusted  []time.Time             // when messages with a wrong MAC came, within macWindow, the oldest first; guarded by Endpoint.mu
+	strangers  rate.Sometimes          // for the errors in the log about connections with a wrong MAC before their sign-on
 	configured Link                    // guarded by Endpoint.mu
 	listener   *listener               // of a link that is dialled by the processor; guarded by Endpoint.mu
 	host       int                     // index in hosts that is in use, or is tried; guarded by Endpoint.mu
@@ -40,7 +43,8 @@ type link struct {
 }
 
 func newLink(e *Endpoint, number int, configured Link) *link {
-	l := &link{endpoint: e, hosts: configured.Hosts, configured: configured, since: time.Now(), failures: map[cause]int{}}
+	l := &link{endpoint: e, hosts: configured.Hosts, configured: configured, since: time.Now(), failures: map[cause]int{},
+		strangers: rate.Sometimes{Interval: strangerInterval}}
 	l.number.Store(int32(number)) //nolint:gosec // an index
 	return l
 }

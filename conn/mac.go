@@ -16,12 +16,16 @@ import (
 //
 // What is not proven to be the processor's is not heard: an answer ends the wait for it as one whose fate is unknown, whatever it says; a late one is
 // dropped; a request is told to the callback of Run with ErrMAC as its fault, to be refused. Messages with a wrong code, enough of them in a
-// short time, suspend the link: somebody is on it, or the two sides have different keys, and neither mends itself.
+// short time, suspend the link: somebody is on it, or the two sides have different keys, and neither mends itself. But before its sign-on a connection
+// need not be the processor's at all, and who is not must not take the processor's link away: the first such message closes it, and nothing of that
+// counts for the link.
 
 const (
 	checksAtOnce       = 16 // calls of one endpoint into the HSM for what it has read: as many as an HSM has sessions, and few beside its queue
 	macWindow          = time.Minute
 	defaultMACFailures = 5
+
+	strangerInterval = time.Minute // between two errors in the log for connections of one link that were closed before their sign-on
 )
 
 var (
@@ -100,19 +104,25 @@ func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
 	if m == nil {
 		return // it was not to be checked
 	}
-	outcome := kindUnchecked
+	outcome, stranger := kindUnchecked, false
 	if errors.Is(why, messages.ErrMAC) {
 		outcome = kindWrongMAC
 		e.metrics.macs.Inc()
-		s.link.mistrust(time.Now())
+		stranger = !s.link.mistrust(s, time.Now())
 	}
 	e.sometimes.Do(func() {
 		s.log().Warn("message is not proven to be the processor's", "kind", string(outcome), "mti", string(m.MTI), "stan", m.Get(messages.STAN), "error", why)
 	})
 	fault := fmt.Errorf("%w: %w", ErrMAC, why)
 	if m.MTI.IsAnswer() {
-		_, _, _ = e.deliver(s, m, fault)
 		e.metrics.answers[outcome].Inc()
+	}
+	switch {
+	case stranger:
+		s.turnOut() // and nobody hears of it: it would end the wait for the processor's answer
+		return
+	case m.MTI.IsAnswer():
+		_, _, _ = e.deliver(s, m, fault)
 		return
 	}
 	if errors.Is(why, errCameBack) || e.hasNumbersOfOurs(m) {
@@ -195,22 +205,26 @@ func (s *sentMemory) has(key messages.Key, mac string) bool {
 	return has
 }
 
-// mistrust counts a message with a wrong MAC, and suspends the link if it was one too many.
-func (l *link) mistrust(now time.Time) {
+// mistrust counts a message with a wrong MAC, and suspends the link if it was one too many. It is false of a session that has never signed on, whose
+// messages do not count.
+func (l *link) mistrust(s *session, now time.Time) bool {
 	e := l.endpoint
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !s.signedOn {
+		return false
+	}
 	for len(l.untrusted) > 0 && now.Sub(l.untrusted[0]) >= macWindow {
 		l.untrusted = l.untrusted[1:]
 	}
 	cfg := e.config()
 	l.untrusted = append(l.untrusted, now)
 	if len(l.untrusted) < cfg.MACFailures {
-		return
+		return true
 	}
 	l.untrusted = nil
 	if l.resumed != nil {
-		return // it is held already
+		return true // it is held already
 	}
 	back := "by an operator"
 	if cfg.MACSuspension > 0 {
@@ -220,6 +234,17 @@ func (l *link) mistrust(now time.Time) {
 	l.resumed, l.suspended = make(chan struct{}), true
 	l.log().Error("link suspended: messages with a wrong MAC", "messages", cfg.MACFailures, "within", macWindow.String(), "resumed", back)
 	l.retire(causeMAC, l.bar)
+	return true
+}
+
+// turnOut closes a session on which a message with a wrong MAC came before its sign-on. The link goes on as after any connection that could not be
+// signed on, with the same pauses: one whose processor has another key never comes into service, and the log has to say why.
+func (s *session) turnOut() {
+	s.cut(causeMAC)
+	s.link.strangers.Do(func() {
+		s.log().Error("connection closed before its sign-on: a message with a wrong MAC, so that the two sides have different keys, or it is not the processor's",
+			"again_after", strangerInterval.String())
+	})
 }
 
 // resume lets the link come back, if it is held. Called under Endpoint.mu.

@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -465,33 +466,64 @@ func TestTheDialogueCarriesMACs(t *testing.T) {
 	})
 }
 
+// A link whose processor has another key never comes into service, and the log says why: once a minute, however often it is tried.
 func TestASignOnThatIsNotProvenIsNone(t *testing.T) {
-	withMACs(t, []string{"0810"}, func(c *Config) {
-		c.Links = c.Links[:1]
-		c.MACFailures = 3
-	}, func(r *rig, h *host, _ *softKey) {
-		h.script(func(h *host) {
-			h.manage = func(l *hostLink, m *messages.Message) {
-				frame, err := h.codec.EncodeFrame(messages.NewAnswer(m, "00"))
-				if err != nil {
-					t.Error(err)
-				}
-				l.write(frame)
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, "iso87-ascii")
+		h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast, MTIs: []string{"0800", "0810"}}
+		h.key = &softKey{}
+		bareAnswer := func(l *hostLink, m *messages.Message) {
+			frame, err := h.codec.EncodeFrame(messages.NewAnswer(m, "00"))
+			if err != nil {
+				t.Error(err)
 			}
-		})
-		if err := r.Cut(0); err != nil {
-			t.Fatal(err)
+			l.write(frame)
 		}
-		pass(3 * time.Second)
-		if s := r.Status()[0]; s.State == InService || s.LastError != string(causeSignOnUnusable) {
+		h.manage = bareAnswer
+		cfg := config(h)
+		cfg.Links, cfg.MAC, cfg.MACFailures = cfg.Links[:1], &softKey{}, 3
+		var log lines
+		r := startWith(t, cfg, h, slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))
+		defer r.end()
+		pass(strangerInterval - time.Millisecond)
+		if s := r.Status()[0]; s.State == InService || s.Suspended || s.LastError != string(causeMAC) || s.Reconnects < 3 {
 			t.Errorf("got %+v", s)
 		}
+		if got := log.holding("before its sign-on"); got != 1 {
+			t.Errorf("the log has it %d times: %s", got, &log)
+		}
+		if got, tries := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"), r.metric("acquirerd_link_failures_total", "0", string(causeMAC)); got < 3 || got != tries {
+			t.Errorf("%v failures in %v connections", got, tries)
+		}
+		pass(strangerInterval)
+		if got := log.holding("before its sign-on"); got != 2 {
+			t.Errorf("a minute later the log has it %d times", got)
+		}
+		h.script(func(h *host) { h.manage = nil }) // the keys are mended
 		pass(time.Minute)
-		if s := r.Status()[0]; s.State != Down || !s.Suspended {
-			t.Errorf("got %+v", s)
-		}
+		r.wantStates(InService)
 	})
 }
+
+// lines are a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *lines) holding(what string) int { return strings.Count(l.String(), what) }
 
 func TestAKeyAndADialectBelongTogether(t *testing.T) {
 	h := newHost(t, "iso87-ascii")
@@ -744,6 +776,92 @@ func TestAnEchoWaitsForNoCheck(t *testing.T) {
 		synctest.Wait()
 		if got := l.seen(); len(got) != 2 || got[1] != "0810/301" {
 			t.Errorf("it was told %v", got)
+		}
+	})
+}
+
+// Who may dial a link need not be the processor. What a stranger sends before a sign-on closes the connection; it does not take the processor's link out of
+// service, and ends no wait for an answer of the processor.
+func TestAStrangerDoesNotSuspendALinkOfTheProcessors(t *testing.T) {
+	change := func(c *Config, d *doorstep) {
+		d.h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast}
+		d.h.key, c.MAC = &softKey{}, &softKey{}
+	}
+	onDoorstep(t, 2, change, func(r *rig, h *host, d *doorstep) {
+		frame, err := h.codec.EncodeFrame(messages.NewAnswer(request(9), "00"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.dial("192.0.2.1:5000")
+		silent(h)
+		a := r.exchange(request(9))
+		synctest.Wait()
+		l, m := last(h, "000009")
+
+		h.script(func(h *host) { h.manage = func(*hostLink, *messages.Message) {} })
+		for i := range 5 {
+			stranger := d.dial("192.0.2.1:" + strconv.Itoa(6000+i))
+			stranger.write(frame)
+			synctest.Wait()
+			if !stranger.isClosed() {
+				t.Errorf("connection %d stays open", i)
+			}
+			pass(time.Second)
+		}
+		if !a.running() {
+			t.Errorf("the wait for the processor's answer has ended: %v", a.err)
+		}
+		l.answer(m, "00")
+		a.want(t, nil)
+		if got := r.metric("acquirerd_mac_failures_total", "endpoint", "processor-a"); got != 5 {
+			t.Errorf("%v failures", got)
+		}
+		for _, s := range r.Status() {
+			if s.Suspended {
+				t.Errorf("got %+v", s)
+			}
+		}
+		h.script(func(h *host) { h.manage = nil })
+		d.dial("192.0.2.1:5001")
+		pass(time.Minute)
+		r.wantStates(InService, InService)
+
+		// After the sign-on they count.
+		for range 5 {
+			l.write(frame)
+		}
+		synctest.Wait()
+		if got := r.states(); !slices.Contains(got, Down) || !slices.ContainsFunc(r.Status(), func(s LinkStatus) bool { return s.Suspended }) {
+			t.Errorf("got %+v", r.Status())
+		}
+	})
+}
+
+// On another host than the first one a link tries the better ones beside the session that serves: what comes there takes nothing from that.
+func TestABetterHostWithAnotherKeyIsNotTaken(t *testing.T) {
+	onHosts(t, []string{"better", "worse"}, func(c *Config, ways *roads) {
+		ways.h.codec.Dialect().MAC = specs.MAC{Place: specs.MACLast}
+		ways.h.key, c.MAC, c.MACFailures = &softKey{}, &softKey{}, 1
+		ways.set(ways.closed, "better", true)
+	}, func(r *rig, h *host, ways *roads) {
+		r.wantStates(InService)
+		frame, err := h.codec.EncodeFrame(messages.NewAnswer(request(9), "00"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.script(func(h *host) {
+			h.manage = func(l *hostLink, m *messages.Message) {
+				if l.address == "better" {
+					l.write(frame)
+					return
+				}
+				l.answer(m, "00")
+			}
+		})
+		ways.set(ways.closed, "better", false)
+		pass(3 * time.Minute)
+		if s := r.Status()[0]; s.State != InService || s.Suspended || s.Host != 1 || s.LastError != string(causeMAC) {
+			t.Errorf("got %+v", s)
 		}
 	})
 }

@@ -323,8 +323,13 @@ func config(h *host) Config {
 
 func start(t testing.TB, cfg Config, h *host) *rig {
 	t.Helper()
+	return startWith(t, cfg, h, slog.DiscardHandler)
+}
+
+func startWith(t testing.TB, cfg Config, h *host, log slog.Handler) *rig {
+	t.Helper()
 	registry := prometheus.NewRegistry()
-	e, err := New(cfg, slog.New(slog.DiscardHandler), registry)
+	e, err := New(cfg, slog.New(log), registry)
 	if err != nil {
 		t.Fatal(err)
 	}

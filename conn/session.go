@@ -43,6 +43,7 @@ type session struct {
 	checked <-chan struct{} // closed once the request that was read last is through its check; nil before the first; owned by what reads
 
 	state    State         // guarded by Endpoint.mu
+	signedOn bool          // the processor has accepted its sign-on, whatever came after; guarded by Endpoint.mu
 	since    time.Time     // of state; guarded by Endpoint.mu
 	parting  cause         // why it leaves; guarded by Endpoint.mu, and does not change once stays has ended
 	inFlight int           // guarded by Endpoint.mu
@@ -84,6 +85,7 @@ func (s *session) logState(from, to State) {
 // change takes the session to the next state. Called under Endpoint.mu.
 func (s *session) change(what event) {
 	s.state, s.since = s.state.after(what), time.Now()
+	s.signedOn = s.signedOn || what == accepted
 }
 
 // leave says that the session gets no more exchanges, if it gets any. Called under Endpoint.mu.

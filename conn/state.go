@@ -71,7 +71,7 @@ const (
 	causeEchoRefused     cause = "echo_refused"       // an echo was answered by a code that does not accept it
 	causeReplaced        cause = "replaced"           // the processor dialled anew, and EchoMisses echoes that this was asked for were not answered
 	causeSignedOffByPeer cause = "signed_off_by_peer" // the processor wanted it
-	causeMAC             cause = "mac"                // messages with a wrong message authentication code came on it
+	causeMAC             cause = "mac"                // messages with a wrong message authentication code came on it, or one before its sign-on
 	causeCut             cause = "cut"                // an operator wanted it
 )
 
