@@ -127,7 +127,7 @@ type EndpointConfig struct {
 	PINKey        string        `mapstructure:"pin_key"`        // label of a pin-out key; none: it takes no PINs
 	PINFormat     hsm.Format    `mapstructure:"pin_format"`     // of the PIN blocks that it takes: iso-0, iso-1, iso-3 or iso-4
 	MACKey        string        `mapstructure:"mac_key"`        // label of a mac-x919, mac-cmac or mac-hmac key; needed where its dialect has a MAC
-	MACFailures   int           `mapstructure:"mac_failures"`   // so many messages with a wrong MAC within a minute suspend their link
+	MACFailures   int           `mapstructure:"mac_failures"`   // so many messages with a wrong MAC within a minute, after its sign-on, suspend their link
 	MACSuspension time.Duration `mapstructure:"mac_suspension"` // for how long; 0: until link resume
 	ReplyTimeout  time.Duration `mapstructure:"reply_timeout"`
 	WriteTimeout  time.Duration `mapstructure:"write_timeout"`
@@ -239,7 +239,7 @@ var defaults = map[string]any{
 	"upstreams[].tls.min_version": "1.2",
 	"endpoints[].pin_format":      "iso-0",
 	"endpoints[].mac_failures":    5,
-	"endpoints[].mac_suspension":  "0s",
+	"endpoints[].mac_suspension":  "5m",
 	"endpoints[].reply_timeout":   "10s",
 	"endpoints[].write_timeout":   "2s",
 	"endpoints[].dial_timeout":    "5s",

@@ -136,6 +136,19 @@ func TestCountsFollowOneAnother(t *testing.T) {
 	}
 }
 
+// Whoever can send a few messages with a wrong MAC has a link suspended: without an operator it comes back, unless the file says that it may not.
+func TestASuspendedLinkComesBackUnlessTheConfigSaysOtherwise(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": 5 * time.Minute, "\n    mac_suspension: 0s": 0, "\n    mac_suspension: 1h": time.Hour} {
+		cfg, err := loadConfig(changed(t, "reply_timeout: 10s", "reply_timeout: 10s"+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cfg.Endpoints[0].forConn(nil, nil).MACSuspension; got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+}
+
 func TestTimersOfADialectAreDefaults(t *testing.T) {
 	text, err := os.ReadFile("../../specs/iso87-ascii.yaml")
 	if err != nil {

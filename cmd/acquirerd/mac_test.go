@@ -183,7 +183,7 @@ func grep(text, what string) (lines string) {
 func TestLinksWithWrongMACsAreSuspendedUntilTheyAreResumed(t *testing.T) {
 	site := newMACSite(t)
 	p := site.processor("amount=777 bad-mac")
-	site.change("mac_key: mac-proc", "mac_failures: 2, mac_key: mac-proc")
+	site.change("mac_key: mac-proc", "mac_failures: 2, mac_suspension: 0s, mac_key: mac-proc")
 	site.create()
 	daemon := site.start()
 	daemon.inService(2)
