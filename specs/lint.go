@@ -517,7 +517,7 @@ func (l *linter) lintProtection() {
 }
 
 // lintMAC checks that a MAC has its place, and that a message cannot be asked for one that it does not have yet: it is made last, over a message
-// that keeps the format.
+// that keeps the format. A request without one would be anybody's and have an answer that is proven, and one with it an answer that anybody can give.
 func (l *linter) lintMAC() {
 	m := &l.MAC
 	switch m.Place {
@@ -547,10 +547,12 @@ func (l *linter) lintMAC() {
 		}
 	}
 	for i, mti := range m.MTIs {
-		if _, known := l.Messages[mti]; !known {
+		if !l.lists(mti) {
 			l.fault(fmt.Sprintf("mac.mtis[%d]", i), "%q is not in messages", mti)
 		} else if len(mti) == 4 && (mti[3]-'0')%2 == 1 {
 			l.fault(fmt.Sprintf("mac.mtis[%d]", i), "%q is a repeat, which is as its first sending", mti)
+		} else if other := counterpart(mti); l.lists(other) && !slices.Contains(m.MTIs, other) {
+			l.fault(fmt.Sprintf("mac.mtis[%d]", i), "%q carries a MAC, and %q does not: of a request and its answer both must be proven, or neither", mti, other)
 		}
 	}
 	for mti, presence := range l.Messages {
@@ -565,6 +567,11 @@ func (l *linter) lintMAC() {
 			l.fault("messages."+mti+".forbidden", "forbids the MAC that messages of this type carry (mac.mtis)")
 		}
 	}
+}
+
+func (l *linter) lists(mti string) bool {
+	_, known := l.Messages[mti]
+	return known
 }
 
 // macElements are those in which a MAC can stand: the last one of a bit map.

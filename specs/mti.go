@@ -30,6 +30,19 @@ func answerTo(mti string) string {
 	return mti[:2] + string([]byte{mti[2] + 1, mti[3] - (mti[3]-'0')%2})
 }
 
+// counterpart is the answer to a first sending, or the first sending that an answer answers; "" of what is neither.
+func counterpart(mti string) string {
+	switch {
+	case len(mti) != 4 || !allDigits([]byte(mti)):
+		return ""
+	case mti[2] == '0' || mti[2] == '2':
+		return answerTo(mti)
+	case mti[2] == '1' || mti[2] == '3':
+		return mti[:2] + string([]byte{mti[2] - 1, mti[3] - (mti[3]-'0')%2})
+	}
+	return ""
+}
+
 func repeatOf(mti string) string { return mti[:3] + string([]byte{mti[3] + 1}) }
 
 // lintTypes checks that the answers to what is listed are listed too: a processor's answer of another type is refused as unsupported, so that
