@@ -59,7 +59,7 @@ var (
 )
 
 func knownFill(f Format) (out fill) {
-	l := layouts[f.orDefault()]
+	l := f.layout()
 	for i := range out.digits {
 		switch f.orDefault() {
 		case ISO1:

@@ -30,16 +30,15 @@ func (f Format) orDefault() Format {
 
 // IsKnown reports whether it is one of Formats, or "", which is format 0.
 func (f Format) IsKnown() bool {
-	_, known := layouts[f.orDefault()]
-	return known
+	return f.layout().bytes != 0
 }
 
 // Algorithm is that of the keys that such blocks are enciphered under, "" if the format is not known. ISO 9564-1 has no other pairs: formats 0, 1
 // and 3 are one block of TDES, and would need a padding under AES that it does not define; format 4 is one block of AES, and no block of TDES.
-func (f Format) Algorithm() Algorithm { return layouts[f.orDefault()].algorithm }
+func (f Format) Algorithm() Algorithm { return f.layout().algorithm }
 
 // Bytes is the length of an enciphered block, and so of DE 52: 8 or 16; 0 if the format is not known.
-func (f Format) Bytes() int { return layouts[f.orDefault()].bytes }
+func (f Format) Bytes() int { return f.layout().bytes }
 
 // A layout is what a format is made of. All formats have a PIN field of 16 nibbles:
 //
@@ -59,11 +58,19 @@ type layout struct {
 	fillValues byte // ... to so many, each as likely
 }
 
-var layouts = map[Format]layout{
-	ISO0: {0x0, TDES, desBytes, true, 0xF, 1},
-	ISO1: {0x1, TDES, desBytes, false, 0x0, 16},
-	ISO3: {0x3, TDES, desBytes, true, 0xA, 6},
-	ISO4: {0x4, AES, aesBytes, true, 0xA, 1},
+// layout is that of the format, zero if it is not known. (A map would cost each translation half of what its check does.)
+func (f Format) layout() layout {
+	switch f.orDefault() {
+	case ISO0:
+		return layout{0x0, TDES, desBytes, true, 0xF, 1}
+	case ISO1:
+		return layout{0x1, TDES, desBytes, false, 0x0, 16}
+	case ISO3:
+		return layout{0x3, TDES, desBytes, true, 0xA, 6}
+	case ISO4:
+		return layout{0x4, AES, aesBytes, true, 0xA, 1}
+	}
+	return layout{}
 }
 
 const (
@@ -85,7 +92,7 @@ type fill struct {
 
 // newFill draws what a block of the format needs.
 func newFill(f Format) (out fill) {
-	l := layouts[f.orDefault()]
+	l := f.layout()
 	if l.bytes == aesBytes {
 		_, _ = rand.Read(out.tail[:]) // never fails: see crypto/rand
 	}
@@ -137,7 +144,7 @@ type translation struct {
 // them no digit; of format 3 less often; of format 1 never; of format 4 as a wrong key is. This guards against mistakes, it does not authenticate.
 func (t translation) run(mem *blockMemory, out, in []byte, decipher, encipher cipherBlock) error {
 	defer mem.clear()
-	from, to := layouts[t.from.orDefault()], layouts[t.to.orDefault()]
+	from, to := t.from.layout(), t.to.layout()
 	if len(in) != from.bytes || len(out) != to.bytes || from.bytes == 0 {
 		return ErrPINBlock
 	}

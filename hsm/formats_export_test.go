@@ -24,6 +24,6 @@ func (h *HSM) SetFill(digits int, fillDigits, tail []byte) {
 // AccountField is the account number field of a PAN.
 func AccountField(f Format, pan string) []byte {
 	field := make([]byte, f.Bytes())
-	layouts[f].writeAccount(field, pan)
+	f.layout().writeAccount(field, pan)
 	return field
 }

@@ -37,7 +37,7 @@ func TestAccountFields(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			field := make([]byte, c.format.Bytes())
-			layouts[c.format].writeAccount(field, c.pan)
+			c.format.layout().writeAccount(field, c.pan)
 			if got := hex.EncodeToString(field); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
@@ -82,7 +82,7 @@ func TestWellFormedPINFields(t *testing.T) {
 			}
 			for _, f := range Formats {
 				want := len(c.of) == 1 && c.of[0] == f
-				if got := layouts[f].isWellFormed(field); got != want {
+				if got := f.layout().isWellFormed(field); got != want {
 					t.Errorf("%s: got %t, want %t", f, got, want)
 				}
 			}
@@ -189,7 +189,7 @@ func deciphered(f Format, pan string, block []byte, key cipher.Block) (pin, rest
 		key.Decrypt(a, block)
 		key.Decrypt(b, zeros)
 		if f == ISO4 {
-			account := layouts[f]
+			account := f.layout()
 			field := make([]byte, 16)
 			account.writeAccount(field, pan)
 			for i := range a {
@@ -404,9 +404,9 @@ func BenchmarkTranslationWithoutToken(b *testing.B) {
 		b.Run(fmt.Sprintf("%s to %s", pair[0], pair[1]), func(b *testing.B) {
 			var plain [16]byte
 			in, out, mem := make([]byte, pair[0].Bytes()), make([]byte, pair[1].Bytes()), blockMemory{}
-			layouts[pair[0]].writeAccount(plain[:pair[0].Bytes()], testPANs[2])
+			pair[0].layout().writeAccount(plain[:pair[0].Bytes()], testPANs[2])
 			field, _ := hex.DecodeString("041234FFFFFFFFFF")
-			layouts[pair[0]].write(in, field, newFill(pair[0]))
+			pair[0].layout().write(in, field, newFill(pair[0]))
 			for i := range in {
 				in[i] ^= plain[i]
 			}

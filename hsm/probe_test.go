@@ -76,7 +76,7 @@ func TestTheKnownAnswersAreRight(t *testing.T) {
 			same("PIN block of "+string(f), block(b, text), way.want)
 		}
 		made := make([]byte, f.Bytes())
-		layouts[f].write(made, unhex(clearFields[f])[:pinFieldBytes], knownFill(f))
+		f.layout().write(made, unhex(clearFields[f])[:pinFieldBytes], knownFill(f))
 		same("PIN field of "+string(f), made, clearFields[f])
 	}
 

@@ -26,7 +26,7 @@ import (
 // format 1, whose fill says nothing, once in 28. A wrong PAN is seen for certain of format 0 where it differs under the fill, and elsewhere never;
 // of format 3 less often; of format 1 never; of format 4 as a wrong key is.
 func (w *worker) translateInside(t translation, from, to *key, out, in []byte) (err error) {
-	mem, source, target := &w.mem.pin, layouts[t.from.orDefault()], layouts[t.to.orDefault()]
+	mem, source, target := &w.mem.pin, t.from.layout(), t.to.layout()
 	if len(in) != source.bytes || len(out) != target.bytes || source.bytes == 0 {
 		return ErrPINBlock
 	}
@@ -168,7 +168,7 @@ func (v *visit) wrapTo(under *key, secret pkcs11.ObjectHandle, out []byte) error
 // reformat makes of a secret the one that is to be wrapped. Where neither format nor PAN changes it is the same; else digits stay, and everything around
 // them is XORed with what makes it the new. mem.account holds the old account number field, mem.other the old fill.
 func (v *visit) reformat(t translation, block pkcs11.ObjectHandle, length int) (pkcs11.ObjectHandle, error) {
-	mem, source, target := &v.mem.pin, layouts[t.from.orDefault()], layouts[t.to.orDefault()]
+	mem, source, target := &v.mem.pin, t.from.layout(), t.to.layout()
 	same := t.from.orDefault() == t.to.orDefault()
 	if same && (t.fromPAN == t.toPAN || source.bytes == aesBytes) { // the PAN of format 4 is not in the secret
 		return block, nil
