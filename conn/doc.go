@@ -35,6 +35,10 @@
 //	answered   remembered for one reply timeout, so that a second answer is known as a duplicate
 //	abandoned  the caller was told that the fate is unknown; remembered for ten reply timeouts, so that a late answer is known as one
 //
+// Nobody is told of late answers to the links' own sign-ons and echoes. But where the answer to a key request brings the key, the processor
+// enciphers under it once it has answered: a late one is told as such, and only the key request that is remembered makes it one. No other
+// answer can bring a key, whatever stands in it.
+//
 // Until it is forgotten a key is used again only by a repeat (0421 after 0420, 0121 after 0120), which is the same transaction.
 //
 // # Message authentication codes

@@ -389,23 +389,18 @@ func (e *Endpoint) receive(s *session, m *messages.Message, fault error) *messag
 	if fault != nil {
 		unusable = fmt.Errorf("%w: %w", ErrUndecodable, fault)
 	}
-	k, own, differs := e.deliver(s, m, unusable)
+	k, news, differs := e.deliver(s, m, unusable)
 	e.metrics.answers[k].Inc()
 	switch k {
-	case kindMatched:
-	case kindDuplicate:
-		if !own {
-			e.tell(Unasked{Message: m, Arrival: Second})
-		}
+	case kindMatched, kindDuplicate, kindLate, kindUnmatched:
 	case kindUndecodable, kindMismatch, kindWrongLink, kindWrongMAC, kindUnchecked:
 		e.sometimes.Do(func() {
 			e.log.Warn("answer from processor is not usable", "kind", string(k), "mti", string(m.MTI), "stan", m.Get(messages.STAN),
 				"error", errors.Join(fault, differs))
 		})
-	case kindLate, kindUnmatched:
-		if !own {
-			e.tell(Unasked{Message: m, Arrival: Late})
-		}
+	}
+	if news != nil {
+		e.tell(*news)
 	}
 	return nil
 }
@@ -430,36 +425,47 @@ func (e *Endpoint) refused(s *session, m *messages.Message) {
 	e.metrics.answers[k].Inc()
 }
 
-// deliver ends the exchange that an answer belongs to. fault is why the answer cannot be used, and what its caller is told then; own says that it is one of the links' own exchanges; differs, in what the
-// answer disagrees with its request.
-func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind, own bool, differs error) {
+// deliver ends the exchange that an answer belongs to. fault is why the answer cannot be used, and what its caller is told then. news is what
+// the callback of Run is to be told, nil if nothing: of the links' own exchanges it is told only what can bring a key. differs is in what the answer
+// disagrees with its request.
+func (e *Endpoint) deliver(s *session, m *messages.Message, fault error) (k kind, news *Unasked, differs error) {
 	key, ok := e.codec.Key(m)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := e.pending.exchanges[key]
 	switch {
 	case ok && x != nil && x.state == waiting && x.session != s && e.codec.Dialect().Match.SameLink:
-		return kindWrongLink, x.management, nil // its own may still come
+		return kindWrongLink, nil, nil // its own may still come
 	case fault != nil:
 		// What could be read may be too little for a key; then the request waits for its timeout, and its fate is as unknown.
-		if ok && x != nil && x.state == waiting {
+		switch {
+		case !ok || x == nil:
+		case x.state == waiting:
 			e.finish(x, abandoned, result{err: fault})
+		case x.state == abandoned && !x.keyAsked.IsZero(): // one that can be used may still come
+			news = &Unasked{Message: m, Arrival: Late, Fault: fault, KeyAsked: x.keyAsked}
 		}
-		return kindUndecodable, false, nil
+		return kindUndecodable, news, nil
 	case !ok || x == nil:
-		return kindUnmatched, false, nil
+		return kindUnmatched, &Unasked{Message: m, Arrival: Late}, nil
 	case x.state == abandoned:
 		x.state = lateAnswered
-		return kindLate, x.management, nil
+		if !x.management || !x.keyAsked.IsZero() {
+			news = &Unasked{Message: m, Arrival: Late, KeyAsked: x.keyAsked}
+		}
+		return kindLate, news, nil
 	case x.state != waiting:
-		return kindDuplicate, x.management, nil
+		if !x.management {
+			news = &Unasked{Message: m, Arrival: Second}
+		}
+		return kindDuplicate, news, nil
 	}
 	if err := e.codec.Echoes(x.request, m); err != nil {
 		e.finish(x, abandoned, result{err: fmt.Errorf("%w: %w", ErrMismatch, err)})
-		return kindMismatch, x.management, err
+		return kindMismatch, nil, err
 	}
 	e.finish(x, answered, result{answer: m})
-	return kindMatched, x.management, nil
+	return kindMatched, nil, nil
 }
 
 // finish ends an exchange that was waiting. The result is sent under mu, into the room of its channel, so that an exchange whose time

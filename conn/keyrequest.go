@@ -16,7 +16,8 @@ var ErrNoKeyRequest = errors.New("its dialect has no key request")
 // ReplyTimeout, or until ctx ends.
 //
 // An error that wraps ErrNotSent proves that nothing was sent. No money hangs on any other: the processor then may have changed its key, or be
-// about to, and its key change says so.
+// about to, and its key change says so or, where its answer brings the key, a late answer: the callback of Run is told of that with the time of the
+// request, for as long as a late answer is known as one.
 func (e *Endpoint) RequestKey(ctx context.Context) (*messages.Message, error) {
 	if !e.codec.Holds(messages.KeyRequest) {
 		return nil, notSent(ErrNoKeyRequest)

@@ -15,7 +15,8 @@ import (
 // Requests but for echoes are handed on in the order in which they came; an answer finds its request whenever it is through, so that none waits for another. Each check has a deadline; who has no answer by then has none.
 //
 // What is not proven to be the processor's is not heard: an answer ends the wait for it as one whose fate is unknown, whatever it says; a late one is
-// dropped; a request is told to the callback of Run with ErrMAC as its fault, to be refused. Messages with a wrong code, enough of them in a
+// dropped, but that the callback of Run is told, with ErrMAC as its fault, of one that can have brought a key; a request is told so, to be refused.
+// Messages with a wrong code, enough of them in a
 // short time, suspend the link: somebody is on it, or the two sides have different keys, and neither mends itself. But before its sign-on a connection
 // need not be the processor's at all, and who is not must not take the processor's link away: the first such message closes it, and nothing of that
 // counts for the link.
@@ -122,7 +123,9 @@ func (e *Endpoint) disbelieve(s *session, m *messages.Message, why error) {
 		s.turnOut() // and nobody hears of it: it would end the wait for the processor's answer
 		return
 	case m.MTI.IsAnswer():
-		_, _, _ = e.deliver(s, m, fault)
+		if _, news, _ := e.deliver(s, m, fault); news != nil {
+			e.tell(*news)
+		}
 		return
 	}
 	if errors.Is(why, errCameBack) || e.hasNumbersOfOurs(m) {

@@ -17,6 +17,8 @@ type exchange struct {
 	session    *session // on which it goes out, and by whose count it is in flight
 	before     int      // of management: what was lost on the session before it
 
+	keyAsked time.Time // of a key request whose answer brings the key: when it was made; else zero
+
 	previous *exchange // the ended exchange whose key this repeat took over
 	replaced bool      // a repeat has taken the key over
 	expires  time.Time // when an ended exchange is forgotten; zero once it is

@@ -366,16 +366,20 @@ func (s *session) converse(ctx context.Context, part messages.Dialogue, timeout 
 	x, frame, err := e.beginManagement(ctx, part, s)
 	var answer chan result
 	switch {
-	case errors.Is(err, messages.ErrNoMAC):
+	case errors.Is(err, messages.ErrNoMAC) && part != messages.KeyRequest:
 		s.log().Warn("request of the dialogue not sent", "part", string(part), "error", err) // as if it had no answer: it is tried again as late
 	case err != nil:
-		return nil, err
+		return nil, notSent(err)
 	default:
 		answer = x.done
-		if _, err := s.write(ctx, frame, e.config().WriteTimeout); err != nil {
-			e.abandon(x)
+		_, err := s.write(ctx, frame, e.config().WriteTimeout)
+		if errors.Is(err, ErrNotSent) {
+			e.withdraw(x) // what comes with its key after that answers nothing
 			return nil, err
 		}
+		if err != nil && e.abandon(x) {
+			return nil, err
+		} // else it was answered before the write failed, and the first round finds the answer
 	}
 	for {
 		var err error
@@ -424,6 +428,9 @@ func (e *Endpoint) beginManagement(ctx context.Context, part messages.Dialogue, 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := &exchange{key: key, request: request, done: make(chan result, 1), management: true, session: s, before: s.lost}
+	if part == messages.KeyRequest && e.codec.Dialect().NetworkManagement.KeyData.InAnswer {
+		x.keyAsked = time.Now()
+	}
 	if err := e.pending.add(x, time.Now()); err != nil {
 		return nil, nil, err
 	}

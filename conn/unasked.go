@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"acquirerd/messages"
 )
@@ -15,8 +16,12 @@ type Unasked struct {
 	*messages.Message
 	Arrival Arrival
 	// Fault is why a demand does not keep the format; the message holds what stood before it. With ErrMAC in it, nobody knows who sent the
-	// demand, and nothing that it says may be done. nil: it is whole, and the processor's.
+	// demand, and nothing that it says may be done. nil: it is whole, and the processor's. Of the answer to a key request it is the same;
+	// no other answer with a fault is told.
 	Fault error
+	// KeyAsked is of an answer that can bring a zone key, by the dialect: when the request of RequestKey that it answers was made, which has
+	// ended without it. Zero of every other message: the key in an answer that no request of ours is known to is not to be taken.
+	KeyAsked time.Time
 	// Reply answers what the processor demanded, once, on the connection that it came on; on no other, because the processor does not look
 	// for it there. It is nil for answers. It takes at most WriteTimeout for its turn to write and then for the write; ctx counts until its
 	// turn. An error that wraps ErrNotSent proves that nothing was sent, and Reply may be called again; after any other the answer may have
