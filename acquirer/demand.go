@@ -139,7 +139,9 @@ type demands struct {
 	places   chan struct{}
 	limit    *rate.Limiter
 	changing chan struct{} // capacity 1: one change of a key at a time, and the second finds what the first has done
-	opening  chan struct{} // capacity 1: one answer begins a business day, the others that name it go on
+	// answeredOf is when the key was asked for that an answer brought last, as far as its making goes; owned by who holds changing.
+	answeredOf time.Time
+	opening    chan struct{} // capacity 1: one answer begins a business day, the others that name it go on
 
 	mu     sync.Mutex
 	alarms map[string]*alarmed // by their names; guarded by mu
@@ -318,7 +320,7 @@ func (s *Switch) changeKey(ctx context.Context, d *demand) served {
 		d.endpoint.demands.keyCame(fault)
 		return out
 	}
-	err = s.takeKey(ctx, d.endpoint, change)
+	err = s.takeKey(ctx, d.endpoint, time.Time{}, change)
 	d.endpoint.demands.keyCame(err)
 	about := []any{"key", label, "kcv", checkValue}
 	if errors.Is(err, hsm.ErrFixedKey) {

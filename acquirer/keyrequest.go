@@ -100,11 +100,15 @@ func (s *Switch) rotateKey(ctx context.Context, endpoint string) (KeyRotation, e
 	ctx, cancel := context.WithTimeout(ctx, keyWait)
 	defer cancel()
 
+	asked := time.Now()
 	answer, err := e.processor.RequestKey(ctx)
 	switch {
 	case errors.Is(err, conn.ErrNotSent):
 		return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyRequest, err)
 	case err != nil:
+		if inAnswer && (errors.Is(err, conn.ErrUndecodable) || errors.Is(err, conn.ErrMismatch) || errors.Is(err, conn.ErrMAC)) {
+			s.keyNotTaken(e, inTime, err) // it has answered, and we have no key of it
+		}
 		return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyUnconfirmed, err)
 	}
 	defer answer.Clear()
@@ -112,7 +116,7 @@ func (s *Switch) rotateKey(ctx context.Context, endpoint string) (KeyRotation, e
 		return KeyRotation{}, fmt.Errorf("%w: it answers %s", ErrKeyDeclined, answer.Get(messages.ResponseCode))
 	}
 	if inAnswer {
-		if err := s.takeAnswered(ctx, e, answer); err != nil {
+		if err := s.takeAnswered(ctx, e, asked, inTime, answer); err != nil {
 			return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyNotTaken, err)
 		}
 		return s.rotated(e, before)
@@ -152,28 +156,88 @@ func (s *Switch) askable(e *Endpoint) (hsm.KeyStatus, error) {
 	return keys[at], nil
 }
 
-// takeAnswered takes the key that an answer to a request brings. The processor is not told what became of it: if it is not in use here, its PIN
-// blocks are under another key than ours, which is for a person.
-func (s *Switch) takeAnswered(ctx context.Context, e *Endpoint, answer *messages.Message) error {
+// An answering is which answer brings a key: "kind" of the alarm.
+type answering string
+
+const (
+	inTime     answering = "answer"
+	tooLate    answering = "late_answer"    // to a request of ours that has ended without it
+	unprompted answering = "unasked_answer" // to none that is known
+)
+
+// takeAnswered takes the key that an answer to a request brings, which was made then.
+func (s *Switch) takeAnswered(ctx context.Context, e *Endpoint, asked time.Time, which answering, answer *messages.Message) error {
+	if s.keys == nil || e.PINKey == "" { // any more, of a late one
+		return s.keyNotTaken(e, which, errors.New("this endpoint has no key to be changed by a message"))
+	}
 	change, err := e.Codec.NewKey(answer)
 	if err == nil {
-		err = s.takeKey(ctx, e, change)
+		err = s.takeKey(ctx, e, asked, change)
 	}
-	if err != nil {
-		s.alarm(e, alarmKeyChange, "kind", "answer", "endpoint", e.Name, "key", e.PINKey, "error", err)
+	if err != nil && !errors.Is(err, errLaterKey) {
+		return s.keyNotTaken(e, which, err)
 	}
 	return err
 }
 
-// takeKey has the HSM take a new zone key of an endpoint, one at a time.
-func (s *Switch) takeKey(ctx context.Context, e *Endpoint, change messages.NewKey) error {
+// keyNotTaken alarms that a processor may have given a key that is not in use here, and returns why. It is not told so: its PIN blocks are under another
+// key than ours from then on, which is for a person.
+func (s *Switch) keyNotTaken(e *Endpoint, which answering, why error) error {
+	s.alarm(e, alarmKeyChange, "kind", string(which), "endpoint", e.Name, "key", e.PINKey, "error", why)
+	return why
+}
+
+// errLaterKey: the processor has given another key since, by the answer to a later request.
+var errLaterKey = errors.New("the key of a later request is in use")
+
+// takeKey has the HSM take a new zone key of an endpoint, one at a time. asked is when it was asked for, if an answer brings it: a processor serves our
+// requests in their order, so that a key does not take the place of one that was asked for after it, whichever comes first. Else it is zero.
+func (s *Switch) takeKey(ctx context.Context, e *Endpoint, asked time.Time, change messages.NewKey) error {
+	d := e.demands
 	select {
-	case e.demands.changing <- struct{}{}:
-		defer func() { <-e.demands.changing }()
-		return s.keys.ChangeKey(ctx, e.PINKey, change.Cryptogram, fmt.Sprintf("%X", change.CheckValue))
+	case d.changing <- struct{}{}:
+		defer func() { <-d.changing }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if !asked.IsZero() {
+		if asked.Before(d.answeredOf) {
+			return errLaterKey
+		}
+		d.answeredOf = asked
+	}
+	return s.keys.ChangeKey(ctx, e.PINKey, change.Cryptogram, fmt.Sprintf("%X", change.CheckValue))
+}
+
+// lateKey takes the answer to a key request that has ended without it: where answers bring keys, the processor enciphers under this one. Only conn can
+// say that it answers one, and it says so once; whatever else comes with a key in it is not ours to believe.
+func (s *Switch) lateKey(ctx context.Context, e *Endpoint, msg conn.Unasked) {
+	defer msg.Clear()
+	if msg.Fault != nil {
+		_ = s.keyNotTaken(e, tooLate, msg.Fault) // reported
+		return
+	}
+	if !e.Codec.Accepts(msg.Message) {
+		s.log.Info("key declined late", "endpoint", e.Name, "response_code", msg.Get(messages.ResponseCode))
+		return
+	}
+	taking, release := context.WithTimeout(ctx, demandBudget)
+	defer release()
+	switch err := s.takeAnswered(taking, e, msg.KeyAsked, tooLate, msg.Message); {
+	case errors.Is(err, errLaterKey):
+		s.log.Warn("key of a late answer not taken", "endpoint", e.Name, "key", e.PINKey, "asked", msg.KeyAsked.UTC(), "error", err)
+	case err == nil:
+		s.log.Info("key changed by a late answer", "endpoint", e.Name, "key", e.PINKey, "asked", msg.KeyAsked.UTC())
+	}
+}
+
+// bringsKey reports whether a message looks like the answer to a key request that brings the key.
+func (e *Endpoint) bringsKey(m *messages.Message) bool {
+	if !e.Codec.Dialect().NetworkManagement.KeyData.InAnswer || m.MTI.Class() != messages.Network || !m.MTI.IsAnswer() || !e.Codec.Accepts(m) {
+		return false
+	}
+	_, err := e.Codec.NewKey(m)
+	return err == nil
 }
 
 // rotated is what has changed since before. A processor that sends the key that is in use has not changed it.

@@ -13,6 +13,7 @@ import (
 
 	"acquirerd/acquirer"
 	"acquirerd/conn"
+	"acquirerd/hsm"
 	"acquirerd/messages"
 	"acquirerd/specs"
 )
@@ -26,6 +27,9 @@ var inAnswer = sync.OnceValues(func() (*messages.Codec, error) {
 	dialect, err := specs.Parse(bytes.Replace(text, []byte("check_value: 3 }"), []byte("check_value: 3, in_answer: true }"), 1))
 	return messages.NewCodec(dialect), err
 })
+
+// laterKey is the key that the bank gives after newKey; its check value is its first three bytes.
+const laterKey = "FEDCBA9876543210FEDCBA9876543210"
 
 // answered is the bank's answer to a key request, with a key in it if there is one.
 func answered(code, data string) *messages.Message {
@@ -112,6 +116,14 @@ func TestAKeyThatDoesNotCome(t *testing.T) {
 		}, want: acquirer.ErrKeyNotTaken, result: "not_taken", alarms: 1},
 		"an answer without its key": {dialect: inAnswer, script: func(*world) (*messages.Message, error) { return answered("00", newKey), nil },
 			want: acquirer.ErrKeyNotTaken, result: "not_taken", alarms: 1},
+		"an answer that cannot be read": {dialect: inAnswer, script: func(*world) (*messages.Message, error) { return nil, conn.ErrUndecodable },
+			want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed", alarms: 1},
+		"an answer to something else": {dialect: inAnswer, script: func(*world) (*messages.Message, error) { return nil, conn.ErrMismatch },
+			want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed", alarms: 1},
+		"an answer that is not proven": {dialect: inAnswer, script: func(*world) (*messages.Message, error) { return nil, conn.ErrMAC },
+			want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed", alarms: 1},
+		"an answer that cannot be read, and would bring no key": {script: func(*world) (*messages.Message, error) { return nil, conn.ErrUndecodable },
+			want: acquirer.ErrKeyUnconfirmed, result: "unconfirmed"},
 		"the key that is in use": {prepare: func(_ *world, k *keyring) { k.keys = []string{"zpk-bank " + newKey} },
 			script: func(w *world) (*messages.Message, error) {
 				w.demand(keyChange(newKey+"012345", "700001"))
@@ -221,6 +233,101 @@ func TestAKeyInTheAnswerIsTakenAfterWhoAskedHasGone(t *testing.T) {
 		_, _ = w.desk.RotateKey(ctx, "bank")
 		if keys.inUse() != "zpk-bank "+newKey {
 			t.Errorf("in use is %s, and the bank has another", keys.inUse())
+		}
+		w.stop()
+	})
+}
+
+// A key request times out, and its answer comes: the bank enciphers under its key. It is taken as one in time, or a person is told. What is no answer of
+// a request of ours brings no key.
+func TestALateAnswerBringsAKey(t *testing.T) {
+	const old = "zpk-bank 89ABCDEF0123456789ABCDEF01234567"
+	late := func(m *messages.Message, fault error) func(w *world, k *keyring, asked time.Time) {
+		return func(w *world, _ *keyring, asked time.Time) {
+			w.desk.Inbound(w.t.Context(), "bank", conn.Unasked{Message: m, Arrival: conn.Late, Fault: fault, KeyAsked: asked})
+		}
+	}
+	for name, test := range map[string]struct {
+		comes  func(w *world, k *keyring, asked time.Time)
+		inUse  string
+		alarms float64
+	}{
+		"it is whole":              {comes: late(answered("00", newKey+"012345"), nil), inUse: "zpk-bank " + newKey},
+		"it declines":              {comes: late(answered("12", newKey+"012345"), nil), inUse: old},
+		"it cannot be read":        {comes: late(answered("00", newKey+"012345"), conn.ErrUndecodable), inUse: old, alarms: 1},
+		"it is not proven":         {comes: late(answered("00", newKey+"012345"), conn.ErrMAC), inUse: old, alarms: 1},
+		"it has no key":            {comes: late(answered("00", newKey), nil), inUse: old, alarms: 1},
+		"its check value is wrong": {comes: late(answered("00", newKey+"543210"), nil), inUse: old, alarms: 1},
+		"the HSM cannot take it": {inUse: old, alarms: 1, comes: func(w *world, k *keyring, asked time.Time) {
+			k.err = hsm.ErrUnavailable
+			late(answered("00", newKey+"012345"), nil)(w, k, asked)
+		}},
+		"a later request was given": {inUse: "zpk-bank " + laterKey, comes: func(w *world, k *keyring, asked time.Time) {
+			w.bank.askedKey = func() (*messages.Message, error) { return answered("00", laterKey+"FEDCBA"), nil }
+			if _, err := w.desk.RotateKey(w.t.Context(), "bank"); err != nil {
+				w.t.Error(err)
+			}
+			late(answered("00", newKey+"012345"), nil)(w, k, asked)
+		}},
+		"a later request was declined": {inUse: "zpk-bank " + newKey, comes: func(w *world, k *keyring, asked time.Time) {
+			w.bank.askedKey = func() (*messages.Message, error) { return answered("12", ""), nil }
+			if _, err := w.desk.RotateKey(w.t.Context(), "bank"); !errors.Is(err, acquirer.ErrKeyDeclined) {
+				w.t.Error(err)
+			}
+			late(answered("00", newKey+"012345"), nil)(w, k, asked)
+		}},
+		"two late ones, the first one last": {inUse: "zpk-bank " + laterKey, comes: func(w *world, k *keyring, asked time.Time) {
+			late(answered("00", laterKey+"FEDCBA"), nil)(w, k, asked.Add(time.Second))
+			late(answered("00", newKey+"012345"), nil)(w, k, asked)
+		}},
+		"nobody asked for it": {inUse: old, alarms: 1, comes: func(w *world, k *keyring, _ time.Time) {
+			late(answered("00", newKey+"012345"), nil)(w, k, time.Time{})
+		}},
+		"nobody asked for it, and it has no key": {inUse: old, comes: func(w *world, k *keyring, _ time.Time) { late(answered("00", ""), nil)(w, k, time.Time{}) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				keys := &keyring{t: t, keys: []string{old}}
+				w.keys = keys
+				dialect, err := inAnswer()
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.dialect = dialect
+				w.bank.askedKey = func() (*messages.Message, error) { <-time.After(10 * time.Second); return nil, conn.ErrTimeout }
+				w.start()
+				asked := time.Now()
+				if _, err := w.desk.RotateKey(t.Context(), "bank"); !errors.Is(err, acquirer.ErrKeyUnconfirmed) {
+					t.Fatal(err)
+				}
+				if got := w.metric("acquirerd_demand_alarms_total", "bank", "key_not_changed"); got != 0 {
+					t.Errorf("%v alarms before it", got)
+				}
+				test.comes(w, keys, asked)
+				if got := keys.inUse(); got != test.inUse {
+					t.Errorf("in use is %s", got)
+				}
+				if got := w.metric("acquirerd_demand_alarms_total", "bank", "key_not_changed"); got != test.alarms {
+					t.Errorf("%v alarms", got)
+				}
+				if got := w.metric("acquirerd_unasked_messages_total", "bank", "late_other"); got == 0 {
+					t.Error("not counted")
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
+// A late answer finds a station whose reload has taken the key away.
+func TestALateAnswerForNoKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.desk.Inbound(t.Context(), "bank", conn.Unasked{Message: answered("00", newKey+"012345"), Arrival: conn.Late, KeyAsked: time.Now()})
+		if got := w.metric("acquirerd_demand_alarms_total", "bank", "key_not_changed"); got != 1 {
+			t.Errorf("%v alarms", got)
 		}
 		w.stop()
 	})

@@ -432,8 +432,8 @@ func (s *Switch) Recover(ctx context.Context) (int, error) {
 }
 
 // Inbound takes what arrives on an endpoint's links unasked. An answer to a transaction that has ended is recorded with it and never
-// delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed. What the processor demands is
-// served, and answered, by demanded.
+// delivered. If it approves what the upstream was not told of, and no reversal is on its way, one is owed. A late answer to a key request of ours is
+// taken by lateKey. What the processor demands is served, and answered, by demanded.
 func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked) {
 	e := s.endpoint(endpoint)
 	if e != nil && msg.Arrival == conn.Demanding {
@@ -446,6 +446,11 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 		s.sometimes.Do(func() {
 			s.log.Warn("request from processor is not served", "endpoint", endpoint, "mti", string(msg.MTI))
 		})
+		return
+	}
+	if !msg.KeyAsked.IsZero() {
+		s.metrics.unasked.WithLabelValues(endpoint, lateOther).Inc()
+		s.lateKey(ctx, e, msg)
 		return
 	}
 	code := msg.Get(messages.ResponseCode)
@@ -466,6 +471,8 @@ func (s *Switch) Inbound(ctx context.Context, endpoint string, msg conn.Unasked)
 	attributes := []any{"endpoint", endpoint, "mti", string(msg.MTI), "kind", kind, "transaction", int64(heard.Transaction),
 		"outcome", string(heard.Outcome), "stan", msg.Get(messages.STAN), "rrn", msg.Get(messages.RRN), "response_code", code}
 	switch {
+	case e.bringsKey(msg.Message): // of a request of an earlier process, or of nobody's: the processor may encipher under it
+		_ = s.keyNotTaken(e, unprompted, errors.New("it answers no key request that is known")) // reported
 	case heard.Owed != 0:
 		s.log.Error("late approval: its reversal is owed again", attributes...)
 		s.forwarder.Wake()
