@@ -148,7 +148,7 @@ type demands struct {
 	absurd refusedDay          // guarded by mu
 
 	awaited chan error // capacity 1: told what became of the next key change, nil if nobody waits; guarded by mu
-	asked   time.Time  // when a key was last asked for because PINs could not be read; guarded by mu
+	asked   time.Time  // when a key was last asked for because PINs could not be read, as far as mayAsk counts it; guarded by mu
 }
 
 func newDemands() *demands {

@@ -280,8 +280,12 @@ func (d *demands) keyCame(err error) {
 	}
 }
 
-// keyAskInterval is how often a processor is asked for a key because it could not read PINs, at most: what does not help once is for a person.
-const keyAskInterval = 5 * time.Minute
+// keyAskInterval is how often a processor is asked for a key because it could not read PINs, at most: what does not help once is for a person. A request that
+// was not sent, because no link was in service or the HSM was not ready, has not been asked: it is tried again after keyAskPause, if PINs still cannot be read.
+const (
+	keyAskInterval = 5 * time.Minute
+	keyAskPause    = 10 * time.Second
+)
 
 // mayAsk reports whether a processor may be asked for a key by ourselves, and takes that for done.
 func (d *demands) mayAsk(now time.Time) bool {
@@ -294,6 +298,13 @@ func (d *demands) mayAsk(now time.Time) bool {
 	return true
 }
 
+// notAsked takes back that mayAsk took a request for done: it was not sent.
+func (d *demands) notAsked(now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked = now.Add(keyAskPause - keyAskInterval)
+}
+
 // askForKey has the processor asked for a key, soon, because the two sides' keys are not the same any more. It never waits.
 func (s *Switch) askForKey(e *Endpoint) {
 	if !e.demands.mayAsk(time.Now()) {
@@ -301,7 +312,8 @@ func (s *Switch) askForKey(e *Endpoint) {
 	}
 	select {
 	case s.asks <- e.Name:
-	default: // that many wait: the next PIN that cannot be read asks after keyAskInterval
+	default: // that many wait
+		e.demands.notAsked(time.Now())
 	}
 }
 
@@ -315,8 +327,13 @@ func (s *Switch) askForKeys(ctx context.Context) {
 	defer asking.Wait()
 	for {
 		select {
-		case name := <-s.asks: // of an endpoint at most one in keyAskInterval, which is longer than keyWait
-			asking.Go(func() { _, _ = s.RotateKey(ctx, name) }) // reports itself
+		case name := <-s.asks: // of an endpoint at most one: keyAskInterval is longer than keyWait, and keyAskPause begins with the end of the last
+			asking.Go(func() {
+				_, err := s.RotateKey(ctx, name) // reports itself
+				if e := s.endpoint(name); e != nil && errors.Is(err, ErrKeyRequest) {
+					e.demands.notAsked(time.Now())
+				}
+			})
 		case <-ctx.Done():
 			return
 		}

@@ -333,6 +333,44 @@ func TestALateAnswerForNoKey(t *testing.T) {
 	})
 }
 
+// What was not sent was not asked: with no link in service for a moment, the next PIN that cannot be read has the key asked for, and not one in five
+// minutes. But it is not tried with each of them.
+func TestAKeyRequestThatWasNotSentIsTriedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := newSyncingWorld(t, 1, 2)
+		w.keys = &keyring{t: t}
+		tries, sent := 0, false
+		w.bank.askedKey = func() (*messages.Message, error) {
+			tries++
+			if !sent {
+				return nil, fmt.Errorf("no link in service: %w", conn.ErrNotSent)
+			}
+			return nil, conn.ErrTimeout
+		}
+		w.start()
+		for _, step := range []struct {
+			after time.Duration
+			sent  bool
+			tries int
+		}{
+			{0, false, 1}, {0, false, 1}, {9 * time.Second, false, 1}, {time.Second, false, 2}, {10 * time.Second, true, 3},
+			{10 * time.Second, true, 3}, {4*time.Minute + 49*time.Second, true, 3}, {time.Second, true, 4},
+		} {
+			<-time.After(step.after)
+			sent = step.sent
+			w.ask(w.request(), delivered)
+			synctest.Wait()
+			if tries != step.tries {
+				t.Errorf("after %v, %d tries, want %d", step.after, tries, step.tries)
+			}
+		}
+		if got := w.metric("acquirerd_key_requests_total", "bank", "refused"); got != 2 {
+			t.Errorf("%v refused", got)
+		}
+		w.stop()
+	})
+}
+
 // A PIN that no key helps has a key asked for, and the transactions after it go through under that.
 func TestAKeyIsAskedForByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
