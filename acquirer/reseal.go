@@ -38,7 +38,7 @@ type ResealConfig struct {
 	Vault Sealer
 	Key   string               // label of the key that seals now
 	Opens []string             // labels of all keys that can open
-	Ended func(ResealProgress) // called at the end of each pass; may be nil
+	Ended func(ResealProgress) // called at the end of each pass, before its progress says so; may be nil
 }
 
 // Limits of resealing. It uses one worker of the HSM at a time, and rests for as much as restShare times what a batch took: so it takes a fifth of one
@@ -177,7 +177,7 @@ func (r *Resealer) change(by func(*ResealProgress)) {
 func (r *Resealer) pass(ctx context.Context) (ResealProgress, error) {
 	err := r.through(ctx)
 	r.change(func(p *ResealProgress) {
-		p.Running, p.EndedAt = false, time.Now().UTC()
+		p.EndedAt = time.Now().UTC()
 		if err != nil {
 			p.Error = err.Error()
 		} else {
@@ -185,10 +185,12 @@ func (r *Resealer) pass(ctx context.Context) (ResealProgress, error) {
 		}
 	})
 	p := r.Progress()
+	p.Running = false
 	r.log.Info("reseal ended", "key", p.Key, "resealed", p.Resealed, "gone", p.Gone, "remaining", p.Remaining, "unreadable", p.Unreadable, "error", p.Error)
 	if r.cfg.Ended != nil {
 		r.cfg.Ended(p)
 	}
+	r.change(func(p *ResealProgress) { p.Running = false }) // only now: who sees that finds what Ended has done
 	return p, err
 }
 

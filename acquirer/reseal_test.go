@@ -412,8 +412,14 @@ func TestAPassIsAskedForBesideTraffic(t *testing.T) {
 		v.fill(150)
 		registry := prometheus.NewRegistry()
 		var ended []acquirer.ResealProgress
+		var r *acquirer.Resealer
 		r, err := acquirer.NewResealer(acquirer.ResealConfig{Store: v, Vault: v.vault, Key: "seal-2", Opens: []string{"seal-1", "seal-2"},
-			Ended: func(p acquirer.ResealProgress) { ended = append(ended, p) }}, slog.New(slog.DiscardHandler), registry)
+			Ended: func(p acquirer.ResealProgress) {
+				ended = append(ended, p)
+				if p.Running || !r.Progress().Running {
+					t.Error("who looks at the progress is told of the end before it is on record")
+				}
+			}}, slog.New(slog.DiscardHandler), registry)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -167,6 +167,17 @@ func logAudit(log *slog.Logger, row journal.AuditRow) {
 		"hash", hex.EncodeToString(row.Hash[:]))
 }
 
+// enter puts an event of a command on record: it is durable when enter returns nil, and its error is the command's.
+func (a *auditor) enter(ctx context.Context, e journal.AuditEvent) error {
+	e.At = time.Now()
+	row, err := a.trail.Audit(context.WithoutCancel(ctx), e)
+	if err != nil {
+		return fmt.Errorf("recording %s: %w", e.What, err)
+	}
+	logAudit(a.log, row)
+	return nil
+}
+
 // flush waits until what was noted before is on record, or lost, or Run has ended.
 func (a *auditor) flush(ctx context.Context) {
 	mark := told{done: make(chan struct{})}
@@ -248,12 +259,11 @@ func (d *daemon) controlAudit(w http.ResponseWriter, r *http.Request) {
 		refuseControl(w, http.StatusBadRequest, errors.New("the event cannot be read"))
 		return
 	}
-	row, err := d.journal.Audit(r.Context(), journal.AuditEvent{At: time.Now(), Who: askedBy(r), What: asked.What, Key: asked.Key, KCV: asked.KCV, Result: asked.Result, Detail: asked.Detail})
+	err := d.auditor.enter(r.Context(), journal.AuditEvent{Who: askedBy(r), What: asked.What, Key: asked.Key, KCV: asked.KCV, Result: asked.Result, Detail: asked.Detail})
 	if err != nil {
 		refuseControl(w, http.StatusServiceUnavailable, err)
 		return
 	}
-	logAudit(d.log, row)
 	answer(w, http.StatusOK, struct{}{})
 }
 

@@ -123,7 +123,7 @@ func (d *daemon) control() http.Handler {
 	mux.HandleFunc("POST /config/reload", d.controlReload)
 	mux.HandleFunc("POST /audit", d.controlAudit)
 	mux.HandleFunc("POST /journal/reseal", d.controlReseal)
-	mux.HandleFunc("GET /journal/reseal", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.resealer.Progress()) })
+	mux.HandleFunc("GET /journal/reseal", d.controlResealProgress)
 	mux.HandleFunc("POST /keys/rotate/{endpoint}", d.controlRotate)
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, servedKeys{keyLabels(d.cfg)}) })
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, d.links()) })

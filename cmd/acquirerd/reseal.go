@@ -45,10 +45,24 @@ func (c *HSMConfig) kcvOf(label string) string {
 	return ""
 }
 
-// controlReseal begins a pass, unless one is under way.
+// controlReseal begins a pass, unless one is under way, once it is on record who has asked for it.
 func (d *daemon) controlReseal(w http.ResponseWriter, r *http.Request) {
-	d.auditor.note(journal.AuditEvent{Who: askedBy(r), What: auditReseal, Key: d.cfg.HSM.SealKey, KCV: d.cfg.HSM.kcvOf(d.cfg.HSM.SealKey), Result: resultOK, Detail: "asked for"})
+	key := d.cfg.HSM.SealKey
+	err := d.auditor.enter(r.Context(), journal.AuditEvent{Who: askedBy(r), What: auditReseal, Key: key, KCV: d.cfg.HSM.kcvOf(key), Result: resultOK, Detail: "asked for"})
+	if err != nil {
+		refuseControl(w, http.StatusServiceUnavailable, err)
+		return
+	}
 	answer(w, http.StatusOK, d.resealer.Begin())
+}
+
+// controlResealProgress tells how far a pass is. That it has ended is on record before anybody is told: the command ends with that.
+func (d *daemon) controlResealProgress(w http.ResponseWriter, r *http.Request) {
+	p := d.resealer.Progress()
+	if !p.Running {
+		d.auditor.flush(r.Context())
+	}
+	answer(w, http.StatusOK, p)
 }
 
 func (c *cli) resealCommand() *cobra.Command {

@@ -1,12 +1,20 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"acquirerd/acquirer"
 	"acquirerd/hsm"
@@ -169,4 +177,51 @@ func damage(t *testing.T, path string, id int64) int {
 		t.Fatal(err)
 	}
 	return damaged
+}
+
+// Who has asked for a pass is on record before it begins, and its end before the command that waits for it is told: here nobody writes rows behind its back yet.
+func TestAPassIsOnRecordWhenItsCommandEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := &trail{took: time.Second}
+		a, err := newAuditor(kept, "acq01", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resealer := func() *acquirer.Resealer { // that nobody runs
+			r, err := acquirer.NewResealer(acquirer.ResealConfig{Store: struct{ acquirer.SealStore }{}, Vault: struct{ acquirer.Sealer }{}, Key: "seal", Opens: []string{"seal"}},
+				slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		r := resealer()
+		d := &daemon{cfg: &Config{HSM: HSMConfig{SealKey: "seal"}}, auditor: a, resealer: r}
+		ask := func(do http.HandlerFunc, method string) int {
+			w := httptest.NewRecorder()
+			do(w, httptest.NewRequest(method, "/journal/reseal", nil))
+			return w.Code
+		}
+		kept.err = journal.ErrFailed
+		if got := ask(d.controlReseal, http.MethodPost); got != http.StatusServiceUnavailable || r.Progress().Running {
+			t.Errorf("without a record: %d, and it has begun: %v", got, r.Progress().Running)
+		}
+		kept.err = nil
+		if got := ask(d.controlReseal, http.MethodPost); got != http.StatusOK || !r.Progress().Running || kept.count() != 1 || kept.events[0].Detail != "asked for" {
+			t.Errorf("got %d; on record are %+v", got, kept.events)
+		}
+
+		d.resealer = resealer() // its pass is over
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- a.Run(ctx) }()
+		a.note(journal.AuditEvent{What: "reseal", Detail: "ended"})
+		if got := ask(d.controlResealProgress, http.MethodGet); got != http.StatusOK || kept.count() != 2 {
+			t.Errorf("got %d; on record are %+v", got, kept.events)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -90,7 +90,15 @@ func (d *daemon) controlRotate(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	d.log.Warn("asked by an operator", "command", "keys rotate", "endpoint", name)
 	rotated, err := d.desk.RotateKey(ctx, name)
-	d.auditor.note(rotationEvent(askedBy(r), name, rotated, err))
+	d.auditor.flush(r.Context()) // the change that came of it
+	unrecorded := d.auditor.enter(r.Context(), rotationEvent(askedBy(r), name, rotated, err))
+	switch {
+	case unrecorded != nil && err == nil:
+		refuseControl(w, http.StatusServiceUnavailable, fmt.Errorf("the key is in use, but who has asked for it is not on record: %w", unrecorded))
+		return
+	case unrecorded != nil:
+		err = fmt.Errorf("%w, and %w", err, unrecorded)
+	}
 	if err != nil {
 		code := http.StatusConflict
 		if errors.Is(err, acquirer.ErrKeyUnconfirmed) {
