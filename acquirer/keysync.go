@@ -125,11 +125,14 @@ func (s *Switch) underOtherKey(ctx context.Context, v *Visit, first *sending, st
 	return second, nil
 }
 
-// protectUnderOther translates the PIN block once more, to another version of the zone key than the first was under: the one before it or, if
-// the key was changed since, the one that is in use by now.
+// protectUnderOther translates the PIN block once more, to another version of the zone key than the first was under: the one that is in use by now, if
+// the key was changed since, however often; else the one before it. The one before the present one is asked for first, because mostly nothing was
+// changed; it is the right one only if it is older than what the first was under, which then is the present one.
 func (s *Switch) protectUnderOther(ctx context.Context, req Request, first *sending) (hsm.Protected, error) {
 	protected, err := s.protect(ctx, req, first.pan, first.endpoint, true)
-	if err != nil || protected.KeyVersion != first.keyUsed {
+	switch {
+	case errors.Is(err, hsm.ErrNoPreviousKey): // or not any more
+	case err != nil || protected.KeyVersion < first.keyUsed:
 		return protected, err
 	}
 	protected.PINBlock.Clear()

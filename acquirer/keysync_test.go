@@ -116,11 +116,15 @@ func (w *world) rows() []journal.Transaction {
 func TestAPINIsAskedForAgainUnderTheOtherKey(t *testing.T) {
 	for name, test := range map[string]struct {
 		ours, theirs int
-		after        int // our version once the first was declined
+		after        int  // our version once the first was declined
+		over         bool // the overlap of the one before that
 		asked        []int
 	}{
-		"the bank has the key before":                {ours: 3, theirs: 2, after: 3, asked: []int{3, 2}},
-		"the key was changed while it was under way": {ours: 2, theirs: 3, after: 3, asked: []int{2, 2, 3}},
+		"the bank has the key before":                                  {ours: 3, theirs: 2, after: 3, asked: []int{3, 2}},
+		"the key was changed while it was under way":                   {ours: 2, theirs: 3, after: 3, asked: []int{2, 2, 3}},
+		"the key was changed twice while it was under way":             {ours: 2, theirs: 4, after: 4, asked: []int{2, 3, 4}},
+		"the key was changed often while it was under way":             {ours: 1, theirs: 7, after: 7, asked: []int{1, 6, 7}},
+		"the key was changed, and the one before may not be used more": {ours: 2, theirs: 3, after: 3, over: true, asked: []int{2, 0, 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -128,6 +132,9 @@ func TestAPINIsAskedForAgainUnderTheOtherKey(t *testing.T) {
 				read := w.bank.answer
 				w.bank.answer = func(m *messages.Message) (string, error) {
 					v.changeTo(test.after)
+					v.mu.Lock()
+					v.previous = !test.over
+					v.mu.Unlock()
 					return read(m)
 				}
 				w.start()
