@@ -107,7 +107,7 @@
 // # Operations held open
 //
 // To begin an operation costs a token more than a block does. So each worker keeps ECB operations open, each in a session of its own (8 at
-// most): held.go. A token that does not give a block back at once, or has no more sessions, gets whole operations.
+// most): held.go. Those on a key that is destroyed are ended by every worker, also one that has nothing else to do. A token that does not give a block back at once, or has no more sessions, gets whole operations.
 //
 // # Keys and key check values
 //

@@ -185,7 +185,7 @@ func (w *worker) release(which heldKey) {
 }
 
 // releaseGone ends what is open on keys that are not in the token any more, so that nothing is left of a key that was destroyed. It is called
-// before the first task of the worker after that, and when something else is opened.
+// by HSM.tidy at once, or before the first task of the worker after that, and when something else is opened.
 func (w *worker) releaseGone() {
 	for which := range w.open {
 		if !w.gen.knows(which.label) {

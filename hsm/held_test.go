@@ -514,6 +514,48 @@ func TestNothingStaysOpenOnAKeyThatWasDestroyed(t *testing.T) {
 	})
 }
 
+// Nor is it in one of a worker that is given nothing more to do.
+func TestNothingStaysOpenWithAnIdleWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, cfg := changing(t)
+		f := &scriptedUpdates{fakeModule: fake}
+		cfg.Workers = 4
+		h := f.startWith(t, cfg)
+		var all sync.WaitGroup
+		together := make(chan struct{})
+		for range cfg.Workers {
+			all.Go(func() {
+				err := h.call(t.Context(), protectPlain, func(w *worker) error {
+					<-together
+					block := make([]byte, desBytes)
+					return w.ecb(w.gen.key("out"), false, block, block)
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // each worker has one
+		close(together)
+		all.Wait()
+		if err := changeTo("out", zoneKey("new")).ask(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+		for began := time.Now(); len(f.labels("out")) > 1; <-time.After(time.Second) {
+			if time.Since(began) > defaultOverlap+time.Minute {
+				t.Fatalf("the token has %q", f.labels("out"))
+			}
+		}
+		synctest.Wait()
+		if left := f.openOnGone(); len(left) != 0 {
+			t.Errorf("operations are open on %q, which are destroyed", left)
+		}
+		if got := h.Statement().Generation; got != 1 {
+			t.Errorf("generation %d", got)
+		}
+	})
+}
+
 // openOnGone are the labels of keys that are not in the token any more and on which an operation is open.
 func (f *fakeModule) openOnGone() (labels []string) {
 	f.mu.Lock()

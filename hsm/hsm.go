@@ -78,6 +78,7 @@ type HSM struct {
 	queue    chan *task
 	inflight atomic.Int64               // callers admitted and not yet served
 	since    []atomic.Int64             // by worker: when its call began (Unix ns), 0 while it waits
+	tidying  []chan struct{}            // by worker, capacity 1: it may hold something of a key that was destroyed
 	gen      atomic.Pointer[generation] // nil while there is no healthy one
 	broken   chan *generation           // capacity 1: a generation is condemned once, and the next needs a rebuild
 	ended    chan struct{}              // closed when no worker will serve any more
@@ -115,10 +116,14 @@ func newHSM(cfg Config, log *slog.Logger, reg prometheus.Registerer, load func(s
 		changing: make(chan struct{}, 1),
 		queue:    make(chan *task, cfg.Workers+cfg.Queue),
 		since:    make([]atomic.Int64, cfg.Workers),
+		tidying:  make([]chan struct{}, cfg.Workers),
 		broken:   make(chan *generation, 1),
 		ended:    make(chan struct{}),
 		made:     time.Now(), checked: time.Now(),
 		newFill: newFill,
+	}
+	for i := range h.tidying {
+		h.tidying[i] = make(chan struct{}, 1)
 	}
 	h.watched = []string{cfg.TokenKey}
 	for _, k := range cfg.Keys {
@@ -593,8 +598,22 @@ func (h *HSM) work(index int, stop <-chan struct{}) {
 			err := h.serve(t, w)
 			h.inflight.Add(-1)
 			t.done <- err
+		case <-h.tidying[index]:
+			h.tidy(w)
 		}
 	}
+}
+
+// tidy has a worker let go of what it holds of keys that were destroyed, though no task may come to it for days.
+func (h *HSM) tidy(w *worker) {
+	g := w.gen
+	if g == nil || g != h.gen.Load() || !g.enter() { // what it holds of a broken one ends with that
+		return
+	}
+	defer g.leave()
+	h.since[w.index].Store(time.Now().UnixNano())
+	w.join(g)
+	h.since[w.index].Store(0)
 }
 
 func (h *HSM) serve(t *task, w *worker) error {

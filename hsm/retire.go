@@ -68,8 +68,19 @@ func (h *HSM) destroyDue(g *generation, s pkcs11.SessionHandle, label string) er
 		}
 		g.keys[label].Store(g.lineage(label).without(k))
 		g.gone.Add(1)
+		h.letGo()
 	}
 	return nil
+}
+
+// letGo tells each worker that a key is gone.
+func (h *HSM) letGo() {
+	for _, worker := range h.tidying {
+		select {
+		case worker <- struct{}{}:
+		default: // it is told, and will look
+		}
+	}
 }
 
 // destroyFormer destroys the one key that has this label and this KCV, after its mark: without it the key is a leftover, if we crash between the two. One
