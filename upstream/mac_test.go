@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -255,6 +256,11 @@ func TestTooManyWrongMACsEndTheirConnection(t *testing.T) {
 func TestASlowHSMStopsNoReadingAndChangesNoOrder(t *testing.T) {
 	withMACs(t, nil, nil, func(t *testing.T, h *hall, k *macKey) {
 		var order []string
+		handled := func() []string {
+			h.desk.mu.Lock()
+			defer h.desk.mu.Unlock()
+			return slices.Clone(order)
+		}
 		h.desk.authorize = func(ctx context.Context, req acquirer.Request) (acquirer.Result, error) {
 			h.desk.mu.Lock()
 			order = append(order, req.Message.Get(messages.STAN))
@@ -272,16 +278,16 @@ func TestASlowHSMStopsNoReadingAndChangesNoOrder(t *testing.T) {
 		c.proven(request(3))
 		began := time.Now()
 		synctest.Wait()
-		if len(order) != 0 {
-			t.Errorf("%q were handled before the first", order)
+		if got := handled(); len(got) != 0 {
+			t.Errorf("%q were handled before the first", got)
 		}
 		for range 2 { // the first has no answer: nobody knows whose it was
 			if got := c.answer(); got.Get(messages.STAN) == "000001" || time.Since(began) != 30*time.Second {
 				t.Errorf("after %v: %v", time.Since(began), got)
 			}
 		}
-		if len(order) != 2 {
-			t.Errorf("handled %q", order)
+		if got := handled(); len(got) != 2 {
+			t.Errorf("handled %q", got)
 		}
 		if got := h.told("unchecked"); got != 1 {
 			t.Errorf("%v are counted", got)
