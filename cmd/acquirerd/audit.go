@@ -37,7 +37,11 @@ const (
 	auditRotate = "rotate" // a new zone key, asked for by a person
 )
 
-const resultOK = "ok"
+// Results of more than one of them.
+const (
+	resultAsked = "asked" // of a first row: another one says what came of it
+	resultOK    = "ok"
+)
 
 // An auditTrail puts events on record: *journal.Journal.
 type auditTrail interface {
@@ -285,9 +289,12 @@ func (c *cli) auditRow(ctx context.Context, cfg *Config, e journal.AuditEvent) e
 	})
 }
 
-// audit puts on record what this command did with a key. A token has its keys before there is a journal: then a warning says that there is no record. Every
-// other error is the caller's to report: the key was dealt with, and nothing tells of it.
-func (c *cli) audit(ctx context.Context, e hsm.Event) error {
+// A keyRecord puts on record what a command does with a key.
+type keyRecord func(ctx context.Context, e hsm.Event) error
+
+// keyRecord finds the audit table for an event of this command. A token has its keys before there is a journal: then a warning says that there is no record, and
+// none is made. Every error of the record is the caller's to report: the key is not to be dealt with, or was, and nothing tells of it.
+func (c *cli) keyRecord(e hsm.Event) (keyRecord, error) {
 	cfg, err := c.loadParts("station", "journal")
 	var faulty *configError
 	missing := errors.As(err, &faulty)
@@ -295,17 +302,32 @@ func (c *cli) audit(ctx context.Context, e hsm.Event) error {
 		_, err = os.Stat(cfg.Journal.Path)
 		missing = errors.Is(err, fs.ErrNotExist)
 	}
-	if missing {
-		_, err := fmt.Fprintf(c.err, "acquirerd: warning: there is no journal yet, so %s of key %s is not in its audit table\n", e.What, e.Key)
-		return err
+	switch {
+	case missing:
+		_, err := fmt.Fprintf(c.err, "acquirerd: warning: there is no journal yet, so %s is not in its audit table\n", doneTo(e))
+		return func(context.Context, hsm.Event) error { return nil }, err
+	case err != nil:
+		return nil, fmt.Errorf("recording %s: %w", doneTo(e), err)
 	}
-	if err == nil {
-		err = c.auditRow(ctx, cfg, auditEvent(e))
+	return func(ctx context.Context, e hsm.Event) error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout) // an interrupt would be a way to do something without a record
+		defer cancel()
+		if err := c.auditRow(ctx, cfg, auditEvent(e)); err != nil {
+			return fmt.Errorf("recording %s: %w", doneTo(e), err)
+		}
+		return nil
+	}, nil
+}
+
+// recordTimeout bounds the record of what is done with a key.
+const recordTimeout = 10 * time.Second
+
+// doneTo says what an event is about.
+func doneTo(e hsm.Event) string {
+	if e.Key == "" { // components of a key that is nowhere
+		return e.What
 	}
-	if err != nil {
-		return fmt.Errorf("recording %s of key %s: %w", e.What, e.Key, err)
-	}
-	return nil
+	return e.What + " of key " + e.Key
 }
 
 func (c *cli) auditCommand() *cobra.Command {
@@ -323,8 +345,8 @@ func (c *cli) auditCommand() *cobra.Command {
 			}
 			return c.journalAudit(ctx, filter, since)
 		})
-	command.Long = "Audit lists the audit table: each load of a key at a start or a rebuild, its first use on a day, what commands did with keys, each whole PAN that\n" +
-		"was shown, and what the token was found to be able to do. Rows are never changed and never deleted, by prune neither. Each holds the hash of\n" +
+	command.Long = "Audit lists the audit table: each load of a key at a start or a rebuild, its first use on a day, what commands were asked to do with keys and did, each\n" +
+		"whole PAN that was shown, and what the token was found to be able to do. Rows are never changed and never deleted, by prune neither. Each holds the hash of\n" +
 		"the one before. --verify follows that chain and names the first row that is not as it was written. A chain does not show that its end was cut\n" +
 		"off, or that all of it was written anew: for that, note NUMBER:HASH of a row elsewhere (--verify prints it, and the daemon's log has each), and\n" +
 		"give it as --anchor."

@@ -199,7 +199,14 @@ func TestACommandsDealingWithAKeyIsOnRecord(t *testing.T) {
 	var warnings bytes.Buffer
 	c := &cli{in: os.Stdin, out: io.Discard, err: &warnings, config: path, output: "text"}
 	event := hsm.Event{Who: "somebody else", What: "import", Key: "zpk-new", KCV: "08D7B4", Result: "ok"}
-	if err := c.audit(t.Context(), event); err != nil || !strings.Contains(warnings.String(), "there is no journal yet, so import of key zpk-new") {
+	record := func() error {
+		record, err := c.keyRecord(event)
+		if err != nil {
+			return err
+		}
+		return record(t.Context(), event)
+	}
+	if err := record(); err != nil || !strings.Contains(warnings.String(), "there is no journal yet, so import of key zpk-new") {
 		t.Errorf("without a journal: %v, %s", err, &warnings)
 	}
 	if counts, err := c.sealedUnder(t.Context()); err != nil || len(counts) != 0 {
@@ -207,11 +214,11 @@ func TestACommandsDealingWithAKeyIsOnRecord(t *testing.T) {
 	}
 	site.create()
 	warnings.Reset()
-	if err := c.audit(t.Context(), event); err != nil || warnings.Len() != 0 {
+	if err := record(); err != nil || warnings.Len() != 0 {
 		t.Errorf("without a daemon: %v, %s", err, &warnings)
 	}
 	daemon := site.start()
-	if err := c.audit(t.Context(), event); err != nil {
+	if err := record(); err != nil {
 		t.Errorf("with a daemon: %v", err)
 	}
 	if got := auditRows(t, path, "--key", "zpk-new"); len(got) != 2 || got[0].Who != me(t) || got[1].Who != me(t) || got[1].KCV != "08D7B4" || got[1].What != "import" || got[1].Result != "ok" {

@@ -554,7 +554,7 @@ func (c *cli) keysKCV(ctx context.Context, label, file, algorithm string) error 
 	if file != "" {
 		e.Detail = "of a component"
 	}
-	key, err := c.audited(ctx, e, func() (hsm.KeyInfo, error) {
+	key, err := c.looked(ctx, e, func() (hsm.KeyInfo, error) {
 		if label != "" {
 			return keyOf(cfg, label)
 		}

@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -210,23 +209,47 @@ func (n newKey) checkKind() error {
 	return nil
 }
 
-// recordTimeout bounds the record of what was done with a key.
-const recordTimeout = 10 * time.Second
+// errInterrupted is of a command that was interrupted before it began what it was asked for.
+var errInterrupted = errors.New("interrupted: nothing was done")
 
-// audited does something with a key and puts it on record, whatever came of it. An error of the record is one of the command: what was done is done then. An interrupt does not
-// reach the record: it would be a way to do something without one.
+// audited frames what changes keys by two rows of the audit table. The asking is durable before do begins: a process that is killed, then or when the token has done it,
+// leaves that row without an end, which tells to look at the token. Where it cannot be written, nothing is done. An interrupt reaches neither row.
 func (c *cli) audited(ctx context.Context, e hsm.Event, do func() (hsm.KeyInfo, error)) (hsm.KeyInfo, error) {
+	record, err := c.keyRecord(e)
+	if err == nil {
+		asked := e
+		asked.Result = resultAsked
+		err = record(ctx, asked)
+	}
+	if err != nil {
+		return hsm.KeyInfo{}, fmt.Errorf("doing nothing, because it cannot be recorded: %w", err)
+	}
+	if ctx.Err() != nil {
+		do = func() (hsm.KeyInfo, error) { return hsm.KeyInfo{}, errInterrupted }
+	}
+	return record.end(ctx, e, do)
+}
+
+// looked looks at a key and puts it on record, in one row, because nothing is another one afterwards.
+func (c *cli) looked(ctx context.Context, e hsm.Event, at func() (hsm.KeyInfo, error)) (hsm.KeyInfo, error) {
+	record, err := c.keyRecord(e)
+	if err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	return record.end(ctx, e, at)
+}
+
+// end puts on record what came of it. An error of that is one of the command: what was done is done then.
+func (record keyRecord) end(ctx context.Context, e hsm.Event, do func() (hsm.KeyInfo, error)) (hsm.KeyInfo, error) {
 	key, err := do()
-	e.Result = "ok"
+	e.Result = resultOK
 	if key.KCV != "" {
 		e.KCV = key.KCV
 	}
 	if err != nil {
 		e.Result = oneLine(err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
-	defer cancel()
-	return key, errors.Join(err, c.audit(ctx, e))
+	return key, errors.Join(err, record(ctx, e))
 }
 
 func (c *cli) keysList(context.Context, []string) error {

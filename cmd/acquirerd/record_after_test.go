@@ -3,13 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"strings"
+	"slices"
 	"testing"
 
 	"acquirerd/hsm"
 )
 
-// Who interrupts a command when the key is dealt with does not keep that off the record.
+// Who interrupts a command when the key is dealt with does not keep that off the record, and who does it before has nothing done.
 func TestAnInterruptDoesNotKeepAKeyOffTheRecord(t *testing.T) {
 	site := newSite(t, newProcessor(t, approveRightPIN))
 	site.create()
@@ -18,16 +18,27 @@ func TestAnInterruptDoesNotKeepAKeyOffTheRecord(t *testing.T) {
 	path := daemon.config
 	ctx, interrupt := context.WithCancel(t.Context())
 	c := &cli{out: &bytes.Buffer{}, err: &bytes.Buffer{}, config: path, output: "text"}
-	_, err := c.audited(ctx, hsm.Event{What: hsm.KeyDestroyed, Key: "zpk-old", KCV: "08D7B4"}, func() (hsm.KeyInfo, error) {
+	old := hsm.Event{What: hsm.KeyDestroyed, Key: "zpk-old", KCV: "08D7B4"}
+	_, err := c.audited(ctx, old, func() (hsm.KeyInfo, error) {
+		if got, want := toldBy(auditRows(t, path, "--key", "zpk-old")), []string{"destroy zpk-old 08D7B4 asked"}; !slices.Equal(got, want) {
+			t.Errorf("before it is done: rows %q, want %q", got, want)
+		}
 		interrupt() // while the token destroys it
 		return hsm.KeyInfo{Label: "zpk-old", KCV: "08D7B4"}, nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
-	rows := auditRows(t, path, "--key", "zpk-old")
-	if len(rows) != 1 || rows[0].What != hsm.KeyDestroyed || !strings.EqualFold(rows[0].Result, "ok") {
-		t.Errorf("got %+v", rows)
+	_, err = c.audited(ctx, old, func() (hsm.KeyInfo, error) {
+		t.Error("it is done after the interrupt")
+		return hsm.KeyInfo{}, nil
+	})
+	if err == nil {
+		t.Error("an interrupted command says nothing")
+	}
+	want := []string{"destroy zpk-old 08D7B4 asked", "destroy zpk-old 08D7B4 ok", "destroy zpk-old 08D7B4 asked", "destroy zpk-old 08D7B4 interrupted: nothing was done"}
+	if got := toldBy(auditRows(t, path, "--key", "zpk-old")); !slices.Equal(got, want) {
+		t.Errorf("rows %q, want %q", got, want)
 	}
 	daemon.stop()
 	if code := daemon.exit(); code != 0 {

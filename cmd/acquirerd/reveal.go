@@ -39,7 +39,7 @@ func (c *cli) reveal(ctx context.Context, cfg *Config, id journal.TransactionID,
 		}
 		return nil
 	}
-	if err := on("asked", hsm.Key{}); err != nil {
+	if err := on(resultAsked, hsm.Key{}); err != nil {
 		return err
 	}
 	pan, key, refused := c.revealed(ctx, cfg, id, pin)
