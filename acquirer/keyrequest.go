@@ -107,7 +107,7 @@ func (s *Switch) rotateKey(ctx context.Context, endpoint string) (KeyRotation, e
 		return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyRequest, err)
 	case err != nil:
 		if inAnswer && (errors.Is(err, conn.ErrUndecodable) || errors.Is(err, conn.ErrMismatch) || errors.Is(err, conn.ErrMAC)) {
-			s.keyNotTaken(e, inTime, err) // it has answered, and we have no key of it
+			_ = s.keyNotTaken(e, inTime, err) // reported: it has answered, and we have no key of it
 		}
 		return KeyRotation{}, fmt.Errorf("%w: %w", ErrKeyUnconfirmed, err)
 	}

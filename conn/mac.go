@@ -16,9 +16,8 @@ import (
 //
 // What is not proven to be the processor's is not heard: an answer ends the wait for it as one whose fate is unknown, whatever it says; a late one is
 // dropped, but that the callback of Run is told, with ErrMAC as its fault, of one that can have brought a key; a request is told so, to be refused.
-// Messages with a wrong code, enough of them in a
-// short time, suspend the link: somebody is on it, or the two sides have different keys, and neither mends itself. But before its sign-on a connection
-// need not be the processor's at all, and who is not must not take the processor's link away: the first such message closes it, and nothing of that
+// Messages with a wrong code, enough of them in a short time, suspend the link: somebody is on it, or the two sides have different keys, and neither
+// mends itself. But before its sign-on a connection need not be the processor's at all, and who is not must not take the processor's link away: the first such message closes it, and nothing of that
 // counts for the link.
 
 const (
