@@ -128,8 +128,11 @@ type key struct {
 // lineage returns the key of a label of the configuration with what is left of its predecessors.
 func (g *generation) lineage(label string) *lineage { return g.keys[label].Load() }
 
-// knows reports whether a label of the token is one of a key that is in it, of whatever version.
+// knows reports whether a label of the token is one of a key that is in it, of whatever version. That of a trial has keys of its own, which end with it.
 func (g *generation) knows(label string) bool {
+	if g.keys == nil {
+		return true
+	}
 	base := label
 	if g.keys[label] == nil {
 		base, _, _ = successorOf(label)

@@ -307,3 +307,17 @@ func TestAProbeEndsWithItsTime(t *testing.T) {
 		}
 	})
 }
+
+// What is measured is what a worker does: it holds the operations of both keys open.
+func TestATrialHoldsItsOperationsOpen(t *testing.T) {
+	f := &scriptedUpdates{fakeModule: newFake(t)}
+	h := f.start(t)
+	before := f.opened
+	found, err := h.tryMethod(h.gen.Load(), method{prepare: translates(ISO0, ISO0, Transient)}, 20)
+	if err != nil || found.err != nil {
+		t.Fatal(err, found.err)
+	}
+	if n := f.opened - before; n != 3 { // of the trial, and of two operations
+		t.Errorf("%d sessions were opened", n)
+	}
+}
