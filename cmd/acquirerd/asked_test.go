@@ -102,6 +102,27 @@ func TestEachChangeOfAKeyIsTwoRows(t *testing.T) {
 	}
 }
 
+// A slip of the pen in the config must not take a key off the record.
+func TestAFaultOfTheJournalsConfigIsNoWantOfAJournal(t *testing.T) {
+	site := newSite(t)
+	path := site.config()
+	site.create()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(text, "\njournal.batch: none\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := command(t, "keys", "generate", "--config", path, "--label", "kbpk-1", "--use", "kbpk", "--algorithm", "aes")
+	if got.code != 1 || !strings.Contains(got.err, "journal") {
+		t.Errorf("got %+v", got)
+	}
+	if listed := command(t, "keys", "list", "--config", path); strings.Contains(listed.out, "kbpk-1") {
+		t.Error("the key was made")
+	}
+}
+
 func TestNoKeyIsChangedThatCannotBeRecorded(t *testing.T) {
 	site := newSite(t)
 	path, dir := site.config(), t.TempDir()

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -296,8 +297,9 @@ type keyRecord func(ctx context.Context, e hsm.Event) error
 // none is made. Every error of the record is the caller's to report: the key is not to be dealt with, or was, and nothing tells of it.
 func (c *cli) keyRecord(e hsm.Event) (keyRecord, error) {
 	cfg, err := c.loadParts("station", "journal")
+	// A config for a ceremony says nothing of station and journal. One that says something wrong of the journal is another matter.
 	var faulty *configError
-	missing := errors.As(err, &faulty)
+	missing := errors.As(err, &faulty) && !slices.ContainsFunc(faulty.faults, func(f fault) bool { return within(f.path, "journal") })
 	if err == nil {
 		_, err = os.Stat(cfg.Journal.Path)
 		missing = errors.Is(err, fs.ErrNotExist)
