@@ -58,6 +58,10 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 	t.Logf("%s", total.text())
+	// A single seed may do without; a few must not.
+	if total.Seeds >= 10 && (total.Demands == 0 || total.WrongMACs == 0) {
+		t.Error("no demand of the processor was answered, or no answer of it had a wrong MAC")
+	}
 }
 
 // shownSeeds is after how many seeds a long run says how far it is.
@@ -65,14 +69,18 @@ const shownSeeds = 25
 
 // A simulated is what some seeds came to.
 type simulated struct {
-	Seeds    int `json:"seeds"`
-	Restarts int `json:"restarts"` // after the daemon stopped dead, or by itself because its journal failed
+	Seeds     int   `json:"seeds"`
+	Restarts  int   `json:"restarts"`   // after the daemon stopped dead, or by itself because its journal failed
+	Demands   int64 `json:"demands"`    // of the processor that were answered
+	WrongMACs int64 `json:"wrong_macs"` // of its answers
 	simulator.Verdict
 }
 
 func (s *simulated) add(one simulated) {
 	s.Seeds++
 	s.Restarts += one.Restarts
+	s.Demands += one.Demands
+	s.WrongMACs += one.WrongMACs
 	for _, count := range []struct{ to, from *int }{
 		{&s.Transactions, &one.Transactions}, {&s.Approved, &one.Approved}, {&s.Declined, &one.Declined}, {&s.NotSent, &one.NotSent},
 		{&s.Unknown, &one.Unknown}, {&s.Advices, &one.Advices}, {&s.Reversed, &one.Reversed}, {&s.Partial, &one.Partial},
@@ -206,10 +214,10 @@ func simulate(t *testing.T, seed uint64) simulated {
 	for _, line := range result.Transcript() {
 		t.Log(line)
 	}
-	if counts := processor.Ledger().Counts(); counts.DemandsAnswered == 0 {
-		t.Errorf("none of what the processor demanded was answered: %+v", counts)
-	} else if s.macs != nil && (counts.Effects["wrong_mac"] == 0 || counts.WrongMACs != 0) {
-		t.Errorf("no answer had a wrong MAC, or one of ours had: %+v", counts)
+	counts := processor.Ledger().Counts()
+	result.Demands, result.WrongMACs = counts.DemandsAnswered, counts.Effects["wrong_mac"]
+	if counts.WrongMACs != 0 {
+		t.Errorf("%d of our messages had a wrong MAC", counts.WrongMACs)
 	}
 	if result.Transactions < simulatedUpstreams*simulatedRequests/5 || result.Approved == 0 || result.Unknown == 0 || result.Reversed == 0 ||
 		result.Advices == 0 || result.DuplicatesAnswered == 0 {
