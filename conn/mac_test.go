@@ -285,9 +285,11 @@ func TestTheChecksThatWaitAreBounded(t *testing.T) {
 			l.send(messages.NewAnswer(request(i+1), "00"))
 		}
 		synctest.Wait()
-		if most := k.most; most != checksAtOnce {
-			t.Errorf("%d calls at once", most)
-		}
+		k.change(func(k *softKey) {
+			if k.most != checksAtOnce {
+				t.Errorf("%d calls at once", k.most)
+			}
+		})
 		if got := r.unchecked.Load(); got != 21 {
 			t.Errorf("%d wait", got)
 		}
