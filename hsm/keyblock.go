@@ -427,7 +427,7 @@ func (c *ceremony) residentLength(payload pkcs11.ObjectHandle, lengths []int) (f
 		return 0, fmt.Errorf("reading the length in a key block: %w", err)
 	}
 	defer c.temporary(k, &err)
-	got, err := sign(c.m, c.s, k, []byte(lengthPurpose))
+	got, err := signed(c.m, c.s, pkcs11.CKM_SHA256_HMAC, k, []byte(lengthPurpose))
 	if err != nil {
 		return 0, fmt.Errorf("reading the length in a key block: %w", err)
 	}
@@ -537,7 +537,7 @@ func (c *ceremony) shownInside(algorithm Algorithm, create creator, template []*
 	}
 	defer c.temporary(k, &err)
 	if algorithm == HMAC {
-		return sign(c.m, c.s, k, []byte(kcvPurpose))
+		return signed(c.m, c.s, pkcs11.CKM_SHA256_HMAC, k, []byte(kcvPurpose))
 	}
 	return encipher(c.m, c.s, algorithm, k, make([]byte, algorithm.block()))
 }

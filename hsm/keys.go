@@ -622,7 +622,7 @@ func checkPANSeal(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (stri
 
 // checkPANToken signs a text that cannot be a PAN and takes the first 3 bytes.
 func checkPANToken(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle) (string, error) {
-	mac, err := sign(m, s, k, []byte(kcvPurpose))
+	mac, err := signed(m, s, pkcs11.CKM_SHA256_HMAC, k, []byte(kcvPurpose))
 	if err != nil {
 		return "", err
 	}

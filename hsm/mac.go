@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -156,9 +157,7 @@ func retailMAC(m module, s pkcs11.SessionHandle, left, whole pkcs11.ObjectHandle
 			return nil, err
 		}
 	}
-	mac := chain
-	out := make([]byte, desBytes)
-	copy(out, mac)
+	out := bytes.Clone(chain)
 	if err := cbcMAC(m, s, whole, out, padded[last:]); err != nil {
 		return nil, err
 	}

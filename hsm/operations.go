@@ -170,7 +170,7 @@ func (w *worker) tokenOf(k *key, pan string) (token card.PANToken, err error) {
 	if k.recipe.algorithm == HMAC {
 		digits := []byte(pan)
 		defer clear(digits)
-		mac, err := sign(w.m, w.session, k.handle, digits)
+		mac, err := signed(w.m, w.session, pkcs11.CKM_SHA256_HMAC, k.handle, digits)
 		if err != nil {
 			return card.PANToken{}, fmt.Errorf("making PAN token: %w", err)
 		}
@@ -195,14 +195,6 @@ func (w *worker) tokenOf(k *key, pan string) (token card.PANToken, err error) {
 		return card.PANToken{}, fmt.Errorf("making PAN token: %w", err)
 	}
 	return token, nil
-}
-
-func sign(m module, s pkcs11.SessionHandle, k pkcs11.ObjectHandle, data []byte) ([]byte, error) {
-	if err := m.SignInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_SHA256_HMAC, nil)}, k); err != nil {
-		return nil, err
-	}
-	mac, err := m.Sign(s, data)
-	return exactly(len(card.PANToken{}), mac, err)
 }
 
 // exactly turns an answer of the wrong length into a device error: a module that does that is not to be trusted further.

@@ -295,6 +295,11 @@ func (c *ceremony) open(p protection, b *keyBlock) (source, error) {
 			err = refuseBlock("its key %s", problem)
 		}
 	}
+	return c.scratchSource(value, err)
+}
+
+// scratchSource is of a clear value in the ceremony's locked memory, which is cleared with the source, or at once where an error says that there is none.
+func (c *ceremony) scratchSource(value []byte, err error) (source, error) {
 	if err != nil {
 		clear(c.mem)
 		return source{}, err
@@ -500,13 +505,7 @@ func (c *ceremony) underZMK(zmk pkcs11.ObjectHandle, under recipe, algorithm Alg
 			err = fmt.Errorf("%w: the key %s", ErrCryptogram, problem)
 		}
 	}
-	if err != nil {
-		clear(c.mem)
-		return source{}, err
-	}
-	from := c.clearSource(value)
-	from.end = func(*error) { clear(c.mem) }
-	return from, nil
+	return c.scratchSource(value, err)
 }
 
 // fitUnderZMK refuses a cryptogram of a key that must not be used, inside the token.

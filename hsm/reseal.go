@@ -61,9 +61,10 @@ func reveal(cfg Config, of Key, sealed card.SealedPAN) (card.PAN, error) {
 		if problem != "" {
 			return &KeyError{[]KeyFault{{of.Label, problem}}}
 		}
-		once := &generation{}
+		once := &generation{sessions: []pkcs11.SessionHandle{s}}
 		once.aloof.sessions.Store(true) // for one seal nothing is held open
-		w := &worker{m: m, gen: once, session: s, mem: memory.scratch(0), open: map[heldKey]*held{}, sealers: map[pkcs11.ObjectHandle]*sealer{}}
+		w := &worker{m: m, mem: memory.scratch(0)}
+		w.join(once)
 		pan, err = w.openPAN(k, sealed)
 		return err
 	})

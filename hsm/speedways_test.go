@@ -77,7 +77,7 @@ func (h *HSM) BenchWays(from, to string, block card.PINBlock, pan card.PAN) (Way
 				_, _ = rand.Read(nonce)
 				_, err := sealByToken(h.module, w.session, gcm, nonce, seal.aad, []byte(digits))
 				must(err)
-				_, err = sign(h.module, w.session, mac, []byte(digits))
+				_, err = signed(h.module, w.session, pkcs11.CKM_SHA256_HMAC, mac, []byte(digits))
 				must(err)
 			}
 		},
